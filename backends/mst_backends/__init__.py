@@ -1,0 +1,1 @@
+"""Device backends that come with mst: one chip family a module."""

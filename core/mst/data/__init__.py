@@ -1,0 +1,1 @@
+"""From files to token ids with labels: formats, templates, spans, encoding."""

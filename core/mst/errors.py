@@ -1,0 +1,52 @@
+"""Errors a user can cause: what was asked, what was found, what to do next."""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class MstError(Exception):
+    """Something the user can mend. The command line prints it without a traceback.
+
+    The message never holds a row, a prompt or a key: it may reach a log.
+    """
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(MstError):
+    """The command line or a YAML file asks for something that does not exist."""
+
+    exit_code = EXIT_USAGE
+
+
+class NoDeviceError(MstError):
+    """No device of the kind that was asked for is usable here."""
+
+
+class PlanError(MstError):
+    """The request cannot be planned on this machine."""
+
+
+class ModelError(MstError):
+    """A model directory is missing, incomplete or of a kind that is refused."""
+
+
+class DataError(MstError):
+    """A data set is missing, malformed or leaves nothing to learn from."""
+
+
+class RunError(MstError):
+    """A run directory is in use, belongs to another run, or is not whole."""
+
+
+class TrainingError(MstError):
+    """Training had to stop; the last good checkpoint is kept."""
+
+
+class Interrupted(MstError):
+    """The user stopped the run; it was saved and can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,100 @@
+"""What a machine has: facts that backends report and everything else only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """One physical device.
+
+    Attributes:
+        backend: name of the backend that reports it, as in `--device`.
+        index: position among that backend's devices, from 0.
+        name: the vendor's product name.
+        arch: the vendor's architecture name ("x86_64", "sm80", "Ascend910B3").
+        memory_total_bytes: what a process on this device could own at most.
+        memory_free_bytes: what it could own at the moment of the probe.
+        dtypes: torch dtype names that training should use, best first.
+        compute_units: cores or multiprocessors that this process may use.
+        features: instruction sets or engine features that matter for speed.
+        peak_tflops: dense peak by dtype name, where known.
+        bandwidth_bytes_per_second: memory bandwidth, where known.
+        sources: for every number above, where it came from, as "probe: …", "table: …" or
+            "measured: …"; keys are the attribute names.
+    """
+
+    backend: str
+    index: int
+    name: str
+    arch: str
+    memory_total_bytes: int | None
+    memory_free_bytes: int | None
+    dtypes: tuple[str, ...]
+    compute_units: int | None = None
+    features: tuple[str, ...] = ()
+    peak_tflops: Mapping[str, float] = field(default_factory=dict)
+    bandwidth_bytes_per_second: float | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one backend found.
+
+    Attributes:
+        found: the hardware is there.
+        usable: torch can drive it in this environment.
+        devices: the devices; may be listed even when not usable.
+        reason: what to fix when found but not usable, or why nothing was found.
+    """
+
+    found: bool
+    usable: bool
+    devices: tuple[DeviceFacts, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a device can run.
+
+    Attributes:
+        torch_device: the device type string that torch knows ("cpu", "cuda", "npu").
+        distributed_backend: torch.distributed backend name for its collectives.
+        strategies: of "single", "ddp", "zero2", "zero3".
+        quantization: of "none", "nf4", "int8".
+        attention: attention implementations of transformers, best first.
+        visible_devices_env: variable that narrows the visible devices, or "".
+    """
+
+    torch_device: str
+    distributed_backend: str
+    strategies: tuple[str, ...] = ("single",)
+    quantization: tuple[str, ...] = ("none",)
+    attention: tuple[str, ...] = ("eager",)
+    visible_devices_env: str = ""
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """One backend's name, what its probe said, and what its devices can run.
+
+    `capabilities` has one entry a device, in the order of `probe.devices`; empty when not usable.
+    """
+
+    name: str
+    probe: Probe
+    capabilities: tuple[Capabilities, ...] = ()
+    health: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """Everything that is known of this machine before a job is planned."""
+
+    platform: str
+    python: str
+    backends: tuple[BackendReport, ...]

@@ -1,0 +1,1 @@
+"""Export targets that come with mst: one target a module."""
