@@ -1,1 +1,82 @@
-"""The command `mst`."""
+"""The command `mst`: one module a subcommand, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from mst import __version__
+from mst.cli.options import Parser, nearest, refuse_unknown
+from mst.errors import EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
+
+# Command, then the module in this package and the one line of help that `mst --help` shows.
+COMMANDS = {
+    "train": ("train", "tune a model: plan it, train it, measure it"),
+    "plan": ("plan", "say what `mst train` would do here, and why"),
+    "devices": ("devices", "the devices that are here, with the source of every figure"),
+    "doctor": ("doctor", "check this machine, and say what to mend"),
+    "plugins": ("plugins", "the plugins that were found, and why any was refused"),
+    "merge": ("merge", "write a run's adapter into its base model"),
+    "chat": ("chat", "talk to a model or a run, in the terminal"),
+    "runs": ("runs", "list, show and compare runs"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mst COMMAND [YAML] [--option value …]",
+            "",
+            "Fine-tune language models on the hardware you own.",
+            "",
+            *lines,
+            "",
+            "`mst COMMAND --help` lists a command's options. `mst train --device auto` with nothing",
+            "else tunes a small embedded model on a small embedded data set.",
+        ]
+    )
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else EXIT_USAGE
+    if argv[0] in ("-V", "--version"):
+        print(f"mst {__version__}")
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        raise UsageError(
+            f"mst: unknown command {name!r}.{nearest(name, list(COMMANDS))} `mst --help` lists them."
+        )
+    module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
+    parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
+    module.add_arguments(parser)
+    args, unknown = parser.parse_known_args(argv[1:])
+    refuse_unknown(parser, unknown)
+    code: int = module.run(args)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's error prints no traceback.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except MstError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted: stopped before anything was written.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `mst runs list | head` closes our output; that is no error of the user's.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

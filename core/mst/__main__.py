@@ -1,0 +1,7 @@
+"""`python -m mst` is `mst`."""
+
+import sys
+
+from mst.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Finding a model on this machine, knowing it without torch, and loading it."""

@@ -1,0 +1,233 @@
+"""What the user asks for. Flags, YAML keys, help texts and error hints all come from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+DEVICE_AUTO = "auto"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    metavar: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Return a dataclass field that carries what a flag, a YAML key and the docs need.
+
+    Args:
+        default: value when neither YAML nor flag names it; None means "the planner decides".
+        help: one line, without the default.
+        group: heading in `--help`.
+        choices: accepted strings; empty accepts all.
+        aliases: names that peers use for the same thing (notes on ms-swift, LLaMA-Factory, TRL).
+        metavar: what the help shows for the value.
+        at_least: smallest accepted number.
+        above: number that the value must exceed.
+        below: number that the value must stay under.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "aliases": aliases,
+        "metavar": metavar,
+        "at_least": at_least,
+        "above": above,
+        "below": below,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Everything `mst train` and `mst plan` can be asked; None leaves the choice to the planner."""
+
+    model: str | None = option(
+        None,
+        "model directory, GGUF file, or a name looked up in local places only",
+        group="what",
+        aliases=("model_name_or_path", "base_model"),
+        metavar="PATH|NAME",
+    )
+    dataset: tuple[str, ...] = option(
+        (),
+        "data files: JSONL, JSON or CSV",
+        group="what",
+        aliases=("dataset_path", "train_file"),
+        metavar="PATH",
+    )
+    device: str = option(
+        DEVICE_AUTO,
+        "auto, a backend's name, or name:index",
+        group="what",
+        metavar="NAME",
+    )
+    output_dir: str | None = option(
+        None, "run directory; default runs/<date>-<model>", group="what", metavar="DIR"
+    )
+    models_dir: tuple[str, ...] = option(
+        (), "further places where a model name is looked up", group="what", metavar="DIR"
+    )
+    tuner: str = option(
+        "auto",
+        "what is trained",
+        group="method",
+        choices=("auto", "lora", "full"),
+        aliases=("tuner_type", "train_type", "sft_type", "finetuning_type"),
+    )
+    lora_rank: int = option(
+        8, "inner dimension r of LoRA", group="method", aliases=("lora_r",), at_least=1
+    )
+    lora_alpha: float = option(
+        16.0, "LoRA's scale is alpha / r (alpha / sqrt(r) with rsLoRA)", group="method", above=0
+    )
+    lora_dropout: float = option(
+        0.0, "dropout before LoRA's first matrix", group="method", at_least=0, below=1
+    )
+    target_modules: tuple[str, ...] = option(
+        ("all-linear",),
+        "layers that get an adapter: names, or all-linear",
+        group="method",
+        aliases=("lora_target", "lora_target_modules"),
+        metavar="NAME",
+    )
+    use_rslora: bool = option(False, "rank-stabilised LoRA", group="method")
+    use_dora: bool = option(False, "weight-decomposed LoRA", group="method")
+    max_steps: int | None = option(
+        None, "stop after so many optimizer steps", group="length", at_least=1
+    )
+    num_train_epochs: float = option(
+        3.0,
+        "passes over the training rows",
+        group="length",
+        aliases=("num_epochs", "epochs"),
+        above=0,
+    )
+    per_device_train_batch_size: int | None = option(
+        None,
+        "rows a micro-batch on one device",
+        group="length",
+        aliases=("micro_batch_size", "batch_size"),
+        at_least=1,
+    )
+    gradient_accumulation_steps: int | None = option(
+        None, "micro-batches an optimizer step", group="length", at_least=1
+    )
+    max_length: int | None = option(
+        None,
+        "longest row in tokens",
+        group="data",
+        aliases=("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len"),
+        at_least=2,
+    )
+    truncation_strategy: str = option(
+        "delete",
+        "rows longer than max_length are left out, or cut at the right",
+        group="data",
+        choices=("delete", "right"),
+    )
+    train_on: str = option(
+        "assistant",
+        "turns that carry loss: every assistant turn, the last one, or all text",
+        group="data",
+        choices=("assistant", "last", "all"),
+    )
+    template: str | None = option(
+        None,
+        "file with a Jinja chat template, instead of the model's own",
+        group="data",
+        aliases=("chat_template", "chat_template_path"),
+        metavar="FILE",
+    )
+    val_size: float = option(
+        0.05,
+        "rows held out: a share below 1, else a number; 0 for none",
+        group="data",
+        aliases=("val_set_size", "split_dataset_ratio"),
+        at_least=0,
+    )
+    label_accuracy: str = option(
+        "auto",
+        "accuracy over the set of answers before and after; auto: when the answers are few",
+        group="data",
+        choices=("auto", "on", "off"),
+    )
+    learning_rate: float | None = option(None, "peak learning rate", group="optimizer", above=0)
+    lr_scheduler_type: str = option(
+        "cosine",
+        "shape of the learning rate after warm-up",
+        group="optimizer",
+        choices=("cosine", "linear", "constant"),
+        aliases=("lr_scheduler",),
+    )
+    warmup_ratio: float = option(
+        0.03, "share of the steps over which it rises", group="optimizer", at_least=0, below=1
+    )
+    weight_decay: float = option(0.0, "AdamW's weight decay", group="optimizer", at_least=0)
+    adam_beta1: float = option(0.9, "AdamW's first beta", group="optimizer", at_least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW's second beta", group="optimizer", at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", group="optimizer", above=0)
+    max_grad_norm: float = option(
+        1.0, "gradients are scaled down to this norm; 0 for never", group="optimizer", at_least=0
+    )
+    dtype: str = option(
+        "auto",
+        "dtype of the matrix products",
+        group="memory",
+        choices=("auto", "bfloat16", "float32"),
+        aliases=("torch_dtype",),
+    )
+    gradient_checkpointing: str = option(
+        "auto",
+        "recompute activations to save memory",
+        group="memory",
+        choices=("auto", "on", "off"),
+    )
+    threads: int | None = option(None, "CPU threads of the worker", group="memory", at_least=1)
+    logging_steps: int = option(1, "write metrics every so many steps", group="run", at_least=1)
+    eval_steps: int | None = option(
+        None, "loss on the held-out rows every so many steps; default each epoch", group="run",
+        at_least=1,
+    )
+    save_steps: int | None = option(
+        None, "checkpoint every so many steps; default each epoch", group="run", at_least=1
+    )
+    save_total_limit: int = option(
+        2, "newest checkpoints kept, beside the best", group="run", at_least=1
+    )
+    early_stopping_patience: int | None = option(
+        None,
+        "stop after so many evaluations without a better loss, and take the best checkpoint",
+        group="run",
+        at_least=1,
+    )
+    load_best_model_at_end: bool = option(
+        False, "the result is the checkpoint with the best held-out loss", group="run"
+    )
+    seed: int = option(42, "seed of split, order, adapters and dropout", group="run", at_least=0)
+    resume: str | None = option(
+        None,
+        "continue the run in output_dir from its newest whole checkpoint, or from this one",
+        group="run",
+        aliases=("resume_from_checkpoint",),
+        metavar="last|PATH",
+    )
+
+
+def fields() -> dict[str, dataclasses.Field[Any]]:
+    """Return every option by its canonical name, in the order of the help."""
+    return {each.name: each for each in dataclasses.fields(TrainRequest)}
+
+
+def alias_names() -> dict[str, str]:
+    """Return peers' names for our options: alias to canonical name."""
+    return {alias: name for name, each in fields().items() for alias in each.metadata["aliases"]}
