@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from mst.durable import seal_directory, sha256
 from mst.errors import ModelError
 from mst.launch import offline_environment
 
@@ -18,17 +18,9 @@ _LAYOUT = 1
 _DONE = "converted.ok"
 
 
-def _digest(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
 def cached_copy(path: Path, cache_dir: Path) -> Path:
     """Return where the converted copy of a GGUF file belongs; it may not exist yet."""
-    return cache_dir / "models" / f"{path.stem}-{_digest(path)[:16]}-v{_LAYOUT}"
+    return cache_dir / "models" / f"{path.stem}-{sha256(path)[:16]}-v{_LAYOUT}"
 
 
 def convert(path: Path, cache_dir: Path) -> Path:
@@ -81,4 +73,4 @@ def _convert_locked(path: Path, target: Path) -> None:
             " model's directory with its safetensors."
         )
     (work / _DONE).touch()
-    work.rename(target)
+    seal_directory(work, target)

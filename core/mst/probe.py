@@ -1,0 +1,150 @@
+"""Ask every backend what is here, and choose the device a job runs on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
+from mst.errors import MstError, NoDeviceError
+from mst.facts import BackendReport, Capabilities, DeviceFacts, MachineFacts, Probe
+from mst.registry import PLUGIN_SECONDS, PluginError, Registry, guarded
+
+# A backend that is not usable reports no capabilities, so not what torch calls its devices;
+# `--device npu` must still lead to its reason.
+TORCH_NAMES = {"npu": "ascend"}
+
+
+def machine_facts(registry: Registry, seconds: float = PLUGIN_SECONDS) -> MachineFacts:
+    """Return what every backend says of this machine; a backend that fails says why.
+
+    Args:
+        registry: the plugins, from `mst.registry.load`.
+        seconds: how long one answer of one backend may take.
+    """
+    system = os.uname()
+    return MachineFacts(
+        platform=f"{system.sysname} {system.release} {system.machine}",
+        python=".".join(str(part) for part in sys.version_info[:3]),
+        backends=tuple(_report(registry, name, seconds) for name in registry.backends),
+    )
+
+
+def select_device(
+    facts: MachineFacts, device: str
+) -> tuple[BackendReport, DeviceFacts, Capabilities]:
+    """Return the device that `device` asks for, with its backend and what it can run.
+
+    Args:
+        facts: this machine.
+        device: "auto" for the first usable device that is not a CPU, else the CPU; or a
+            backend's name or torch's name of its devices, alone or with ":" and an index.
+
+    Raises:
+        NoDeviceError: when it is not here or not usable; says what is and why.
+    """
+    if device == "auto":
+        usable = [report for report in facts.backends if report.probe.usable]
+        if not usable:
+            raise _no_device(facts, device, "")
+        chosen = next((report for report in usable if report.name != "cpu"), usable[0])
+        return chosen, chosen.probe.devices[0], chosen.capabilities[0]
+    name, _, index = device.partition(":")
+    report = _named(facts, name)
+    if report is None:
+        raise _no_device(facts, device, f"no backend is called {name!r}")
+    if not report.probe.usable:
+        raise _no_device(facts, device, f"{report.name}: {report.probe.reason}")
+    for one, capabilities in zip(report.probe.devices, report.capabilities, strict=True):
+        if not index and device == name or str(one.index) == index:
+            return report, one, capabilities
+    raise _no_device(facts, device, f"{report.name} has {len(report.probe.devices)} of them")
+
+
+def worker_environment(
+    registry: Registry, backend: str, devices: Sequence[DeviceFacts]
+) -> dict[str, str]:
+    """Return the variables that a worker on `devices` needs before it starts.
+
+    Raises:
+        PluginError: when the backend is not installed, raises, or returns something else.
+    """
+    hook = getattr(_relay(registry, backend), "mst_environment")  # noqa: B009
+    variables = guarded(lambda: hook(devices=devices))
+    if variables is None:
+        return {}
+    fault = type_fault(variables, Mapping[str, str], "mst_environment")
+    if fault:
+        raise PluginError(f"the {backend} backend broke its contract: {fault}")
+    return dict(variables)
+
+
+def activate(registry: Registry, backend: str) -> None:
+    """Let the backend make its torch device usable in this process.
+
+    Raises:
+        PluginError: when the backend is not installed or its `mst_activate` raises.
+    """
+    hook = _relay(registry, backend).mst_activate
+    guarded(hook, seconds=None)
+
+
+def type_fault(value: object, kind: object, where: str) -> str:
+    """Return how `value` differs from the annotation `kind`, or "" when it does not.
+
+    Knows what the fact types are made of: dataclasses, `X | None`, `tuple[X, ...]`, sequences,
+    mappings and plain classes. An int will do for a float; a bool will not do for an int.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        faults = [type_fault(value, one, where) for one in arguments]
+        return "" if "" in faults else faults[0]
+    if origin is not None and isinstance(origin, type):
+        if not isinstance(value, origin) or isinstance(value, str):
+            return f"{where} is {type(value).__name__} {value!r}, not {origin.__name__}"
+        if isinstance(value, Mapping):
+            parts = [(key, arguments[0], f"key of {where}") for key in value]
+            parts += [(one, arguments[1], f"{where}[{key!r}]") for key, one in value.items()]
+        else:
+            parts = [
+                (one, arguments[0], f"{where}[{index}]")
+                for index, one in enumerate(typing.cast("Sequence[object]", value))
+            ]
+        return next((fault for part in parts if (fault := type_fault(*part))), "")
+    assert isinstance(kind, type)
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        return f"{where} is {type(value).__name__} {value!r}, not {kind.__name__}"
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        for field in fields(kind):
+            fault = type_fault(
+                getattr(value, field.name), hints[field.name], f"{where}.{field.name}"
+            )
+            if fault:
+                return fault
+    return ""
+
+
+def _report(registry: Registry, name: str, seconds: float) -> BackendReport:
+    """Ask one backend; whatever it does becomes a report."""
+    relay = registry.backends[name]
+    try:
+        probe = guarded(relay.mst_probe, seconds)
+        _check_probe(name, probe)
+    except MstError as error:
+        return BackendReport(name, Probe(False, False, reason=f"mst_probe: {error}"))
+    health = tuple(
+        problem for device in probe.devices for problem in _health(relay, device, seconds)
+    )
+    capabilities: tuple[Capabilities, ...] = ()
+    if probe.usable:
+        try:
+            capabilities = tuple(_capabilities(relay, one, seconds) for one in probe.devices)
+        except MstError as error:
+            reason = f"mst_capabilities: {error}"
+            probe = Probe(probe.found, False, probe.devices, reason)
+    return BackendReport(name, probe, capabilities, health)

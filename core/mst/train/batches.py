@@ -1,0 +1,132 @@
+"""Which rows meet in which micro-batch, as a pure function of the seed: resume needs no state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from mst.data.encode import Example
+
+IGNORE_INDEX = -100
+# Above this many tokens a packed micro-batch's dense attention mask costs more than padding saves.
+PACKED_TOKENS_AT_MOST = 2048
+
+
+@lru_cache(maxsize=2)
+def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Return the order in which an epoch visits `rows` rows.
+
+    `random.Random(str)` seeds through SHA-512 and does not depend on the interpreter's hash seed,
+    so every machine and Python version gets the same order.
+    """
+    order = list(range(rows))
+    random.Random(f"mst:{seed}:{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def step_micro_batches(
+    rows: int, step: int, batch_size: int, accumulation: int, seed: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return the row indices of each micro-batch of optimizer step `step`, counted from 0.
+
+    The last step of an epoch holds what is left, in at most `accumulation` micro-batches.
+    """
+    per_step = batch_size * accumulation
+    steps_per_epoch = -(-rows // per_step)
+    epoch, index = divmod(step, steps_per_epoch)
+    chosen = epoch_order(rows, seed, epoch)[index * per_step : (index + 1) * per_step]
+    return tuple(chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch.
+
+    Attributes:
+        input_ids: (rows, width) int64; (1, tokens) when packed.
+        position_ids: the same shape; restarts with each row.
+        attention_mask: (rows, width), 1 for tokens; None when packed or nothing is padded.
+            transformers isolates packed rows by position_ids only when there is no mask.
+        keep: (kept,) positions along the width whose logits some row needs.
+        targets: (rows, kept) the token that each kept position should predict, or -100.
+        tokens: tokens that are not padding.
+        label_tokens: targets that are not -100.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    keep: torch.Tensor
+    targets: torch.Tensor
+    tokens: int
+    label_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch on `device`."""
+        mask = self.attention_mask
+        return Batch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            None if mask is None else mask.to(device),
+            self.keep.to(device),
+            self.targets.to(device),
+            self.tokens,
+            self.label_tokens,
+        )
+
+
+def is_packed(lengths: Sequence[int], packing: bool) -> bool:
+    """Return whether rows of these lengths are laid end to end instead of padded."""
+    return packing and len(lengths) > 1 and sum(lengths) <= PACKED_TOKENS_AT_MOST
+
+
+def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Batch:
+    """Lay examples end to end in one row (packed), or pad them to the longest at the right.
+
+    Args:
+        examples: the micro-batch's rows.
+        pad_token_id: fills what is padded; it is masked and carries no loss.
+        packing: the model keeps packed rows apart (see `mst.train.isolation`).
+    """
+    import torch
+
+    packed = is_packed([len(each.input_ids) for each in examples], packing)
+    if packed:
+        ids = [[token for each in examples for token in each.input_ids]]
+        labels = [[label for each in examples for label in each.labels]]
+        positions = [[i for each in examples for i in range(len(each.input_ids))]]
+        mask = None
+    else:
+        width = max(len(each.input_ids) for each in examples)
+        gaps = [width - len(each.input_ids) for each in examples]
+        ids = [
+            [*each.input_ids, *[pad_token_id] * gap]
+            for each, gap in zip(examples, gaps, strict=True)
+        ]
+        labels = [
+            [*each.labels, *[IGNORE_INDEX] * gap] for each, gap in zip(examples, gaps, strict=True)
+        ]
+        positions = [list(range(width)) for _ in examples]
+        mask = None
+        if any(gaps):
+            mask = torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps])
+    # Position i predicts token i + 1. A row's first token has no label, so packed rows never
+    # predict across their border.
+    shifted = torch.tensor(labels)[:, 1:]
+    keep = (shifted != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
+    targets = shifted[:, keep]
+    return Batch(
+        input_ids=torch.tensor(ids),
+        position_ids=torch.tensor(positions),
+        attention_mask=mask,
+        keep=keep,
+        targets=targets,
+        tokens=sum(len(each.input_ids) for each in examples),
+        label_tokens=int((targets != IGNORE_INDEX).sum()),
+    )

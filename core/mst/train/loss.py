@@ -1,0 +1,72 @@
+"""Cross-entropy over the label positions of a micro-batch, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mst.train.batches import IGNORE_INDEX, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextlib.contextmanager
+def compute_in(model: torch.nn.Module, device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Run matrix products in `dtype` while trained weights stay float32.
+
+    bfloat16 goes through autocast. PEFT would otherwise cast the activations up to its float32
+    adapters before each product, which made a step 15 % slower on a CPU.
+    """
+    import torch
+
+    if dtype == torch.float32:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, dtype))
+        if hasattr(model, "peft_config"):
+            from peft.helpers import disable_input_dtype_casting
+
+            stack.enter_context(disable_input_dtype_casting(model))
+        yield
+
+
+def keeps_logits(model: torch.nn.Module) -> bool:
+    """Return whether the model can compute logits at chosen positions only."""
+    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
+    """Return the sum of the cross-entropies of a micro-batch's label tokens, as float32.
+
+    Summed, not averaged: the caller divides by the label tokens of the whole global batch, so
+    that the result doesn't depend on how it was cut into micro-batches.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters.
+        batch: from `collate`.
+        selective: what `keeps_logits` said; saves the output head's work on prompt tokens.
+    """
+    import torch.nn.functional as functional
+
+    arguments: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+    if batch.attention_mask is not None:
+        arguments["attention_mask"] = batch.attention_mask
+    if selective:
+        logits = model(**arguments, logits_to_keep=batch.keep).logits
+    else:
+        logits = model(**arguments).logits[:, batch.keep]
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        batch.targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+    )
