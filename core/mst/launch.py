@@ -28,14 +28,28 @@ def worker_environment(environ: Mapping[str, str], plan: Mapping[str, str]) -> d
     return {**environ, **offline_environment(), **plan}
 
 
-def run_worker(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_worker(
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    keep_open: Sequence[int] = (),
+) -> int:
     """Run `python -m module arguments` in the foreground and return its exit code.
+
+    Args:
+        module: of mst.
+        arguments: its command line.
+        environment: all of it.
+        keep_open: file descriptors that the worker inherits, such as a lock's.
 
     Ctrl-C reaches the worker through the terminal's process group; this process only waits, so
     that the worker can save. SIGTERM is handed on. A death by signal N returns 128 + N.
     """
     worker = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], env=dict(environment), cwd=os.getcwd()
+        [sys.executable, "-m", module, *arguments],
+        env=dict(environment),
+        cwd=os.getcwd(),
+        pass_fds=tuple(keep_open),
     )
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
+import pluggy
+
 from mst.errors import MstError, NoDeviceError
 from mst.facts import BackendReport, Capabilities, DeviceFacts, MachineFacts, Probe
 from mst.registry import PLUGIN_SECONDS, PluginError, Registry, guarded
@@ -59,12 +61,12 @@ def select_device(
     if not report.probe.usable:
         raise _no_device(facts, device, f"{report.name}: {report.probe.reason}")
     for one, capabilities in zip(report.probe.devices, report.capabilities, strict=True):
-        if not index and device == name or str(one.index) == index:
+        if (not index and device == name) or str(one.index) == index:
             return report, one, capabilities
     raise _no_device(facts, device, f"{report.name} has {len(report.probe.devices)} of them")
 
 
-def worker_environment(
+def backend_environment(
     registry: Registry, backend: str, devices: Sequence[DeviceFacts]
 ) -> dict[str, str]:
     """Return the variables that a worker on `devices` needs before it starts.
@@ -72,14 +74,17 @@ def worker_environment(
     Raises:
         PluginError: when the backend is not installed, raises, or returns something else.
     """
-    hook = getattr(_relay(registry, backend), "mst_environment")  # noqa: B009
-    variables = guarded(lambda: hook(devices=devices))
-    if variables is None:
-        return {}
-    fault = type_fault(variables, Mapping[str, str], "mst_environment")
-    if fault:
-        raise PluginError(f"the {backend} backend broke its contract: {fault}")
-    return dict(variables)
+    hook = _relay(registry, backend).mst_environment
+    try:
+        variables = guarded(lambda: hook(devices=devices))
+        # None: the hook is left out.
+        _check(variables, Mapping[str, str] | None, "mst_environment's answer")
+    except PluginError as error:
+        raise PluginError(
+            f"the {backend} backend gave no environment for a worker: {error}. "
+            "Run `mst doctor` to see what else it reports."
+        ) from error
+    return dict(variables or {})
 
 
 def activate(registry: Registry, backend: str) -> None:
@@ -88,8 +93,12 @@ def activate(registry: Registry, backend: str) -> None:
     Raises:
         PluginError: when the backend is not installed or its `mst_activate` raises.
     """
-    hook = _relay(registry, backend).mst_activate
-    guarded(hook, seconds=None)
+    try:
+        guarded(_relay(registry, backend).mst_activate, seconds=None)
+    except PluginError as error:
+        raise PluginError(
+            f"the {backend} backend could not be activated: {error}. Run `mst doctor` to see why."
+        ) from error
 
 
 def type_fault(value: object, kind: object, where: str) -> str:
@@ -148,3 +157,75 @@ def _report(registry: Registry, name: str, seconds: float) -> BackendReport:
             reason = f"mst_capabilities: {error}"
             probe = Probe(probe.found, False, probe.devices, reason)
     return BackendReport(name, probe, capabilities, health)
+
+
+def _check_probe(name: str, probe: object) -> None:
+    """Raise PluginError unless a backend's answer to `mst_probe` is what was agreed."""
+    _check(probe, Probe, "its answer")
+    assert isinstance(probe, Probe)
+    if probe.usable and not (probe.found and probe.devices):
+        raise PluginError("its answer is usable, but has no device")
+    for position, device in enumerate(probe.devices):
+        if (device.backend, device.index) != (name, position):
+            raise PluginError(
+                f"its answer's devices[{position}] is called {device.backend}:{device.index}, "
+                f"not {name}:{position}"
+            )
+        if not device.dtypes:
+            raise PluginError(f"its answer's devices[{position}] has no dtype")
+
+
+def _capabilities(relay: pluggy.HookRelay, device: DeviceFacts, seconds: float) -> Capabilities:
+    answer = guarded(lambda: relay.mst_capabilities(device=device), seconds)
+    _check(answer, Capabilities, "its answer")
+    return typing.cast("Capabilities", answer)
+
+
+def _health(relay: pluggy.HookRelay, device: DeviceFacts, seconds: float) -> tuple[str, ...]:
+    """Return a device's problems; a check that fails is one of them."""
+    try:
+        answer = guarded(lambda: relay.mst_health(device=device), seconds)
+        _check(answer, Sequence[str] | None, "its answer")
+    except MstError as error:
+        return (f"mst_health: {error}",)
+    return tuple(answer or ())
+
+
+def _check(value: object, kind: object, where: str) -> None:
+    fault = type_fault(value, kind, where)
+    if fault:
+        raise PluginError(fault)
+
+
+def _relay(registry: Registry, backend: str) -> pluggy.HookRelay:
+    if backend not in registry.backends:
+        raise PluginError(
+            f"no backend {backend!r} is installed here (installed: "
+            f"{', '.join(registry.backends) or 'none'}). Run `mst plugins` to see what failed."
+        )
+    return registry.backends[backend]
+
+
+def _named(facts: MachineFacts, name: str) -> BackendReport | None:
+    """Return the backend of this name, else the first usable one whose torch device it is."""
+    for report in facts.backends:
+        if report.name == name:
+            return report
+    for report in facts.backends:
+        if any(one.torch_device == name for one in report.capabilities):
+            return report
+    alias = TORCH_NAMES.get(name)
+    return next((report for report in facts.backends if report.name == alias), None)
+
+
+def _no_device(facts: MachineFacts, device: str, why: str) -> NoDeviceError:
+    here = [
+        f"{one.backend}:{one.index}"
+        for report in facts.backends
+        if report.probe.usable
+        for one in report.probe.devices
+    ]
+    message = f"no {device!r} device to use here (found: {', '.join(here) or 'none'})"
+    message += f"; {why.rstrip('.')}." if why else "."
+    instead = "Pass --device auto, or run" if here else "Run"
+    return NoDeviceError(f"{message} {instead} `mst doctor` to see what each backend reports.")

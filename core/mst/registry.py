@@ -241,4 +241,3 @@ def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     if point.dist is None:
         return "", ""
     return point.dist.name or "", point.dist.version or ""
-

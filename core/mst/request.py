@@ -65,6 +65,13 @@ class TrainRequest:
         aliases=("dataset_path", "train_file"),
         metavar="PATH",
     )
+    val_dataset: tuple[str, ...] = option(
+        (),
+        "data files that are held out, instead of a share of --dataset",
+        group="data",
+        aliases=("eval_dataset", "val_file"),
+        metavar="PATH",
+    )
     device: str = option(
         DEVICE_AUTO,
         "auto, a backend's name, or name:index",

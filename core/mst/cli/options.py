@@ -216,6 +216,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def given_options(args: argparse.Namespace) -> frozenset[str]:
+    """Return the names of the options that the YAML file or a flag spelt out."""
+    flags = {name for name in fields() if getattr(args, name) is not None}
+    return frozenset(flags | set(read_yaml(Path(args.config)) if args.config else {}))
+
+
 def train_request(args: argparse.Namespace) -> TrainRequest:
     """Return the request: defaults, overridden by the YAML file, overridden by flags."""
     values: dict[str, Any] = read_yaml(Path(args.config)) if args.config else {}

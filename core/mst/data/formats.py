@@ -239,7 +239,7 @@ def _loss(where: str, value: object, role: str) -> bool | None:
         if value and role != "assistant":
             raise DataError(
                 f"{where}: field 'loss' is true on a '{role}' turn, but only assistant turns are "
-                "learned. Remove it, or pass --train_on all."
+                "learned. Remove it, or pass --train-on all."
             )
         return value
     raise DataError(

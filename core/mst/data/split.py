@@ -26,8 +26,8 @@ def split(n_rows: int, val_size: float, seed: int) -> tuple[tuple[int, ...], tup
     held_out = _held_out(n_rows, val_size)
     if held_out >= n_rows:
         raise DataError(
-            f"--val_size {val_size:g} holds out {held_out} of {n_rows} rows, which leaves none to "
-            "train on. Pass a smaller --val_size, or 0 for none."
+            f"--val-size {val_size:g} holds out {held_out} of {n_rows} rows, which leaves none to "
+            "train on. Pass a smaller --val-size, or 0 for none."
         )
     # Ordered by a hash and not by random.shuffle, whose algorithm Python may change: a run that is
     # resumed under another version must hold out the same rows.
@@ -39,7 +39,7 @@ def _held_out(n_rows: int, val_size: float) -> int:
     # math.isfinite first: int() of nan or infinity raises.
     if not math.isfinite(val_size) or val_size < 0 or (val_size >= 1 and val_size % 1):
         raise DataError(
-            f"--val_size {val_size:g} is neither a fraction below 1 nor a whole number of rows. "
+            f"--val-size {val_size:g} is neither a fraction below 1 nor a whole number of rows. "
             "Pass for example 0.1, 200, or 0 for none."
         )
     if val_size >= 1:

@@ -1,0 +1,89 @@
+"""`mst train`: plan, train, measure, and say what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.cli.options import add_train_options, given_options, train_request
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mst.rundir import RunManifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take every option of a training request."""
+    add_train_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or continue a run."""
+    from rich.console import Console
+
+    from mst import rundir
+    from mst.cli.planning import show_plan
+    from mst.job import begin, execute, prepare_job, resume, with_defaults
+
+    console = Console(highlight=False)
+    given = given_options(args)
+    request = train_request(args)
+
+    def tell(line: str) -> None:
+        console.print(line + " …")
+
+    if request.resume is not None:
+        path, lock, job = resume(request, given, os.environ, tell)
+    else:
+        job = prepare_job(with_defaults(request, given), os.environ, tell)
+        path, lock = begin(job)
+    show_plan(console, job)
+    console.print(f"run     {path}\n", soft_wrap=True)
+    with lock:
+        code = execute(path, job, lock, os.environ)
+    if code == 0:
+        show_outcome(console, path, rundir.read_manifest(path))
+    return code
+
+
+def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
+    """Print what was measured, and three commands to type next."""
+    from rich.table import Table
+
+    from mst.cli.planning import gib
+
+    results = manifest.results
+    if "accuracy_after_restricted" in results:
+        table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
+        rows = f"accuracy on {results['accuracy_rows']:.0f} held-out rows"
+        for heading in (rows, "before", "after"):
+            table.add_column(heading, justify="left" if heading == rows else "right")
+        for kind, words in (("restricted", "best of the answers"), ("free", "free generation")):
+            before = results.get(f"accuracy_before_{kind}")
+            shown = "-" if before is None else f"{before:.1%}"
+            table.add_row(words, shown, f"{results[f'accuracy_after_{kind}']:.1%}")
+        baseline = results.get("accuracy_baseline")
+        shown = "scikit-learn is not installed" if baseline is None else f"{baseline:.1%}"
+        table.add_row("TF-IDF + logistic regression, same rows", "", shown)
+        console.print()
+        console.print(table)
+    peak, predicted = results["peak_memory_bytes"], results["predicted_memory_bytes"]
+    console.print(
+        f"\nmemory  {gib(peak)} at the peak, {gib(predicted)} predicted"
+        f" ({(predicted - peak) / peak:+.0%})"
+    )
+    console.print(
+        f"speed   {results['tokens_per_second']:.0f} tokens/s, {results['steps']:.0f} steps in"
+        f" {results['train_seconds']:.0f} s"
+    )
+    shown_path = os.path.relpath(path)
+    console.print(f"run     {path}\n\nnext:", soft_wrap=True)
+    for command in (
+        f"mst chat {shown_path}",
+        f"mst merge {shown_path}",
+        f"mst runs show {shown_path}",
+    ):
+        console.print(f"  {command}", soft_wrap=True)

@@ -1,0 +1,158 @@
+"""The model's chat template: from a conversation to the text that the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mst.data.rows import Message
+from mst.data.special import read_json, special_tokens
+from mst.errors import DataError, ModelError
+
+# For models that bring no template (base models). The role stands on a line of its own, so that
+# the answer's first word is not glued to a space; the end-of-sequence token ends each answer.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{{ message.role | capitalize + ':\\n' + message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '' }}{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+PLAIN_ORIGIN = "mst's built-in plain template"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template and the tokens that it may write.
+
+    Attributes:
+        source: its jinja text.
+        special_tokens: "bos_token", "eos_token" … to their text.
+        stop_tokens: texts of the tokens that end an assistant turn.
+        origin: where it came from, for messages: a path, or `PLAIN_ORIGIN`.
+    """
+
+    source: str
+    special_tokens: Mapping[str, str]
+    stop_tokens: tuple[str, ...]
+    origin: str
+
+
+def load_template(model_dir: Path, override: str | None = None) -> ChatTemplate:
+    """Load the chat template of a model directory.
+
+    The first of: `override`, chat_template.jinja, `chat_template` in tokenizer_config.json (of
+    several named ones "default"), `PLAIN_TEMPLATE`.
+
+    Args:
+        model_dir: the model.
+        override: path of a jinja file.
+
+    Raises:
+        ModelError: when a template is missing, ambiguous or not valid jinja.
+    """
+    tokens = special_tokens(model_dir)
+    source, origin = _source(model_dir, override)
+    if source is None:
+        if "eos_token" not in tokens.named:
+            raise ModelError(
+                f"{model_dir} has no chat template, and {PLAIN_ORIGIN} needs an end-of-sequence "
+                "token, but none is named. Add 'eos_token' to tokenizer_config.json, or pass "
+                "--template FILE."
+            )
+        source = PLAIN_TEMPLATE
+    _check_syntax(source, origin)
+    return ChatTemplate(source, tokens.named, tokens.stop, origin)
+
+
+def render(
+    template: ChatTemplate, messages: Sequence[Message], add_generation_prompt: bool = False
+) -> str:
+    """Render a conversation, character for character as transformers' `apply_chat_template`.
+
+    Args:
+        template: the model's template.
+        messages: the conversation so far.
+        add_generation_prompt: end with what the model sees before it answers.
+
+    Raises:
+        DataError: when the template refuses the conversation. The caller adds which row it was.
+    """
+    from mst.data.sandbox import TemplateRefusedError, compiled
+
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return compiled(template.source).render(
+            messages=plain,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **template.special_tokens,
+        )
+    except TemplateRefusedError as error:
+        # The template may build its reason from the conversation; only its own words are shown.
+        own_words = bool(error.message) and str(error.message) in template.source
+        reason = str(error.message) if own_words else "its reason may hold the text"
+    # Whatever a template does wrong with a value (TypeError, UndefinedError, ZeroDivisionError …)
+    # is found out here, and the exception may quote the value.
+    except Exception as error:
+        reason = type(error).__name__
+    roles = ", ".join(message.role for message in messages)
+    raise DataError(
+        f"the chat template in {template.origin} refused the conversation ({roles}): {reason}. "
+        "Mend the row, or pass another --template."
+    )
+
+
+def _source(model_dir: Path, override: str | None) -> tuple[str | None, str]:
+    """Return the template's text, or None where the model has none, and its origin."""
+    if override is not None:
+        path = Path(override).expanduser()
+        if not path.is_file():
+            raise ModelError(
+                f"--template {override}: there is no such file. Pass the path of a jinja file, "
+                "or leave it out to use the model's own."
+            )
+        return _read(path), str(path)
+    path = model_dir / "chat_template.jinja"
+    if path.is_file():
+        return _read(path), str(path)
+    path = model_dir / "tokenizer_config.json"
+    value = read_json(path).get("chat_template")
+    if value is None:
+        return None, PLAIN_ORIGIN
+    if isinstance(value, str):
+        return value, str(path)
+    named = {str(entry["name"]): str(entry["template"]) for entry in value}
+    if "default" not in named:
+        raise ModelError(
+            f"{path} has several chat templates ({', '.join(sorted(named))}) and none is called "
+            "'default'. Save the one you mean as a file and pass it as --template."
+        )
+    return named["default"], str(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"The chat template {path} cannot be read as UTF-8 text ({type(error).__name__}). "
+            "Pass another --template."
+        ) from None
+
+
+def _check_syntax(source: str, origin: str) -> None:
+    from jinja2 import TemplateSyntaxError
+
+    from mst.data.sandbox import compiled
+
+    try:
+        compiled(source)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"The chat template in {origin} is not valid jinja: line {error.lineno}: "
+            f"{error.message}. Mend it, or pass another --template."
+        ) from None

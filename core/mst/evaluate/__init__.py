@@ -1,0 +1,1 @@
+"""Is the tuned model any good? Accuracy over a set of answers, beside a classical baseline."""

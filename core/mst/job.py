@@ -1,0 +1,328 @@
+"""A training job from the request to its result: probe, plan, claim a directory, run the worker."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import mst
+from mst import rundir
+from mst.demo import demo_defaults
+from mst.errors import EXIT_FAILED, MstError, RunError
+from mst.facts import MachineFacts
+from mst.model.facts import ModelFacts, read_facts, weight_files
+from mst.model.locate import ModelSource, locate
+from mst.plan import Plan
+from mst.planner import as_explicit
+from mst.planner import plan as make_plan
+from mst.request import TrainRequest
+from mst.rundir import RunManifest
+
+# What a resumed run may change: its cadence and its end, but nothing that shapes a step.
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
+        "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
+        "max_steps", "num_train_epochs",
+    }
+)  # fmt: skip
+_VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned job: everything that is written into its run directory."""
+
+    request: TrainRequest
+    machine: MachineFacts
+    source: ModelSource
+    model: ModelFacts
+    plan: Plan
+    manifest: RunManifest
+
+
+def model_sha256(directory: Path) -> str:
+    """Return a fingerprint of a model: its config, and its weight files' headers and sizes.
+
+    Reading all weights would take minutes for a large model; the headers tell models apart.
+    """
+    hasher = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in weight_files(directory):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            hasher.update(file.read(length))
+        hasher.update(str(path.stat().st_size).encode())
+    return hasher.hexdigest()
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Return where converted models are kept: never data."""
+    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp")) / ".cache"
+    return Path(base) / "mst"
+
+
+def with_defaults(request: TrainRequest, given: frozenset[str]) -> TrainRequest:
+    """Return the request with the demo's recipe where no data set was named.
+
+    Args:
+        request: what the user asked.
+        given: options that the user spelt out; these are kept.
+    """
+    if request.dataset:
+        return request
+    recipe = {key: value for key, value in demo_defaults().items() if key not in given}
+    return replace(request, **recipe)
+
+
+def prepare_job(
+    request: TrainRequest,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None] = lambda line: None,
+) -> Job:
+    """Probe the machine, find the model, read the data and plan; nothing is written but the cache
+    of a converted model.
+
+    Args:
+        request: with `with_defaults` applied.
+        environ: the process's environment.
+        tell: shown to the user before each part that takes long.
+
+    Raises:
+        MstError: whatever stands in the way.
+    """
+    # Imported late: `mst --help` needs none of it.
+    from mst.data.prepare import data_facts, prepare
+    from mst.probe import backend_environment, machine_facts, select_device
+    from mst.registry import load
+
+    registry = load()
+    machine = machine_facts(registry)
+    report, device, capabilities = select_device(machine, request.device)
+    source = locate(request.model, request.models_dir, environ)
+    directory = source.path
+    if source.is_gguf:
+        from mst.model.gguf import cached_copy, convert
+
+        if not cached_copy(source.path, cache_dir(environ)).is_dir():
+            tell(f"converting {source.path.name} for training, once (about 20 seconds)")
+        directory = convert(source.path, cache_dir(environ))
+    model = read_facts(directory)
+    tell("reading and tokenizing the data")
+    prepared = prepare(
+        request, request.dataset, directory, model.max_position_embeddings
+    )
+    environment = backend_environment(registry, report.name, (device,))
+    made = make_plan(
+        report.name, device, capabilities, environment, model, data_facts(prepared), request
+    )
+    return Job(
+        request=replace(request, model=str(source.path.absolute())),
+        machine=machine,
+        source=source,
+        model=model,
+        plan=made,
+        manifest=RunManifest(
+            status="running",
+            mst_version=mst.__version__,
+            versions=_versions(),
+            model=source.name,
+            model_path=str(directory.absolute()),
+            model_sha256=model_sha256(directory),
+            data=prepared.files,
+            val_data=prepared.val_files,
+            created=rundir.now(),
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def default_output_dir(source: ModelSource) -> Path:
+    """Return a new directory's name under ./runs: the local time and the model."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{source.name.split('/')[-1]}"
+    return next(
+        path
+        for path in (Path("runs") / f"{name}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
+        if not path.exists()
+    )
+
+
+def begin(job: Job) -> tuple[Path, IO[str]]:
+    """Claim the run directory and write the job into it; return it with its lock, held.
+
+    Raises:
+        RunError: the directory holds another run, is in use, or can't be written.
+    """
+    path = Path(job.request.output_dir or default_output_dir(job.source)).absolute()
+    lock = rundir.claim_new(path)
+    _write(path, job)
+    return path, lock
+
+
+def _write(path: Path, job: Job) -> None:
+    # The manifest comes last: a directory without it is no run.
+    rundir.write_document(path, rundir.FACTS, job.machine)
+    explicit = as_explicit(job.request, job.plan)
+    rundir.write_document(path, rundir.REQUEST, replace(explicit, output_dir=str(path)))
+    rundir.write_document(path, rundir.PLAN, job.plan)
+    rundir.write_document(path, rundir.MANIFEST, job.manifest)
+
+
+def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path, TrainRequest]:
+    """Return the directory of the run to continue, and its request with what may change changed.
+
+    Args:
+        request: what the user asked now; `resume` is "last" or a path.
+        given: options that the user spelt out.
+
+    Raises:
+        RunError: no run there, it is done, or an option would change what the run is.
+    """
+    path = Path(request.output_dir) if request.output_dir else None
+    if request.resume not in (None, "last"):
+        path = _run_of(Path(str(request.resume)))
+    if path is None:
+        raise RunError(
+            "--resume needs to know which run: pass --output-dir RUN with it, or --resume RUN."
+            " `mst runs list` shows the runs here."
+        )
+    path = path.absolute()
+    stored = rundir.read_document(TrainRequest, path, rundir.REQUEST)
+    before, after = asdict(stored), asdict(request)
+    changed = sorted(
+        name
+        for name in given - CHANGEABLE_ON_RESUME
+        if before[name] != after[name] and not _same_paths(before[name], after[name])
+    )
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise RunError(
+            f"{path} was started with other values of {flags}. A resumed run keeps what shapes its"
+            " steps: leave these options out, or start a new run in another --output-dir."
+        )
+    changes: dict[str, Any] = {name: after[name] for name in given & CHANGEABLE_ON_RESUME}
+    return path, replace(stored, **(changes | {"resume": "last", "output_dir": str(path)}))
+
+
+def _same_paths(before: object, after: object) -> bool:
+    def plain(value: object) -> object:
+        if isinstance(value, (tuple, list)):
+            return [plain(each) for each in value]
+        return str(Path(value).absolute()) if isinstance(value, str) else value
+
+    return plain(before) == plain(after)
+
+
+def _run_of(path: Path) -> Path:
+    # A checkpoint's path names its run: RUN/checkpoints/step-N.
+    return path.parent.parent if path.parent.name == rundir.CHECKPOINTS else path
+
+
+def resume(
+    request: TrainRequest,
+    given: frozenset[str],
+    environ: Mapping[str, str],
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[Path, IO[str], Job]:
+    """Claim an unfinished run and plan the rest of it.
+
+    Raises:
+        RunError: it is done, in use, or its model or data have changed since it began.
+    """
+    path, request = resumed_request(request, given)
+    lock = rundir.take_lock(path)
+    manifest = rundir.read_manifest(path)
+    if manifest.status == "done":
+        raise RunError(
+            f"{path} is done: there is nothing to resume. `mst runs show {path}` shows it; start a"
+            " new run in another --output-dir."
+        )
+    job = prepare_job(request, environ, tell)
+    for what, before, after in (
+        ("model", manifest.model_sha256, job.manifest.model_sha256),
+        ("data", _hashes(manifest), _hashes(job.manifest)),
+    ):
+        if before != after:
+            raise RunError(
+                f"the {what} of {path} has changed since the run began, so it can't be continued"
+                " exactly. Put it back as it was, or start a new run in another --output-dir."
+            )
+    kept = replace(manifest, status="running", finished=None, error=None)
+    job = replace(job, manifest=kept)
+    _write(path, job)
+    return path, lock, job
+
+
+def _hashes(manifest: RunManifest) -> list[str]:
+    return [each.sha256 for each in (*manifest.data, *manifest.val_data)]
+
+
+def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> int:
+    """Run the worker in the foreground; return its exit code.
+
+    A worker that dies without a word (killed, out of memory) is recorded as failed.
+    """
+    from mst.launch import run_worker, worker_environment
+
+    environment = worker_environment(environ, job.plan.environment)
+    code = run_worker("mst.train.worker", [str(path)], environment, keep_open=(lock.fileno(),))
+    if code != 0 and rundir.read_manifest(path).status == "running":
+        cause = f"the worker ended with code {code}"
+        if code == 128 + 9:
+            cause = "the worker was killed (SIGKILL); the kernel does that when memory runs out"
+        rundir.update_manifest(path, status="failed", finished=rundir.now(), error=cause)
+        raise RunError(
+            f"{cause}. What was saved is whole; go on with: mst train --output-dir {path} --resume"
+        )
+    return code
+
+
+def train(
+    *, environ: Mapping[str, str] | None = None, **options: Any
+) -> tuple[Path, RunManifest]:
+    """Train as `mst train` does, from Python; return the run directory and its manifest.
+
+    Args:
+        environ: the environment; default the process's own.
+        options: the fields of `mst.request.TrainRequest`, in Python's types; single paths may
+            stand for lists of one.
+
+    Raises:
+        MstError: whatever stands in the way, or the run failed.
+    """
+    from mst.cli.options import convert
+    from mst.request import fields
+
+    unknown = [each for each in options if each not in fields()]
+    if unknown:
+        raise MstError(f"mst.train takes no option {unknown[0]!r}; see mst.request.TrainRequest.")
+    values = {name: convert(name, each, name) for name, each in options.items() if each is not None}
+    given = frozenset(values)
+    request = with_defaults(TrainRequest(**values), given)
+    environment = os.environ if environ is None else environ
+    if request.resume is not None:
+        path, lock, job = resume(request, given, environment)
+    else:
+        job = prepare_job(request, environment)
+        path, lock = begin(job)
+    with lock:
+        code = execute(path, job, lock, environment)
+    manifest = rundir.read_manifest(path)
+    if code:
+        error = MstError(manifest.error or f"the run in {path} failed")
+        error.exit_code = code or EXIT_FAILED
+        raise error
+    return path, manifest

@@ -1,0 +1,93 @@
+"""A first forecast of the peak memory of a training step, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mst.model.facts import LinearShape, ModelFacts, lora_parameters, lora_targets
+from mst.plan import MemoryForecast
+
+# Resident size of Python with torch, transformers and peft loaded and a first product done:
+# measured on Linux x86_64, torch 2.13.0 CPU build, transformers 5.23.0, peft 0.21.2.
+RUNTIME_BYTES = 620 * 2**20
+# Activations that a decoder keeps for its backward pass, in units of (inputs + outputs) of its
+# linear layers: residuals, norms in float32 and the attention's inputs come on top of the linear
+# layers' own inputs. Fitted on SmolLM2-135M, checked on GPT-2- and Qwen3-shaped models (docs/memory.md).
+ACTIVATION_FACTOR = 1.25
+# Of the logits, cross-entropy holds: the output head's dtype, its float32 copy, the
+# log-probabilities and the gradients of both float32 copies.
+LOGITS_BYTES_PER_VALUE = 2 + 4 + 4 + 4 + 2
+# AdamW keeps two moments in float32.
+ADAMW_BYTES_PER_WEIGHT = 8
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The largest micro-batch: what the activations are counted for.
+
+    Attributes:
+        tokens: tokens in it, padding included.
+        label_tokens: positions whose logits are computed.
+        mask_values: values of dense attention masks (tokens squared when packed, else 0).
+    """
+
+    tokens: int
+    label_tokens: int
+    mask_values: int = 0
+
+
+def _linear_width(linears: Sequence[LinearShape]) -> int:
+    return sum(each.out_features + each.in_features for each in linears)
+
+
+def forecast(
+    model: ModelFacts,
+    tuner: str,
+    compute_dtype: str,
+    weights_dtype: str,
+    lora_rank: int,
+    target_modules: Sequence[str],
+    checkpointing: bool,
+    step: StepShape,
+    available_bytes: int | None,
+) -> MemoryForecast:
+    """Predict the peak resident memory of training `model`.
+
+    Args:
+        model: its shape.
+        tuner: "lora" or "full".
+        compute_dtype: dtype of the activations.
+        weights_dtype: dtype of the base weights in memory.
+        lora_rank: r of LoRA.
+        target_modules: the layers that get adapters.
+        checkpointing: keep one layer's input each, and recompute one layer at a time.
+        step: the largest micro-batch.
+        available_bytes: copied into the result.
+    """
+    width = FLOAT_BYTES[compute_dtype]
+    weights = model.parameters * FLOAT_BYTES[weights_dtype]
+    if tuner == "full":
+        trained, added = model.parameters, 0
+    else:
+        trained = lora_parameters(lora_targets(model, target_modules), lora_rank)
+        added = trained * 4
+    kept = step.tokens * width * ACTIVATION_FACTOR * _linear_width(model.linears)
+    if checkpointing:
+        layer_inputs = step.tokens * width * model.hidden_size * model.layers
+        kept = layer_inputs + kept / model.layers
+    # The mask is made once, as one boolean and one float tensor.
+    kept += step.mask_values * (1 + width)
+    # Autocast keeps a copy of every trained weight in the compute dtype during a forward pass.
+    copies = trained * width if compute_dtype != weights_dtype or tuner == "lora" else 0
+    return MemoryForecast(
+        runtime_bytes=RUNTIME_BYTES,
+        weights_bytes=weights,
+        trainable_bytes=added + copies,
+        gradients_bytes=trained * 4,
+        optimizer_bytes=trained * ADAMW_BYTES_PER_WEIGHT,
+        activations_bytes=int(kept),
+        logits_bytes=step.label_tokens * model.vocab_size * LOGITS_BYTES_PER_VALUE,
+        available_bytes=available_bytes,
+    )
