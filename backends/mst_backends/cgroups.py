@@ -94,8 +94,6 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         # A container sees its group's path from outside, but its mount begins at that group.
         inside = PurePosixPath(own)
         parts = inside.relative_to(mounted).parts if inside.is_relative_to(mounted) else ()
-        if ".." in parts:
-            parts = ()
         for depth in range(len(parts), -1, -1):
             yield top.joinpath(*parts[:depth])
 

@@ -56,15 +56,18 @@ def mst_capabilities() -> Capabilities:
 
 @hookimpl
 def mst_environment(devices: Sequence[DeviceFacts]) -> Mapping[str, str]:
-    """Return one thread a core for each of the libraries that have a pool of their own.
+    """Return one thread a core for each library that has a pool of its own, and malloc's settings.
 
-    By default they count the machine's cores: in a container with 4 of 64 they would start 64.
+    By default the pools count the machine's cores: in a container with 4 of 64 they would start 64.
     """
+    # glibc raises its own threshold up to 32 MiB and then keeps freed tensors resident: a step of
+    # SmolLM2 peaked at 2.2 GiB with its default and at 1.7 GiB with this, at the same speed.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
     threads = sum(device.compute_units or 0 for device in devices)
-    if threads == 0:
-        return {}
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {name: str(threads) for name in names}
+    if threads:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment |= {name: str(threads) for name in names}
+    return environment
 
 
 @hookimpl

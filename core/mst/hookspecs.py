@@ -15,6 +15,7 @@ run by the tests.
 
 # A hook specification is its signature and its docstring; it is never called.
 # mypy: disable-error-code="empty-body"
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 

@@ -62,10 +62,11 @@ def model_sha256(directory: Path) -> str:
     return hasher.hexdigest()
 
 
-def cache_dir(environ: Mapping[str, str]) -> Path:
-    """Return where converted models are kept: never data."""
-    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp")) / ".cache"
-    return Path(base) / "mst"
+def cache_dir() -> Path:
+    """Return where converted models are kept: never data. XDG_CACHE_HOME moves it."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("mst")
 
 
 def with_defaults(request: TrainRequest, given: frozenset[str]) -> TrainRequest:
@@ -110,14 +111,12 @@ def prepare_job(
     if source.is_gguf:
         from mst.model.gguf import cached_copy, convert
 
-        if not cached_copy(source.path, cache_dir(environ)).is_dir():
+        if not cached_copy(source.path, cache_dir()).is_dir():
             tell(f"converting {source.path.name} for training, once (about 20 seconds)")
-        directory = convert(source.path, cache_dir(environ))
+        directory = convert(source.path, cache_dir())
     model = read_facts(directory)
     tell("reading and tokenizing the data")
-    prepared = prepare(
-        request, request.dataset, directory, model.max_position_embeddings
-    )
+    prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)
     environment = backend_environment(registry, report.name, (device,))
     made = make_plan(
         report.name, device, capabilities, environment, model, data_facts(prepared), request
@@ -155,7 +154,9 @@ def default_output_dir(source: ModelSource) -> Path:
     name = f"{stamp}-{source.name.split('/')[-1]}"
     return next(
         path
-        for path in (Path("runs") / f"{name}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
+        for path in (
+            Path("runs") / f"{name}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100)))
+        )
         if not path.exists()
     )
 
@@ -290,9 +291,7 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
     return code
 
 
-def train(
-    *, environ: Mapping[str, str] | None = None, **options: Any
-) -> tuple[Path, RunManifest]:
+def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[Path, RunManifest]:
     """Train as `mst train` does, from Python; return the run directory and its manifest.
 
     Args:

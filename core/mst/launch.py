@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 
 
 def offline_environment() -> dict[str, str]:
-    """Return the variables that keep every library we load from calling a host."""
+    """Return the variables that keep libraries from calling a host or loading vendor code unasked."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
+        # Only a backend's mst_activate loads vendor code: a torch-npu without its driver, left
+        # behind in the environment, would break `import torch` for a job on the CPU.
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         # transformers forks nothing here; the tokenizers' own pool would fight OpenMP for cores.
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -12,7 +12,7 @@ from mst.memory import StepShape, forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
 from mst.request import TrainRequest
-from mst.train.batches import is_packed, step_micro_batches
+from mst.train.batches import batch_shape, is_packed, step_micro_batches
 
 # Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
 # enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
@@ -58,10 +58,9 @@ def largest_step(
         batches = step_micro_batches(len(data.lengths), step, batch_size, accumulation, seed)
         for rows in batches:
             lengths = [data.lengths[i] for i in rows]
-            packed = is_packed(lengths, packing=True)
-            size = sum(lengths) if packed else max(lengths) * len(lengths)
-            tokens = max(tokens, size)
-            mask = max(mask, size * size if packed else 0)
+            height, width = batch_shape(lengths, packing=True)
+            tokens = max(tokens, height * width)
+            mask = max(mask, width * width if is_packed(lengths, packing=True) else 0)
             labels = max(labels, sum(data.label_tokens[i] for i in rows))
     return StepShape(tokens, labels, mask)
 

@@ -18,6 +18,8 @@ from mst.registry import PLUGIN_SECONDS, PluginError, Registry, guarded
 # A backend that is not usable reports no capabilities, so not what torch calls its devices;
 # `--device npu` must still lead to its reason.
 TORCH_NAMES = {"npu": "ascend"}
+# How the reason begins when the probe itself failed: the backend is at fault, not the machine.
+FAILED_PROBE = "mst_probe: "
 
 
 def machine_facts(registry: Registry, seconds: float = PLUGIN_SECONDS) -> MachineFacts:
@@ -145,7 +147,7 @@ def _report(registry: Registry, name: str, seconds: float) -> BackendReport:
         probe = guarded(relay.mst_probe, seconds)
         _check_probe(name, probe)
     except MstError as error:
-        return BackendReport(name, Probe(False, False, reason=f"mst_probe: {error}"))
+        return BackendReport(name, Probe(False, False, reason=f"{FAILED_PROBE}{error}"))
     health = tuple(
         problem for device in probe.devices for problem in _health(relay, device, seconds)
     )

@@ -217,7 +217,9 @@ def _import(point: importlib.metadata.EntryPoint) -> _Plugin:
     for kind in kinds:
         missing = [hook for hook in REQUIRED_HOOKS[kind] if hook not in hooks]
         if missing:
-            raise PluginError(f"{point.value} is a {kind} plugin without {', '.join(missing)}")
+            raise PluginError(
+                f"{point.value} implements part of the {kind} hooks; without {', '.join(missing)}"
+            )
     names = {
         kind: _checked_name(f"mst_{kind}_name", getattr(manager.hook, f"mst_{kind}_name")())
         for kind in kinds

@@ -202,7 +202,9 @@ class TrainRequest:
     threads: int | None = option(None, "CPU threads of the worker", group="memory", at_least=1)
     logging_steps: int = option(1, "write metrics every so many steps", group="run", at_least=1)
     eval_steps: int | None = option(
-        None, "loss on the held-out rows every so many steps; default each epoch", group="run",
+        None,
+        "loss on the held-out rows every so many steps; default each epoch",
+        group="run",
         at_least=1,
     )
     save_steps: int | None = option(

@@ -18,7 +18,7 @@ from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 from mst.facts import BackendReport, MachineFacts
-from mst.probe import machine_facts
+from mst.probe import FAILED_PROBE, machine_facts
 from mst.registry import BUILT_IN, PluginRecord, load
 
 if TYPE_CHECKING:
@@ -218,6 +218,8 @@ def _check_backend(report: BackendReport) -> Check:
         return Check(name, "ok", devices)
     if probe.found:
         return Check(name, "warn", "found, but not usable", probe.reason or "it gives no reason")
+    if probe.reason.startswith(FAILED_PROBE):
+        return Check(name, "warn", probe.reason, "upgrade or uninstall its package: `mst plugins`")
     return Check(name, "ok", f"not here: {probe.reason or 'it gives no reason'}")
 
 

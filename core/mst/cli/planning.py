@@ -19,7 +19,9 @@ def show_data(console: Console, job: Job) -> None:
     """Print how each data file was understood."""
     for each in (*job.manifest.data, *job.manifest.val_data):
         columns = ", ".join(each.columns)
-        console.print(f"data    {each.path}: {each.rows} rows, {each.kind}, {each.shape} ({columns})")
+        console.print(
+            f"data    {each.path}: {each.rows} rows, {each.kind}, {each.shape} ({columns})"
+        )
 
 
 def show_plan(console: Console, job: Job) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `loss` overrides whether an assistant turn is trained on; None leaves the default."""
+    """One turn. `loss` overrides whether an assistant turn is trained on; None leaves it open.
+
+    Its repr leaves the text out: a traceback must not show a row.
+    """
 
     role: str
-    content: str
+    content: str = field(repr=False)
     loss: bool | None = None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
-from mst.train.loss import compute_in
+from mst.train.loss import compute_in, keeps_logits
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,7 @@ def _read(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad: int) ->
         attention_mask=mask.to(device),
         position_ids=positions.to(device),
         use_cache=True,
+        **({"logits_to_keep": 1} if keeps_logits(model) else {}),
     )
     return _Prefix(out.past_key_values, mask.to(device), out.logits[:, -1].float())
 

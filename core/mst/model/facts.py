@@ -120,7 +120,9 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
             raise ModelError(f"{index} is damaged. Copy it again from the source.") from None
         missing = [each for each in names if not (directory / each).is_file()]
@@ -140,7 +142,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         raise ModelError(
             f"{directory} holds its weights as {pickles[0].name} only: a pickle, which can run code"
             " when it is read, so mst refuses it. If you trust where it came from, convert it:"
-            " python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+            ' python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;'
             f" M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors');"
             f" T.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
         )

@@ -71,9 +71,7 @@ def _candidates(name: str, places: Sequence[Path], environ: Mapping[str, str]) -
     )
 
 
-def locate(
-    model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]
-) -> ModelSource:
+def locate(model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]) -> ModelSource:
     """Find the model that the user named.
 
     Args:

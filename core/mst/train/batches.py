@@ -17,6 +17,12 @@ IGNORE_INDEX = -100
 # Above this many tokens a packed micro-batch's dense attention mask costs more than padding saves.
 PACKED_TOKENS_AT_MOST = 2048
 
+# Sizes are rounded up to these, because a CPU's kernel library keeps code and scratch space for
+# every shape it has met: with free shapes the resident set of SmolLM2 grew from 1.6 to 2.5 GiB in
+# 40 steps, with these it stayed at 1.6 GiB, and steps were no slower.
+TOKENS_MULTIPLE = 64
+KEPT_MULTIPLE = 16
+
 
 @lru_cache(maxsize=2)
 def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
@@ -86,8 +92,21 @@ def is_packed(lengths: Sequence[int], packing: bool) -> bool:
     return packing and len(lengths) > 1 and sum(lengths) <= PACKED_TOKENS_AT_MOST
 
 
+def _rounded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def batch_shape(lengths: Sequence[int], packing: bool) -> tuple[int, int]:
+    """Return (rows, width) of the tensors that `collate` makes of rows of these lengths."""
+    if is_packed(lengths, packing):
+        return 1, _rounded(sum(lengths), TOKENS_MULTIPLE)
+    return len(lengths), _rounded(max(lengths), KEPT_MULTIPLE)
+
+
 def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Batch:
     """Lay examples end to end in one row (packed), or pad them to the longest at the right.
+
+    Sizes are rounded up as `batch_shape` says.
 
     Args:
         examples: the micro-batch's rows.
@@ -96,15 +115,17 @@ def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Ba
     """
     import torch
 
-    packed = is_packed([len(each.input_ids) for each in examples], packing)
-    if packed:
-        ids = [[token for each in examples for token in each.input_ids]]
-        labels = [[label for each in examples for label in each.labels]]
-        positions = [[i for each in examples for i in range(len(each.input_ids))]]
-        mask = None
+    lengths = [len(each.input_ids) for each in examples]
+    _, width = batch_shape(lengths, packing)
+    mask = None
+    if is_packed(lengths, packing):
+        gap = width - sum(lengths)
+        ids = [[*(token for each in examples for token in each.input_ids), *[pad_token_id] * gap]]
+        labels = [[*(label for each in examples for label in each.labels), *[IGNORE_INDEX] * gap]]
+        # What is rounded up is one more row, which nothing sees and which carries no loss.
+        positions = [[i for length in (*lengths, gap) for i in range(length)]]
     else:
-        width = max(len(each.input_ids) for each in examples)
-        gaps = [width - len(each.input_ids) for each in examples]
+        gaps = [width - length for length in lengths]
         ids = [
             [*each.input_ids, *[pad_token_id] * gap]
             for each, gap in zip(examples, gaps, strict=True)
@@ -113,14 +134,16 @@ def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Ba
             [*each.labels, *[IGNORE_INDEX] * gap] for each, gap in zip(examples, gaps, strict=True)
         ]
         positions = [list(range(width)) for _ in examples]
-        mask = None
-        if any(gaps):
+        # A lone row needs no mask: causal attention never looks right, at the padding.
+        if len(examples) > 1 and any(gaps):
             mask = torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps])
     # Position i predicts token i + 1. A row's first token has no label, so packed rows never
     # predict across their border.
     shifted = torch.tensor(labels)[:, 1:]
     keep = (shifted != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
-    targets = shifted[:, keep]
+    extra = _rounded(len(keep), KEPT_MULTIPLE) - len(keep)
+    targets = torch.cat([shifted[:, keep], torch.full((len(ids), extra), IGNORE_INDEX)], dim=1)
+    keep = torch.cat([keep, torch.zeros(extra, dtype=keep.dtype)])
     return Batch(
         input_ids=torch.tensor(ids),
         position_ids=torch.tensor(positions),

@@ -90,8 +90,10 @@ def restore_optimizer(
             )
         parameter = by_name[name]
         # AdamW keeps its step counter on the host unless it is fused or capturable.
-        device = value.device if kind == "step" and parameter.device.type == "cpu" else (
-            parameter.device
+        device = (
+            value.device
+            if kind == "step" and parameter.device.type == "cpu"
+            else (parameter.device)
         )
         optimizer.state[parameter][kind] = value.to(device)
 

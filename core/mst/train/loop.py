@@ -73,9 +73,9 @@ class Outcome:
     state: TrainState
 
 
-def make_optimizer(model: torch.nn.Module, request: TrainRequest, rate: float) -> (
-    torch.optim.Optimizer
-):
+def make_optimizer(
+    model: torch.nn.Module, request: TrainRequest, rate: float
+) -> torch.optim.Optimizer:
     """Return AdamW over the trained weights; norms and biases don't decay, as in transformers."""
     import torch
 

@@ -339,7 +339,9 @@ def guarded(run: Path, job: Callable[[], None]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        message = f"stopped outside the training loop. Go on with: mst train --output-dir {run} --resume"
+        message = (
+            f"stopped outside the training loop. Go on with: mst train --output-dir {run} --resume"
+        )
         _record(run, "interrupted", message)
         print(f"Interrupted: {message}", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -1,0 +1,172 @@
+"""The vendor's manual: its examples run, and no hook is documented in part."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import pytest
+
+from mst import hookspecs
+from mst.export import ExportReport, ExportRequest
+from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.registry import OPTIONAL_HOOKS, REQUIRED_HOOKS, load
+
+GIB = 2**30
+DEVICE = DeviceFacts("mychip", 3, "MyChip 1", "mc1", 16 * GIB, 4 * GIB, ("bfloat16",))
+SPECS = {
+    name: function
+    for name, function in vars(hookspecs).items()
+    if name.startswith("mst_") and inspect.isfunction(function)
+}
+# What each example answers; the two that do something have a test of their own.
+ANSWERS: dict[str, tuple[dict[str, object], object]] = {
+    "mst_backend_name": ({}, "mychip"),
+    "mst_probe": (
+        {},
+        Probe(found=False, usable=False, reason="no /dev/mychip*: load the driver"),
+    ),
+    "mst_capabilities": (
+        {"device": DEVICE},
+        Capabilities(
+            "mychip",
+            "myccl",
+            ("single", "ddp"),
+            attention=("sdpa", "eager"),
+            visible_devices_env="MYCHIP_VISIBLE_DEVICES",
+        ),
+    ),
+    "mst_health": (
+        {"device": DEVICE},
+        ["another process holds half of MyChip 1: see `mychip-smi`"],
+    ),
+    "mst_environment": (
+        {"devices": [DEVICE]},
+        {"MYCHIP_VISIBLE_DEVICES": "3", "MYCHIP_LOG_LEVEL": "error"},
+    ),
+    "mst_export_name": ({}, "myformat"),
+}
+ACTING = {"mst_activate", "mst_export"}
+
+
+def example(name: str) -> str:
+    """Return the code of a specification's example."""
+    blocks = re.findall(r"```python\n(.*?)```", inspect.getdoc(SPECS[name]) or "", re.DOTALL)
+    assert len(blocks) == 1
+    return textwrap.dedent(blocks[0])
+
+
+def plugin(*names: str) -> types.ModuleType:
+    """Return a module made of the examples of these specifications."""
+    module = types.ModuleType("mychip")
+    for name in names:
+        exec(example(name), vars(module))
+    return module
+
+
+def relay(name: str) -> pluggy.HookRelay:
+    """Register one example, which checks its signature, and return its hooks."""
+    manager = pluggy.PluginManager("mst")
+    manager.add_hookspecs(hookspecs)
+    module = plugin(name)
+    manager.register(module)
+    registered = [caller.name for caller in manager.get_hookcallers(module) or ()]
+    assert registered == [name]
+    return manager.hook
+
+
+def test_every_specification_is_required_or_optional() -> None:
+    known = [*REQUIRED_HOOKS.values(), *OPTIONAL_HOOKS.values()]
+
+    assert sorted(SPECS) == sorted(name for names in known for name in names)
+    assert set(ANSWERS) | ACTING == set(SPECS)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_specification_tells_all_that_a_vendor_needs(name: str) -> None:
+    text = inspect.getdoc(SPECS[name]) or ""
+    first = text.splitlines()[0]
+    sections = re.findall(r"^(Called|Args|Returns|If it raises|Example):$", text, re.MULTILINE)
+    arguments = list(inspect.signature(SPECS[name]).parameters)
+
+    assert first.endswith(".")
+    assert sections == [
+        "Called",
+        *(["Args"] if arguments else []),
+        "Returns",
+        "If it raises",
+        "Example",
+    ]
+    assert all(f"    {argument}: " in text for argument in arguments)
+    assert text.endswith("Added in 0.1.0.")
+    assert len(example(name).splitlines()) <= 24
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_example_answers_what_it_says(name: str) -> None:
+    arguments, answer = ANSWERS[name]
+
+    assert getattr(relay(name), name)(**arguments) == answer
+
+
+def test_the_probe_example_finds_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(2):
+        (tmp_path / f"mychip{index}").touch()
+    module: Any = plugin("mst_probe")
+    monkeypatch.setattr(module, "Path", lambda _: tmp_path)
+
+    probe = module.mst_probe()
+
+    assert probe.usable
+    assert [device.index for device in probe.devices] == [0, 1]
+
+
+def test_the_capabilities_example_depends_on_the_device() -> None:
+    older = DeviceFacts("mychip", 0, "MyChip 0", "mc0", None, None, ("float32",))
+
+    assert relay("mst_capabilities").mst_capabilities(device=older).attention == ("eager",)
+
+
+def test_the_activation_example_imports_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModuleNotFoundError, match="torch_mychip"):
+        relay("mst_activate").mst_activate()
+
+    monkeypatch.setitem(sys.modules, "torch_mychip", types.ModuleType("torch_mychip"))
+
+    assert relay("mst_activate").mst_activate() is None
+
+
+def test_the_export_example_copies_and_compares(tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    output.mkdir()
+    (run / "adapter.safetensors").write_bytes(b"weights")
+    request = ExportRequest(str(run), str(tmp_path / "model"), str(output))
+
+    report = relay("mst_export").mst_export(request=request)
+
+    written = output / "model.safetensors"
+    assert report == ExportReport(
+        "myformat", str(written), ("model.safetensors",), {"bytes": "equal"}
+    )
+    assert written.read_bytes() == b"weights"
+
+
+def test_the_examples_together_are_one_whole_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mst_mychip_examples", plugin(*SPECS))
+
+    registry = load([EntryPoint("mychip", "mst_mychip_examples", "mst")])
+
+    (record,) = registry.records
+    assert (record.status, record.reason) == ("ok", "")
+    assert record.kinds == ("backend", "export")
+    assert record.hooks == tuple(sorted(SPECS))
+    assert list(registry.backends) == ["mychip"]
+    assert list(registry.exports) == ["myformat"]
