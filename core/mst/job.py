@@ -279,7 +279,7 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
     from mst.launch import run_worker, worker_environment
 
     environment = worker_environment(environ, job.plan.environment)
-    code = run_worker("mst.train.worker", [str(path)], environment, keep_open=(lock.fileno(),))
+    code = run_worker("mst.training.worker", [str(path)], environment, keep_open=(lock.fileno(),))
     if code != 0 and rundir.read_manifest(path).status == "running":
         cause = f"the worker ended with code {code}"
         if code == 128 + 9:

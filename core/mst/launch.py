@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 
 def offline_environment() -> dict[str, str]:
-    """Return the variables that keep libraries from calling a host or loading vendor code unasked."""
+    """Return variables that keep libraries from calling a host or loading vendor code unasked."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -12,7 +12,7 @@ from mst.memory import StepShape, forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
 from mst.request import TrainRequest
-from mst.train.batches import batch_shape, is_packed, step_micro_batches
+from mst.training.batches import batch_shape, is_packed, step_micro_batches
 
 # Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
 # enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
@@ -153,8 +153,8 @@ def _fit(
     raise PlanError(
         f"{tuner} tuning of {model.path} needs {_gib(least.memory.peak_bytes)} at the least"
         f" (micro-batch {least.batch_size}, gradient checkpointing"
-        f" {'on' if least.checkpointing else 'off'}); {device.name} has {_gib(available or 0)} free,"
-        f" of which {MEMORY_SHARE:.0%} may be planned. Try {advice}, or a smaller model."
+        f" {'on' if least.checkpointing else 'off'}); {device.name} has {_gib(available or 0)}"
+        f" free, of which {MEMORY_SHARE:.0%} may be planned. Try {advice}, or a smaller model."
     )
 
 

@@ -36,8 +36,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "`mst COMMAND --help` lists a command's options. `mst train --device auto` with nothing",
-            "else tunes a small embedded model on a small embedded data set.",
+            "`mst COMMAND --help` lists a command's options. `mst train --device auto` with",
+            "nothing else tunes a small embedded model on a small embedded data set.",
         ]
     )
 
@@ -52,7 +52,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     name = argv[0]
     if name not in COMMANDS:
         raise UsageError(
-            f"mst: unknown command {name!r}.{nearest(name, list(COMMANDS))} `mst --help` lists them."
+            f"mst: unknown command {name!r}.{nearest(name, list(COMMANDS))}"
+            " `mst --help` lists them."
         )
     module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         kind, many = kinds[name]
         flags = ["--" + name.replace("_", "-")]
         flags += ["--" + name] if "_" in name else []
-        shown = each.default
+        shown: Any = each.default
         if shown in (None, ()):
             text = meta["help"]
         else:
@@ -132,15 +133,13 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     if meta["choices"] and value not in meta["choices"]:
         accepted = ", ".join(meta["choices"])
         raise UsageError(
-            f"{name} takes one of {accepted}; found {value!r}.{nearest(str(value), meta['choices'])}"
+            f"{name} takes one of {accepted}; found {value!r}."
+            f"{nearest(str(value), meta['choices'])}"
         )
-    for key, bad, words in (
-        ("at_least", lambda limit: value < limit, "at least"),
-        ("above", lambda limit: value <= limit, "above"),
-        ("below", lambda limit: value >= limit, "below"),
-    ):
+    for key, bad in (("at_least", operator.lt), ("above", operator.le), ("below", operator.ge)):
         limit = meta[key]
-        if limit is not None and bad(limit):
+        if limit is not None and bad(value, limit):
+            words = key.replace("_", " ")
             raise UsageError(f"{name} must be {words} {limit:g}; found {value}.")
 
 

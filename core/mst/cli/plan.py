@@ -30,10 +30,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         plain = {
             "plan": serial.to_json(job.plan) | {"peak_bytes": job.plan.memory.peak_bytes},
-            "model": serial.to_json(job.model),
+            "model": {k: v for k, v in serial.to_json(job.model).items() if k != "linears"},
             "data": [serial.to_json(each) for each in job.manifest.data],
         }
-        del plain["model"]["linears"]
         json.dump(plain, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:

@@ -1,4 +1,4 @@
-"""From a request to encoded rows: read, split, render, tokenize. Planner and worker both call it."""
+"""From a request to encoded rows: read, split, render, tokenize."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
-from mst.train.loss import compute_in, keeps_logits
+from mst.training.loss import compute_in, keeps_logits
 
 if TYPE_CHECKING:
     import torch

@@ -1,9 +1,10 @@
-"""Run as `python -m mst.model.gguf_worker FILE.gguf DIRECTORY`: convert, in a process of its own."""
+"""Run as `python -m mst.model.gguf_worker FILE DIRECTORY`: convert, in a process of its own."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(source: Path, target: Path) -> None:
@@ -11,7 +12,10 @@ def main(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": source.parent,
+        "gguf_file": source.name,
+    }
     tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         **where,

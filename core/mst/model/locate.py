@@ -96,7 +96,8 @@ def locate(model: str | None, models_dir: Sequence[str], environ: Mapping[str, s
     looks_like_a_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_a_path:
         raise ModelError(
-            f"--model {model} does not exist. Check the path; `ls {path.parent}` shows what is there."
+            f"--model {model} does not exist. Check the path;"
+            f" `ls {path.parent}` shows what is there."
         )
     places = [Path(each) for each in models_dir]
     places += [Path(each) for each in environ.get("MST_MODELS", "").split(":") if each]

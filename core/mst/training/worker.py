@@ -1,4 +1,4 @@
-"""Run as `python -m mst.train.worker RUN_DIRECTORY`: do what the plan says, and record it.
+"""Run as `python -m mst.training.worker RUN_DIRECTORY`: do what the plan says, and record it.
 
 The worker reads the run directory and never probes or decides. It keeps the run's lock open, which
 its parent handed down, and dies when its parent does.
@@ -26,15 +26,15 @@ from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, RunManifest
-from mst.train import checkpoint
-from mst.train.checkpoint import TrainState
+from mst.training import checkpoint
+from mst.training.checkpoint import TrainState
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from mst.evaluate.labels import LabelAccuracy
-    from mst.train.loop import Outcome, Session
+    from mst.training.loop import Outcome, Session
 
 _PR_SET_PDEATHSIG = 1
 
@@ -84,7 +84,7 @@ def _seed(seed: int) -> None:
 def _load(
     manifest: RunManifest, plan: Plan, request: TrainRequest, device: torch.device
 ) -> torch.nn.Module:
-    from mst.train.adapters import enable_checkpointing, load_model, lora_config, prepare_model
+    from mst.training.adapters import enable_checkpointing, load_model, lora_config, prepare_model
 
     model = load_model(Path(manifest.model_path), plan.weights_dtype, plan.attention, device)
     _seed(request.seed)
@@ -226,11 +226,11 @@ def _train(
     model: torch.nn.Module,
     device: torch.device,
 ) -> dict[str, float]:
-    from mst.train.device_memory import peak_bytes, reset_peak
-    from mst.train.isolation import rows_stay_apart
-    from mst.train.loop import make_session
-    from mst.train.loop import run as run_loop
-    from mst.train.report import MetricsFile, ProgressBar, Reporters
+    from mst.training.device_memory import peak_bytes, reset_peak
+    from mst.training.isolation import rows_stay_apart
+    from mst.training.loop import make_session
+    from mst.training.loop import run as run_loop
+    from mst.training.report import MetricsFile, ProgressBar, Reporters
 
     packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, device)
     checkpoints = run / CHECKPOINTS

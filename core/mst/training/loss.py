@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mst.train.batches import IGNORE_INDEX, Batch
+from mst.training.batches import IGNORE_INDEX, Batch
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,8 @@ def compute_in(model: torch.nn.Module, device_type: str, dtype: torch.dtype) -> 
 
 def keeps_logits(model: torch.nn.Module) -> bool:
     """Return whether the model can compute logits at chosen positions only."""
-    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    whole: Any = model
+    inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 

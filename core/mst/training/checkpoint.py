@@ -246,14 +246,15 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         from peft import set_peft_model_state_dict
 
         tensors = load_file(checkpoint / "adapter_model.safetensors")
-        outcome = set_peft_model_state_dict(model, tensors)
+        outcome: Any = set_peft_model_state_dict(model, tensors)
         unexpected = list(outcome.unexpected_keys)
     else:
         tensors = {}
         for shard in sorted(checkpoint.glob("model*.safetensors")):
             tensors |= load_file(shard)
         # Tied weights are stored once, so some keys are missing by design.
-        unexpected = list(model.load_state_dict(tensors, strict=False).unexpected_keys)
+        found: Any = model.load_state_dict(tensors, strict=False)
+        unexpected = list(found.unexpected_keys)
     if unexpected:
         raise RunError(
             f"{checkpoint} holds weights that this model lacks ({unexpected[0]} …)."

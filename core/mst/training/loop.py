@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.errors import TrainingError
-from mst.train import checkpoint
-from mst.train.adapters import trained_parameters
-from mst.train.batches import Batch, collate, step_micro_batches
-from mst.train.checkpoint import TrainState
-from mst.train.loss import compute_in, keeps_logits, summed_loss
-from mst.train.report import EvalMetrics, Reporter, StepMetrics
-from mst.train.schedule import learning_rate_factor, warmup_steps
+from mst.training import checkpoint
+from mst.training.adapters import trained_parameters
+from mst.training.batches import Batch, collate, step_micro_batches
+from mst.training.checkpoint import TrainState
+from mst.training.loss import compute_in, keeps_logits, summed_loss
+from mst.training.report import EvalMetrics, Reporter, StepMetrics
+from mst.training.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,8 @@ def rows_stay_apart(model: torch.nn.Module, vocab_size: int, device: torch.devic
 
     def logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         out = model(input_ids=ids, position_ids=positions.to(device)[None], use_cache=False).logits
-        return out[0, -second.shape[1] :].float()
+        last: torch.Tensor = out[0, -second.shape[1] :].float()
+        return last
 
     training = model.training
     model.eval()

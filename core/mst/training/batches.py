@@ -111,7 +111,7 @@ def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Ba
     Args:
         examples: the micro-batch's rows.
         pad_token_id: fills what is padded; it is masked and carries no loss.
-        packing: the model keeps packed rows apart (see `mst.train.isolation`).
+        packing: the model keeps packed rows apart (see `mst.training.isolation`).
     """
     import torch
 

@@ -32,6 +32,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    model: Any
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "local_files_only": True,
@@ -55,9 +56,8 @@ def load_model(
             f"cannot load the model in {directory}: {lines[0][:300]}."
             " Check that transformers knows the architecture and that every file is whole."
         ) from None
-    model.to(device)
     loaded: torch.nn.Module = model
-    return loaded
+    return loaded.to(device)
 
 
 def lora_config(request: TrainRequest) -> LoraConfig:
@@ -87,7 +87,7 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
     else:
         from peft import get_peft_model
 
-        model = get_peft_model(model, config)  # type: ignore[arg-type]
+        model = get_peft_model(model, config)
     model.train()
     return model
 
