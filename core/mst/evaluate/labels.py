@@ -132,30 +132,30 @@ def _continue(
 
 
 def _scores(
-    model: torch.nn.Module, prefix: _Prefix, answers: Sequence[Sequence[int]], pad: int
+    model: torch.nn.Module, prefix: _Prefix, answers: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """Return (prompts, answers): the log-probability of each answer after each prompt."""
+    """Return (prompts, answers): the log-probability of each answer after each prompt.
+
+    One answer at a time: answers padded to the longest would triple the work.
+    """
     import copy
 
     import torch
 
-    device = prefix.logits.device
-    count, width = len(answers), max(map(len, answers))
-    rows = prefix.logits.shape[0]
-    tokens = torch.tensor([list(each) + [pad] * (width - len(each)) for each in answers])
-    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in answers])
-    tokens, mask = tokens.to(device).repeat(rows, 1), mask.to(device).repeat(rows, 1)
-    first = prefix.logits.log_softmax(-1).repeat_interleave(count, dim=0)
-    scores = first.gather(1, tokens[:, :1])[:, 0]
-    if width > 1:
-        # Copied, because free generation continues from the same prompts.
-        cache = copy.deepcopy(prefix.cache)
-        cache.batch_repeat_interleave(count)
-        wide = _Prefix(cache, prefix.mask.repeat_interleave(count, dim=0), prefix.logits)
-        logits = _continue(model, wide, tokens[:, :-1], mask[:, :-1])
-        each = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
-        scores = scores + (each * mask[:, 1:]).sum(1)
-    return scores.view(rows, count)
+    rows, device = prefix.logits.shape[0], prefix.logits.device
+    first = prefix.logits.log_softmax(-1)
+    scores = []
+    for answer in answers:
+        score = first[:, answer[0]]
+        if len(answer) > 1:
+            # Copied, because every answer, and free generation, continues from the same prompts.
+            own = _Prefix(copy.deepcopy(prefix.cache), prefix.mask, prefix.logits)
+            tokens = torch.tensor([list(answer)] * rows, device=device)
+            logits = _continue(model, own, tokens[:, :-1], torch.ones_like(tokens[:, :-1]))
+            chosen = logits.gather(2, tokens[:, 1:, None])[..., 0]
+            score = score + (chosen - logits.logsumexp(-1)).sum(1)
+        scores.append(score)
+    return torch.stack(scores, dim=1)
 
 
 def _generate(
@@ -218,7 +218,7 @@ def label_accuracy(
             batch = ordered[start : start + _BATCH_ROWS]
             with torch.inference_mode(), compute_in(model, device_type, dtype):
                 prefix = _read(model, [each.prompt for each in batch], tokenizer.pad_token_id)
-                scores = _scores(model, prefix, choices, tokenizer.pad_token_id)
+                scores = _scores(model, prefix, choices)
                 said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
             for question, best, ids in zip(batch, scores.argmax(1).tolist(), said, strict=True):
                 restricted += answers[best].strip() == question.answer

@@ -1,0 +1,209 @@
+"""Merging a run's adapter into its base model: what is checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mst import rundir, serial
+from mst.errors import EXIT_INTERRUPTED, MstError, RunError
+from mst.launch import run_worker, worker_environment
+from mst.model.facts import ModelFacts, read_config, read_facts
+from mst.plan import Plan
+from mst.tuned import TunedModel, of_run
+
+REPORT = "merge.json"
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# The tokenizer's files, the card and the manifest: 34 MB for the largest tokenizer known to us
+# (Gemma 3's tokenizer.json).
+_SIDE_FILES_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """What the worker does; all paths are absolute.
+
+    Attributes:
+        run: the run directory.
+        source: what is merged.
+        output_dir: appears when everything in it is written and compared.
+        dtype: torch name of the dtype that the weights are stored in.
+        attention: transformers' attention implementation.
+        threads: CPU threads.
+    """
+
+    run: str
+    source: TunedModel
+    output_dir: str
+    dtype: str
+    attention: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' logits agree over the same tokens.
+
+    Attributes:
+        positions: tokens that were compared.
+        max_abs_difference: largest difference of any logit.
+        argmax_agreement: share of positions with the same most likely next token.
+    """
+
+    positions: int
+    max_abs_difference: float
+    argmax_agreement: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Where a merged model came from and how it compares with its source; lies in it as JSON.
+
+    Attributes:
+        mst_version: that merged it.
+        created: UTC, ISO 8601.
+        run: name of the run directory.
+        model: the base model, as the user named it.
+        model_sha256: the base model's fingerprint.
+        step: optimizer steps of the merged weights.
+        dtype: of the stored weights.
+        data_sha256: of the training files.
+        merged: base and adapter against the merged model, both float32.
+        stored: base and adapter in float32 against the written files, loaded in their dtype.
+    """
+
+    mst_version: str
+    created: str
+    run: str
+    model: str
+    model_sha256: str
+    step: int | None
+    dtype: str
+    data_sha256: tuple[str, ...]
+    merged: Agreement
+    stored: Agreement
+
+
+def prepare_merge(
+    run: Path, output_dir: Path | None = None, which: str | None = None, dtype: str = "auto"
+) -> MergeJob:
+    """Check that a merge can work, without torch, and return what to do.
+
+    Args:
+        run: the run directory.
+        output_dir: default RUN/merged.
+        which: a checkpoint, as `mst.tuned.of_run` takes it.
+        dtype: "auto" keeps the dtype of the base (for a whole model, of its training).
+
+    Raises:
+        MstError: the run, its base model, the output directory or the disk stands in the way.
+    """
+    target = (run / "merged" if output_dir is None else output_dir).absolute()
+    _check_output(target)
+    source = of_run(run, which)
+    plan = rundir.read_document(Plan, run, rundir.PLAN)
+    facts = read_facts(Path(source.weights))
+    chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
+    _check_space(target, facts.parameters * DTYPES[chosen] + _SIDE_FILES_BYTES)
+    return MergeJob(
+        run=str(run.absolute()),
+        source=source,
+        output_dir=str(target),
+        dtype=chosen,
+        attention=plan.attention,
+        threads=plan.threads,
+    )
+
+
+def merge(job: MergeJob, environ: Mapping[str, str]) -> MergeReport:
+    """Run the worker in the foreground and return what it measured.
+
+    Args:
+        job: from `prepare_merge`.
+        environ: the process's environment.
+
+    Raises:
+        MstError: it failed, and has said why on standard error; nothing is left behind.
+    """
+    target = Path(job.output_dir)
+    plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
+    environment = worker_environment(environ, plan.environment)
+    with _claimed(target) as lock:
+        code = run_worker("mst.merge_worker", [serial.dumps(job)], environment, keep_open=(lock,))
+        if code == 0:
+            return serial.load(MergeReport, target / REPORT)
+        cause = f"the worker ended with code {code}, its reason stands above"
+        if code == 128 + 9:
+            need = read_facts(Path(job.source.weights)).parameters * DTYPES["float32"]
+            cause = (
+                "the worker was killed (SIGKILL); the kernel does that when memory runs out."
+                f" Merging holds the weights in float32: {need / 2**30:.1f} GiB"
+            )
+            part = target.with_name(f".{target.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+    error = MstError(f"{job.run} was not merged: {cause}.")
+    error.exit_code = EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else error.exit_code
+    raise error
+
+
+@contextlib.contextmanager
+def _claimed(target: Path) -> Iterator[int]:
+    """Hold a lock on the parent directory, so that two merges don't write the same place."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RunError(
+            f"cannot write --output-dir {target}: {error.strerror}. Choose another."
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
+    except BlockingIOError:
+        raise RunError(
+            f"another merge is writing in {target.parent}. Wait for it, or pass --output-dir."
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _check_output(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise RunError(f"--output-dir {target} is a file. Pass a new or an empty directory.")
+    found = sorted(each.name for each in target.iterdir()) if target.is_dir() else []
+    if found:
+        raise RunError(
+            f"{target} is not empty (it holds {found[0]}) and is never overwritten."
+            " Remove it, or pass another --output-dir."
+        )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    place = next(each for each in target.parents if each.exists())
+    if not os.access(place, os.W_OK):
+        raise RunError(f"cannot write in {place}. Pass an --output-dir that can be written.")
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"the merged model takes {needed / 2**30:.2f} GiB; {place} has {free / 2**30:.2f} GiB"
+            " free. Free some space, or pass --output-dir on another disk."
+        )
+
+
+def _dtype(facts: ModelFacts, source: TunedModel, plan: Plan) -> str:
+    if source.adapter is None:
+        return plan.compute_dtype
+    if "quantization_config" in read_config(Path(source.weights)) or (
+        facts.dtype not in _SAFETENSORS
+    ):
+        raise RunError(
+            f"{source.weights} stores its weights as {facts.dtype}, to which an adapter can't be"
+            " added without loss. Pass --dtype bfloat16."
+        )
+    return _SAFETENSORS[facts.dtype]

@@ -1,0 +1,177 @@
+"""What a run made, as something to load: base weights, adapter, tokenizer and template."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst import rundir
+from mst.errors import RunError, UsageError
+from mst.job import cache_dir, model_sha256
+from mst.model.facts import read_facts
+from mst.plan import Plan
+from mst.request import TrainRequest
+from mst.rundir import RunManifest
+from mst.training import checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model as it is put together from directories; all paths are absolute.
+
+    Attributes:
+        weights: directory of the base model, or of the whole tuned model.
+        adapter: directory of the LoRA adapter; None for a whole model.
+        tokenizer: directory that holds tokenizer.json.
+        template: jinja file that overrides the tokenizer's own template; None for none.
+        step: optimizer steps it was trained for; None when it comes from no run.
+    """
+
+    weights: str
+    adapter: str | None
+    tokenizer: str
+    template: str | None = None
+    step: int | None = None
+
+
+def of_model(directory: Path) -> TunedModel:
+    """Return an ordinary model directory, tuned by nobody we know of."""
+    path = str(directory.absolute())
+    return TunedModel(weights=path, adapter=None, tokenizer=path)
+
+
+def of_run(run: Path, which: str | None = None) -> TunedModel:
+    """Return what a run made.
+
+    Args:
+        run: the run directory.
+        which: checkpoint to take: "last", "best" or a step; None for the finished result.
+
+    Raises:
+        RunError: it isn't done, the checkpoint isn't there or not whole, or the base model is gone
+            or has changed.
+        UsageError: `which` is none of these.
+    """
+    manifest = rundir.read_manifest(run)
+    request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    plan = rundir.read_document(Plan, run, rundir.PLAN)
+    source, step = _result(run, plan) if which is None else _checkpoint(run, which)
+    if plan.tuner == "lora" and not (source / ADAPTER_WEIGHTS).is_file():
+        raise RunError(
+            f"{source} holds no {ADAPTER_WEIGHTS}. Restore it from a backup, or train again."
+        )
+    # A whole model's directory has its own tokenizer, its checkpoints have not.
+    stands_alone = plan.tuner == "full" and (source / "tokenizer.json").is_file()
+    base = source.absolute() if stands_alone else base_model(run, manifest, request)
+    template = request.template
+    if template is not None and not Path(template).expanduser().is_file():
+        raise RunError(
+            f"{run} was trained with the template {template}, which is gone. Put the file back:"
+            " another template would give the model other prompts than it has learnt."
+        )
+    return TunedModel(
+        weights=str(base if plan.tuner == "lora" else source.absolute()),
+        adapter=str(source.absolute()) if plan.tuner == "lora" else None,
+        tokenizer=str(base),
+        template=None if template is None else str(Path(template).expanduser().absolute()),
+        step=step,
+    )
+
+
+def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
+    """Return the directory of the model that a run was tuned from; a converted copy that was
+    cleaned away is made again from its GGUF file.
+
+    Raises:
+        RunError: it is gone, or another model lies there.
+    """
+    base, source = Path(manifest.model_path), Path(request.model or "")
+    if not base.is_dir() and source.suffix.lower() == ".gguf" and source.is_file():
+        from mst.model.gguf import convert
+
+        base = convert(source, cache_dir())
+    if not base.is_dir():
+        raise RunError(
+            f"the base model of {run} is gone: {base} is no directory."
+            " Put it back there; an adapter is of no use without the model it was trained on."
+        )
+    read_facts(base)
+    if model_sha256(base) != manifest.model_sha256:
+        raise RunError(
+            f"{base} holds another model than {run} was trained on (its config or its weights"
+            " differ from run.json's model_sha256). Put the original back."
+        )
+    return base.absolute()
+
+
+def _result(run: Path, plan: Plan) -> tuple[Path, int]:
+    state = rundir.state_of(run)
+    if state != "done":
+        raise RunError(
+            f"{run} is {state}, so it has no result yet. Go on with it"
+            f" (mst train --output-dir {run} --resume), or pass --checkpoint last."
+        )
+    source = run / ("adapter" if plan.tuner == "lora" else "model")
+    if not checkpoint.is_whole(source):
+        raise RunError(
+            f"{source} is damaged: a file is missing or differs from its manifest. Restore it from"
+            " a backup, or pass --checkpoint last."
+        )
+    return source, int(rundir.read_manifest(run).results.get("steps", 0))
+
+
+def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
+    directory = run / rundir.CHECKPOINTS
+    newest = checkpoint.newest_whole(directory)
+    if newest is None:
+        raise RunError(f"{run} has no whole checkpoint. Train it: --save-steps says how often.")
+    if which == "last":
+        return newest, checkpoint.read_state(newest).step
+    if which == "best":
+        step = checkpoint.read_state(newest).best_step
+        if step is None:
+            raise RunError(
+                f"{run} was not evaluated yet, so no checkpoint is the best. Pass --checkpoint last."
+            )
+    elif re.fullmatch("[0-9]{1,8}", which):
+        step = int(which)
+    else:
+        raise UsageError(f"--checkpoint takes last, best or a step, not {which!r}.")
+    path = checkpoint.checkpoint_path(directory, step)
+    if not checkpoint.is_whole(path):
+        here = [int(each.name[len("step-") :]) for each in checkpoint.listed(directory)]
+        raise RunError(
+            f"{run} has no whole checkpoint of step {step} (found: {', '.join(map(str, here))})."
+            " Pass one of these to --checkpoint, or last."
+        )
+    return path, step
+
+
+def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) -> torch.nn.Module:
+    """Load the model in evaluation mode, the adapter on top of its base.
+
+    Args:
+        tuned: which files.
+        dtype: torch dtype name of the base weights; an adapter's are float32.
+        attention: transformers' attention implementation.
+        device: where it goes.
+
+    Raises:
+        ModelError: the files can't be loaded.
+    """
+    from mst.training.adapters import load_model
+
+    model = load_model(Path(tuned.weights), dtype, attention, device)
+    if tuned.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, tuned.adapter)
+    model.eval()
+    return model

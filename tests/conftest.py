@@ -1,0 +1,88 @@
+"""A tiny model, tiny data and one finished run, for every test that needs a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parent / "data"
+ANSWERS = {"card": "my card is", "cash": "my cash is", "fee": "the fee is", "loan": "the loan is"}
+DETAILS = ("late", "lost", "wrong", "gone", "old", "new", "too high", "too low", "here", "there")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with two layers and random weights, and the tokenizer of MiniMind: 2 MB."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=6400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    for each in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DATA / "tokenizers/minimind" / each, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chat_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty conversations whose answer is one of four words."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{question} {detail}"},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+        for detail in DETAILS
+        for answer, question in ANSWERS.items()
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of `mst train` on the tiny model: 4 steps, 2 evaluations, checkpoints 2 and 4.
+
+    Shared by the whole session: copy it before changing anything in it.
+    """
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    options = {
+        "model": tiny_model, "dataset": chat_rows, "output-dir": path, "device": "cpu",
+        "max-steps": 4, "per-device-train-batch-size": 8, "gradient-accumulation-steps": 1,
+        "eval-steps": 2, "save-steps": 2, "val-size": 8, "learning-rate": 0.01,
+        "label-accuracy": "off", "threads": 1,
+    }  # fmt: skip
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "mst", "train", *flags],
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path

@@ -1,0 +1,163 @@
+"""The planner over machines that exist and some that we don't own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mst import serial
+from mst.errors import PlanError
+from mst.facts import Capabilities, DeviceFacts
+from mst.model.facts import LinearShape, ModelFacts
+from mst.plan import Plan
+from mst.planner import DataFacts, as_explicit, largest_step, plan
+from mst.request import TrainRequest
+
+GIB = 2**30
+CPU = Capabilities("cpu", "gloo", attention=("sdpa", "eager"))
+CUDA = Capabilities("cuda", "nccl", attention=("sdpa", "eager"))
+
+
+def device(name: str, backend: str, gib: float, dtypes: tuple[str, ...]) -> DeviceFacts:
+    return DeviceFacts(backend, 0, name, "", int(gib * GIB), int(gib * GIB), dtypes, 2)
+
+
+ZEN5 = device("AMD EPYC", "cpu", 22, ("bfloat16", "float32"))
+OLD_XEON = device("Xeon E5", "cpu", 64, ("float32",))
+SMALL = device("a small container", "cpu", 1.0, ("float32",))
+RTX_3090 = device("NVIDIA GeForce RTX 3090", "cuda", 24, ("bfloat16", "float16", "float32"))
+
+
+def llama(layers: int, hidden: int, inner: int, vocab: int) -> ModelFacts:
+    linears = tuple(
+        LinearShape(f"model.layers.{i}.{name}", out, into)
+        for i in range(layers)
+        for name, out, into in [
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", hidden, hidden),
+            ("self_attn.v_proj", hidden, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ]
+    )
+    count = sum(each.out_features * each.in_features for each in linears) + vocab * hidden
+    return ModelFacts(
+        "model", "llama", count, count * 2, "BF16", layers, hidden, 8, vocab, 4096, linears
+    )
+
+
+SMOLLM2 = llama(30, 576, 1536, 49152)
+LLAMA_7B = llama(32, 4096, 11008, 32000)
+SHORT = DataFacts((40,) * 1000, (5,) * 1000, 50, 12, 60, 60, 0)
+LONG = DataFacts((2048,) * 100, (500,) * 100, 0, None, 2048, 2048, 0)
+
+
+def planned(
+    where: DeviceFacts, model: ModelFacts, data: DataFacts, request: TrainRequest | None = None
+) -> Plan:
+    capabilities = CPU if where.backend == "cpu" else CUDA
+    return plan(where.backend, where, capabilities, {}, model, data, request or TrainRequest())
+
+
+@pytest.mark.parametrize(("where", "dtype"), [(ZEN5, "bfloat16"), (OLD_XEON, "float32")])
+def test_the_dtype_is_the_fastest_of_the_device(where: DeviceFacts, dtype: str) -> None:
+    found = planned(where, SMOLLM2, SHORT)
+
+    assert found.compute_dtype == dtype
+    assert any(each.choice == "dtype" and where.name in each.why for each in found.reasons)
+
+
+def test_short_rows_share_a_micro_batch_and_long_ones_do_not() -> None:
+    assert planned(ZEN5, SMOLLM2, SHORT).per_device_train_batch_size == 16
+    found = planned(ZEN5, SMOLLM2, LONG)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (1, 16)
+
+
+def test_steps_follow_from_rows_and_epochs() -> None:
+    found = planned(ZEN5, SMOLLM2, SHORT, TrainRequest(num_train_epochs=2.5))
+
+    assert (found.steps_per_epoch, found.total_steps) == (63, 158)
+    assert planned(ZEN5, SMOLLM2, SHORT, TrainRequest(max_steps=7)).total_steps == 7
+
+
+def test_a_7b_model_gets_lora_on_a_3090_with_checkpointing_only_when_needed() -> None:
+    short, long = planned(RTX_3090, LLAMA_7B, SHORT), planned(RTX_3090, LLAMA_7B, LONG)
+
+    assert short.torch_device == "cuda:0"
+    assert (short.tuner, short.gradient_checkpointing) == ("lora", False)
+    assert long.gradient_checkpointing
+    assert long.memory.peak_bytes <= 0.9 * 24 * GIB
+
+
+def test_full_tuning_of_7b_on_a_3090_is_refused_with_figures() -> None:
+    with pytest.raises(PlanError, match=r"full tuning .* needs \d+\.\d+ GiB .*--tuner lora"):
+        planned(RTX_3090, LLAMA_7B, SHORT, TrainRequest(tuner="full"))
+
+
+def test_the_micro_batch_shrinks_to_fit_unless_it_was_asked_for() -> None:
+    wide = DataFacts((40,) * 512, (30,) * 512, 0, None, 40, 40, 0)
+    request = TrainRequest(gradient_checkpointing="off")
+    roomy = planned(OLD_XEON, SMOLLM2, wide, request)
+    free = int(roomy.memory.peak_bytes / 0.9 * 0.95)
+    tight = replace(OLD_XEON, memory_free_bytes=free)
+    found = planned(tight, SMOLLM2, wide, request)
+
+    assert roomy.per_device_train_batch_size == 16
+    assert found.per_device_train_batch_size < 16
+    assert found.per_device_train_batch_size * found.gradient_accumulation_steps == 16
+    with pytest.raises(PlanError, match="micro-batch 16"):
+        planned(tight, SMOLLM2, wide, replace(request, per_device_train_batch_size=16))
+
+
+def test_a_plan_that_cannot_fit_names_what_it_needs() -> None:
+    with pytest.raises(PlanError, match=r"needs .* GiB at the least .*1\.00 GiB free"):
+        planned(SMALL, SMOLLM2, LONG)
+
+
+def test_an_explicit_dtype_that_the_device_lacks_is_refused() -> None:
+    with pytest.raises(PlanError, match="--dtype bfloat16 was asked for; Xeon E5 trains in float"):
+        planned(OLD_XEON, SMOLLM2, SHORT, TrainRequest(dtype="bfloat16"))
+
+
+def test_label_accuracy_is_for_few_answers() -> None:
+    assert planned(ZEN5, SMOLLM2, SHORT).label_accuracy
+    assert not planned(ZEN5, SMOLLM2, LONG).label_accuracy
+    with pytest.raises(PlanError, match="--label-accuracy on"):
+        planned(ZEN5, SMOLLM2, LONG, TrainRequest(label_accuracy="on"))
+
+
+def test_more_context_than_the_model_has_is_refused() -> None:
+    with pytest.raises(PlanError, match="--max-length 4096 or less"):
+        planned(ZEN5, SMOLLM2, replace(LONG, max_length=5000))
+
+
+def test_a_plan_survives_json_and_reads_the_same_twice() -> None:
+    found = planned(ZEN5, SMOLLM2, SHORT)
+
+    assert serial.from_json(Plan, serial.to_json(found)) == found
+    assert planned(ZEN5, SMOLLM2, SHORT) == found
+
+
+def test_a_plan_spelt_out_is_the_same_plan() -> None:
+    found = planned(ZEN5, SMOLLM2, SHORT)
+    again = planned(ZEN5, SMOLLM2, SHORT, as_explicit(TrainRequest(), found))
+
+    assert replace(again, reasons=(), environment={}) == replace(found, reasons=(), environment={})
+
+
+def test_the_largest_micro_batch_is_the_one_that_will_be_met() -> None:
+    lengths = (10, 20, 30, 40)
+    data = DataFacts(lengths, (1, 2, 3, 4), 0, None, 40, 40, 0)
+
+    assert largest_step(data, 4, 1, 0, 9).tokens == 128  # 100, rounded up to 64s
+    assert largest_step(data, 1, 4, 0, 9).tokens == 48
+    assert largest_step(data, 1, 4, 0, 9).label_tokens == 4
+
+
+def test_rows_left_out_are_said() -> None:
+    found = planned(ZEN5, SMOLLM2, replace(SHORT, deleted=3, longest=900))
+
+    assert any("3 rows are longer than 60 tokens" in each for each in found.warnings)
