@@ -107,6 +107,7 @@ def prepare_merge(
     target = (run / "merged" if output_dir is None else output_dir).absolute()
     _check_output(target)
     source = of_run(run, which)
+    _refuse_quantized(source)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     facts = read_facts(Path(source.weights))
     chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
@@ -163,12 +164,13 @@ def _claimed(target: Path) -> Iterator[int]:
             f"cannot write --output-dir {target}: {error.strerror}. Choose another."
         ) from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another merge is writing in {target.parent}. Wait for it, or pass --output-dir."
+            ) from None
         yield handle
-    except BlockingIOError:
-        raise RunError(
-            f"another merge is writing in {target.parent}. Wait for it, or pass --output-dir."
-        ) from None
     finally:
         os.close(handle)
 
@@ -199,11 +201,17 @@ def _check_space(target: Path, needed: int) -> None:
 def _dtype(facts: ModelFacts, source: TunedModel, plan: Plan) -> str:
     if source.adapter is None:
         return plan.compute_dtype
-    if "quantization_config" in read_config(Path(source.weights)) or (
-        facts.dtype not in _SAFETENSORS
-    ):
+    if facts.dtype not in _SAFETENSORS:
         raise RunError(
-            f"{source.weights} stores its weights as {facts.dtype}, to which an adapter can't be"
-            " added without loss. Pass --dtype bfloat16."
+            f"{source.weights} stores its weights as {facts.dtype}, which --dtype auto does not"
+            f" know. Pass --dtype {' or '.join(DTYPES)}."
         )
     return _SAFETENSORS[facts.dtype]
+
+
+def _refuse_quantized(source: TunedModel) -> None:
+    if "quantization_config" in read_config(Path(source.weights)):
+        raise RunError(
+            f"{source.weights} is quantized; adding an adapter into rounded weights would lose"
+            " most of it. Serve the base with the adapter, or train on the unquantized model."
+        )

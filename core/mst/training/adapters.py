@@ -31,7 +31,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model: Any
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
@@ -85,9 +87,14 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
     if config is None:
         model.requires_grad_(True)
     else:
+        import warnings
+
         from peft import get_peft_model
 
-        model = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by a name that the latter has deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = get_peft_model(model, config)
     model.train()
     return model
 
@@ -104,8 +111,12 @@ def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
 
 def enable_checkpointing(model: torch.nn.Module) -> None:
     """Recompute each layer's activations in the backward pass."""
-    inner: Any = model
-    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    # transformers 5.23 renamed it and warns at the old name; 5.17 knows only the old one.
+    if hasattr(inner, "activation_checkpointing_enable"):
+        inner.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -178,7 +178,7 @@ def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
 
 def remove(target: Path) -> None:
     """Delete a checkpoint so that a crash on the way can't leave a part of it under its name."""
-    trash = target.with_name(f".{target.name}.part")
+    trash = target.with_name(f".{target.name}.trash.part")
     shutil.rmtree(trash, ignore_errors=True)
     target.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)

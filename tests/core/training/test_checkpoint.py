@@ -102,3 +102,16 @@ def test_a_checkpoint_of_other_options_is_refused(saved: Path, begin: Begin) -> 
     assert newest is not None
     with pytest.raises(RunError, match="options that the run was started with"):
         checkpoint.restore(newest, other.model, other.optimizer, other.names, other.device)
+
+
+def test_a_checkpoint_is_replaced_by_a_later_save_of_the_same_step(
+    saved: Path, begin: Begin
+) -> None:
+    session = begin()
+    checkpoint.save(
+        saved, TrainState(step=4, tokens=77), session.model, session.optimizer, session.names,
+        session.device,
+    )  # fmt: skip
+
+    assert checkpoint.is_whole(saved / "step-00000004")
+    assert checkpoint.read_state(saved / "step-00000004").tokens == 77

@@ -24,7 +24,7 @@ def by_transformers(model: torch.nn.Module, examples: list[Example]) -> float:
     for each in examples:
         count = sum(label != -100 for label in each.labels)
         ids, labels = torch.tensor([list(each.input_ids)]), torch.tensor([list(each.labels)])
-        total += float(whole(input_ids=ids, labels=labels).loss) * count
+        total += float(whole(input_ids=ids, labels=labels).loss.detach()) * count
     return total
 
 

@@ -1,0 +1,53 @@
+"""`mst merge`: write a run's adapter into its base model, and prove that both say the same."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run and the options of the merge."""
+    from mst.merge import DTYPES
+
+    parser.add_argument("run", metavar="RUN", help="run directory, or its name under ./runs")
+    parser.add_argument("--output-dir", metavar="DIR", help="new directory (RUN/merged)")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="last|best|STEP",
+        help="merge this checkpoint instead of the finished result",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="dtype of the stored weights; the merge itself is float32 (auto: as the base has)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge and say what was measured."""
+    from rich.console import Console
+
+    from mst.merge import merge, prepare_merge
+    from mst.runs import find_run
+
+    console = Console(highlight=False, markup=False)
+    output = None if args.output_dir is None else Path(args.output_dir)
+    job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype)
+    with console.status("merging and comparing"):
+        report = merge(job, os.environ)
+    shown = os.path.relpath(job.output_dir)
+    console.print(f"merged  {shown}: step {report.step}, {report.dtype}", soft_wrap=True)
+    for words, found in (
+        ("both in float32", report.merged),
+        (f"as stored, in {report.dtype}", report.stored),
+    ):
+        console.print(
+            f"check   {words}: the same most likely token at {found.argmax_agreement:.2%} of"
+            f" {found.positions} positions, largest difference {found.max_abs_difference:.2g}",
+            soft_wrap=True,
+        )
+    console.print(f"\nnext:\n  mst chat {shown}", soft_wrap=True)
+    return 0
