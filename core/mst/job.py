@@ -245,6 +245,17 @@ def resume(
     """
     path, request = resumed_request(request, given)
     lock = rundir.take_lock(path)
+    try:
+        return path, lock, _rest_of(path, request, environ, tell)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _rest_of(
+    path: Path, request: TrainRequest, environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Job:
+    """Plan what is left of the run at `path`, whose lock is held, and write it there."""
     manifest = rundir.read_manifest(path)
     if manifest.status == "done":
         raise RunError(
@@ -264,7 +275,7 @@ def resume(
     kept = replace(manifest, status="running", finished=None, error=None)
     job = replace(job, manifest=kept)
     _write(path, job)
-    return path, lock, job
+    return job
 
 
 def _hashes(manifest: RunManifest) -> list[str]:

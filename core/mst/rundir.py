@@ -79,7 +79,19 @@ def claim_new(path: Path) -> IO[str]:
         raise RunError(
             f"cannot make --output-dir {path}: {error.strerror}. Choose one that can be written."
         ) from None
+    # Looked at before the lock is made, so that a directory of the user's own stays untouched,
+    # and after, because another run may have been quicker.
+    _refuse_taken(path)
     lock = take_lock(path)
+    try:
+        _refuse_taken(path)
+    except RunError:
+        lock.close()
+        raise
+    return lock
+
+
+def _refuse_taken(path: Path) -> None:
     found = sorted(each.name for each in path.iterdir() if each.name != LOCK)
     if (path / MANIFEST).is_file():
         status = read_manifest(path).status
@@ -92,7 +104,6 @@ def claim_new(path: Path) -> IO[str]:
             f"--output-dir {path} is not empty (it holds {found[0]}) and is no run of mst."
             " Pass a new or an empty directory."
         )
-    return lock
 
 
 def take_lock(path: Path) -> IO[str]:
