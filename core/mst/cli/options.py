@@ -103,7 +103,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*flags, **keywords)
         hidden = [f"--{each}" for a in meta["aliases"] for each in {a, a.replace("_", "-")}]
         if hidden:
-            group.add_argument(*hidden, **(keywords | {"help": argparse.SUPPRESS}))
+            keywords["help"] = argparse.SUPPRESS
+            group.add_argument(*hidden, **keywords)
 
 
 def _number(name: str, kind: type, value: object) -> Any:

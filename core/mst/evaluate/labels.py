@@ -221,7 +221,7 @@ def label_accuracy(
                 scores = _scores(model, prefix, choices)
                 said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
             for question, best, ids in zip(batch, scores.argmax(1).tolist(), said, strict=True):
-                restricted += answers[best].strip() == question.answer
+                restricted += answers[int(best)].strip() == question.answer
                 text = tokenizer.decode(ids, skip_special_tokens=True).strip()
                 free += text.casefold() == question.answer.casefold()
             progress(start + len(batch))
