@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,8 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     _die_with_parent()
     StopAsked()
+    # transformers 5.23 asks itself for the old name when it saves; the user can do nothing.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     job = serial.from_json(MergeJob, json.loads(argv[0]))
     # The output is no run, so that nothing is recorded: a failed merge is no failed run.
     return guarded(Path(job.output_dir), lambda: work(job))

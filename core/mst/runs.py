@@ -79,8 +79,8 @@ def list_runs(directory: Path) -> tuple[RunSummary, ...]:
     """
     if not directory.is_dir():
         raise RunError(
-            f"{directory} is no directory, so it holds no runs. Pass the directory in which the runs"
-            " lie (mst runs list DIR), or start one: mst train"
+            f"{directory} is no directory, so it holds no runs. Pass the directory in which"
+            " the runs lie (mst runs list DIR), or start one: mst train"
         )
     found = (each for each in directory.iterdir() if each.is_dir() and each.name[0] != ".")
     return tuple(sorted(map(summary, found), key=lambda each: (each.created or "", each.name)))

@@ -138,7 +138,8 @@ def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
         step = checkpoint.read_state(newest).best_step
         if step is None:
             raise RunError(
-                f"{run} was not evaluated yet, so no checkpoint is the best. Pass --checkpoint last."
+                f"{run} was not evaluated yet, so no checkpoint is the best."
+                " Pass --checkpoint last."
             )
     elif re.fullmatch("[0-9]{1,8}", which):
         step = int(which)

@@ -81,9 +81,7 @@ def test_bad_data_is_named_and_never_quoted(
     assert not (tmp_path / "run").exists()
 
 
-def test_all_rows_too_long(
-    options: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_rows_too_long(options: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(options | {"max-length": "3"}, capsys)
 
     assert re.search(r"--max-length 3 leaves no row .*Pass --max-length \d+", error)

@@ -33,7 +33,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    untyped: Any = logging
+    untyped.disable_progress_bar()
     model: Any
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
@@ -105,8 +106,8 @@ def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
     Merged in float32 because a bfloat16 merge changed the most likely token in 4 % of positions
     (SmolLM2-135M); cast afterwards with `model.to(torch.bfloat16)`.
     """
-    whole: Any = model.float()
-    merged: torch.nn.Module = whole.merge_and_unload()
+    whole: Any = model
+    merged: torch.nn.Module = whole.float().merge_and_unload()
     return merged
 
 

@@ -158,7 +158,7 @@ def test_losses_equal_the_trainer_of_transformers(
 
     from mst.training.batches import epoch_order
 
-    same = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 7}
+    same: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 7}
     session = begin(**same, steps_per_epoch=1, total_steps=6, warmup_ratio=0.2)
     theirs = begin()
     rows = [examples[i] for epoch in range(6) for i in epoch_order(7, 42, epoch)]

@@ -1,0 +1,167 @@
+"""Talking to a model: what is loaded, and where, decided before torch is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mst import rundir, serial
+from mst.errors import PlanError
+from mst.facts import DeviceFacts
+from mst.job import cache_dir
+from mst.launch import run_worker, worker_environment
+from mst.model.facts import read_facts
+from mst.model.locate import locate
+from mst.runs import RUNS, newest_done
+from mst.tuned import TunedModel, of_model, of_run
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature: 0 takes the most likely token; larger is more varied.
+        top_p: only the most likely tokens that make up this share of the probability.
+        seed: of the draws; an answer is the same again with the same seed and device.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """What the worker does. Its repr shows no text: it may stand in a traceback.
+
+    Attributes:
+        name: of what is talked to, for the greeting.
+        model: what is loaded.
+        backend: whose `mst_activate` is called.
+        torch_device: what torch calls the device.
+        dtype: of the base weights and the products.
+        attention: transformers' attention implementation.
+        threads: CPU threads.
+        environment: variables set before the worker's interpreter starts.
+        context: longest conversation in tokens, if known.
+        sampling: how tokens are chosen.
+        system: system message at the start of the conversation, if any.
+        prompt: asked once; None for a conversation in the terminal.
+    """
+
+    name: str
+    model: TunedModel
+    backend: str
+    torch_device: str
+    dtype: str
+    attention: str
+    threads: int
+    environment: Mapping[str, str]
+    context: int | None
+    sampling: Sampling
+    system: str | None = field(default=None, repr=False)
+    prompt: str | None = field(default=None, repr=False)
+
+
+def choose_model(
+    target: str | None, which: str | None, environ: Mapping[str, str], runs: Path = RUNS
+) -> tuple[str, TunedModel]:
+    """Return a name to show and what to load.
+
+    Args:
+        target: a run (a path, or a name under `runs`), a model directory or name, a GGUF file;
+            None for the newest finished run under `runs`, or else the default model.
+        which: a checkpoint of the run, as `mst.tuned.of_run` takes it.
+        environ: the process's environment.
+        runs: where runs are looked up by name.
+
+    Raises:
+        MstError: nothing of the kind is here, or it is not whole.
+    """
+    run = _run(target, runs)
+    if run is not None:
+        return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which)
+    source = locate(target, (), environ)
+    directory = source.path
+    if source.is_gguf:
+        from mst.model.gguf import convert
+
+        directory = convert(source.path, cache_dir())
+    return source.name, of_model(directory)
+
+
+def _run(target: str | None, runs: Path) -> Path | None:
+    if target is None:
+        return newest_done(runs)
+    places = (Path(target).expanduser(), runs / target)
+    return next((each for each in places if (each / rundir.MANIFEST).is_file()), None)
+
+
+def prepare_chat(
+    target: str | None,
+    device: str,
+    sampling: Sampling,
+    environ: Mapping[str, str],
+    *,
+    which: str | None = None,
+    system: str | None = None,
+    prompt: str | None = None,
+) -> ChatJob:
+    """Choose the model and the device, without torch.
+
+    Args:
+        target: as `choose_model` takes it.
+        device: as `mst.probe.select_device` takes it.
+        sampling: how tokens are chosen.
+        environ: the process's environment.
+        which: a checkpoint of the run.
+        system: system message. A run's rows are never read, so a model that was tuned with a
+            system message answers as it was tuned only when it is given here again.
+        prompt: asked once.
+
+    Raises:
+        MstError: no such model, no such device.
+    """
+    from mst.probe import backend_environment, machine_facts, select_device
+    from mst.registry import load
+
+    name, model = choose_model(target, which, environ)
+    facts = read_facts(Path(model.weights))
+    registry = load()
+    report, chosen, capabilities = select_device(machine_facts(registry), device)
+    index = "" if capabilities.torch_device == "cpu" else f":{chosen.index}"
+    return ChatJob(
+        name=name,
+        model=model,
+        backend=report.name,
+        torch_device=capabilities.torch_device + index,
+        dtype=_dtype(chosen),
+        attention=capabilities.attention[0],
+        threads=chosen.compute_units or 1,
+        environment=backend_environment(registry, report.name, (chosen,)),
+        context=facts.max_position_embeddings,
+        sampling=sampling,
+        system=system,
+        prompt=prompt,
+    )
+
+
+def _dtype(device: DeviceFacts) -> str:
+    # Fastest first, as the planner chooses too; float16 serves where training would overflow.
+    for each in device.dtypes:
+        if each in ("bfloat16", "float16", "float32"):
+            return each
+    raise PlanError(
+        f"{device.name} offers {', '.join(device.dtypes) or 'no dtype'}; mst chats in bfloat16,"
+        " float16 or float32. Choose another --device (`mst devices` lists them)."
+    )
+
+
+def chat(job: ChatJob, environ: Mapping[str, str]) -> int:
+    """Run the worker in the foreground; return its exit code. Nothing is written to disk."""
+    environment = worker_environment(environ, job.environment)
+    return run_worker("mst.chat_worker", [serial.dumps(job)], environment)
