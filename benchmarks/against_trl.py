@@ -79,8 +79,8 @@ def run_mst(prepared: Prepared, model_dir: Path, dtype: str, batch: int, steps: 
     """Train with our loop."""
     import torch
 
-    from mst.facts import Capabilities, DeviceFacts
     from mst.data.prepare import data_facts
+    from mst.facts import Capabilities, DeviceFacts
     from mst.model.facts import read_facts
     from mst.planner import plan
     from mst.training.checkpoint import TrainState

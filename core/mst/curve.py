@@ -8,8 +8,8 @@ from pathlib import Path
 from mst.errors import MstError
 
 Points = Sequence[tuple[int, float]]
-# One mark a curve; letters and signs stay apart without colour, and in a log.
-MARKS = "•◆○△□×+abcdefghij"
+# One mark a curve; they stay apart without colour, and in a log.
+MARKS = "•◆○◇▲△■□+×*#@&%$=~"
 
 
 def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str:
@@ -71,9 +71,10 @@ def write_png(curves: Mapping[str, Points], file: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
-        marker = "." if len(points) < 50 else ""
-        axes.plot([step for step, _ in points], [value for _, value in points], marker, label=name,
-                  linestyle="-")  # fmt: skip
+        marker = "." if len(points) < 50 else None
+        axes.plot(
+            [step for step, _ in points], [value for _, value in points], marker=marker, label=name
+        )
     axes.set(xlabel="optimizer step", ylabel="loss")
     axes.grid(alpha=0.3)
     if curves:

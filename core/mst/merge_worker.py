@@ -77,7 +77,10 @@ def _fill(directory: Path, job: MergeJob) -> None:
     cast = logits(model, tokens)
     _set_stop_tokens(model, template, tokenizer)
     try:
-        write_weights(model, directory)
+        with warnings.catch_warnings():
+            # transformers 5.23 asks itself for this old name when it saves.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            write_weights(model, directory)
         _copy_tokenizer(tokenizer_dir, directory, template)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:200]
@@ -206,8 +209,6 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     _die_with_parent()
     StopAsked()
-    # transformers 5.23 asks itself for the old name when it saves; the user can do nothing.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     job = serial.from_json(MergeJob, json.loads(argv[0]))
     # The output is no run, so that nothing is recorded: a failed merge is no failed run.
     return guarded(Path(job.output_dir), lambda: work(job))

@@ -54,7 +54,7 @@ def test_targets_that_match_nothing_name_what_there_is(tiny_model: Path) -> None
     assert {each.name.split(".")[-1] for each in lora_targets(facts, ("q_proj", "v_proj"))} == {
         "q_proj", "v_proj",
     }  # fmt: skip
-    with pytest.raises(ModelError, match="matches no linear layer .*q_proj"):
+    with pytest.raises(ModelError, match=r"matches no linear layer .*q_proj"):
         lora_targets(facts, ("c_attn",))
 
 

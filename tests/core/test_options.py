@@ -11,11 +11,25 @@ from mst.cli.options import Parser, add_train_options, given_options, refuse_unk
 from mst.errors import UsageError
 from mst.request import TrainRequest, fields
 
-CANONICAL = (
-    "--model --dataset --device --output-dir --max-steps --num-train-epochs"
-    " --per-device-train-batch-size --gradient-accumulation-steps --max-length --learning-rate"
-    " --lora-rank --lora-alpha --target-modules --val-size --save-steps --seed --resume"
-).split()
+CANONICAL = [
+    "--model",
+    "--dataset",
+    "--device",
+    "--output-dir",
+    "--max-steps",
+    "--num-train-epochs",
+    "--per-device-train-batch-size",
+    "--gradient-accumulation-steps",
+    "--max-length",
+    "--learning-rate",
+    "--lora-rank",
+    "--lora-alpha",
+    "--target-modules",
+    "--val-size",
+    "--save-steps",
+    "--seed",
+    "--resume",
+]
 
 
 def parsed(*arguments: str) -> tuple[TrainRequest, frozenset[str]]:

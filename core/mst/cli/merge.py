@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         console.print(
             f"check   {words}: the same most likely token at {found.argmax_agreement:.2%} of"
-            f" {found.positions} positions, largest difference {found.max_abs_difference:.2g}",
+            f" {found.positions} random tokens, largest difference {found.max_abs_difference:.2g}",
             soft_wrap=True,
         )
     console.print(f"\nnext:\n  mst chat {shown}", soft_wrap=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mst.curve import Points
+
+# Each has two marks in the drawing; past a few curves nobody can tell them apart.
+_COMPARED_AT_MOST = 9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         _show(console, paths[0], args.json)
     else:
-        if len(paths) < 2:
-            raise UsageError("mst runs compare: takes two runs or more; found one.")
+        if not 2 <= len(paths) <= _COMPARED_AT_MOST:
+            raise UsageError(
+                f"mst runs compare: takes 2 to {_COMPARED_AT_MOST} runs; found {len(paths)}."
+            )
         _compare(console, paths, args.json)
     if args.png:
         from mst.curve import write_png
@@ -70,8 +75,6 @@ def _number(value: float | None, form: str = ".4g") -> str:
 
 
 def _list(console: Console, directory: Path, as_json: bool) -> None:
-    from rich.table import Table
-
     from mst.runs import list_runs
 
     found = list_runs(directory)
@@ -81,13 +84,11 @@ def _list(console: Console, directory: Path, as_json: bool) -> None:
     if not found:
         console.print(f"{directory} holds no runs. Start one: mst train")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("run", "state", "model"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("steps", "loss", "eval loss", "accuracy", "tokens/s", "created"):
-        table.add_column(heading, justify="right")
-    for each in found:
-        table.add_row(
+    rows = [
+        ("run", "state", "model", "steps", "loss", "eval loss", "accuracy", "tokens/s", "created")
+    ]
+    rows += [
+        (
             each.name,
             each.state,
             each.model or "-",
@@ -98,22 +99,26 @@ def _list(console: Console, directory: Path, as_json: bool) -> None:
             _number(each.tokens_per_second, ".0f"),
             (each.created or "-")[:16].replace("T", " "),
         )
-    console.print(table)
+        for each in found
+    ]
+    _print_table(console, rows, left=3)
     for each in found:
         if each.state == "damaged":
             console.print(f"{each.name}: {each.problem}", soft_wrap=True)
+
+
+def _letters(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(string.ascii_lowercase[index] for index in range(len(paths)))
 
 
 def _curves(paths: Sequence[Path]) -> dict[str, Points]:
     """Return the runs' losses by a name for the legend; empty curves are left out."""
     from mst.runs import curves
 
-    several = len(paths) > 1
+    prefixes = ("",) if len(paths) == 1 else tuple(f"{each} " for each in _letters(paths))
     found: dict[str, Points] = {}
-    for path in paths:
-        loss, eval_loss = curves(path)
-        found[f"{path.name} loss" if several else "loss"] = loss
-        found[f"{path.name} held-out" if several else "held-out loss"] = eval_loss
+    for prefix, path in zip(prefixes, paths, strict=True):
+        found[f"{prefix}loss"], found[f"{prefix}held-out loss"] = curves(path)
     return {name: points for name, points in found.items() if points}
 
 
@@ -154,19 +159,20 @@ def _show(console: Console, path: Path, as_json: bool) -> None:
         "created": f"{manifest.created}, mst {manifest.mst_version}",
         "data": "; ".join(f"{each.path}, {each.rows} rows" for each in manifest.data),
         "plan": f"{plan.tuner} on {plan.torch_device}, {plan.compute_dtype},"
-        f" {plan.threads} threads, {plan.total_steps} steps of {rows} rows, learning rate {plan.learning_rate:g},"
-        f" {gib(plan.memory.peak_bytes)} predicted",
+        f" {plan.threads} threads, {plan.total_steps} steps of {rows} rows,"
+        f" learning rate {plan.learning_rate:g}, {gib(plan.memory.peak_bytes)} predicted",
     }
     for name, text in lines.items():
         if text:
             console.print(f"{name:<8}{text}", soft_wrap=True)
     if manifest.results:
         console.print()
-        _print_table(console, ("result", ""), {k: (v,) for k, v in manifest.results.items()})
+        _print_table(console, [(name, _shown(each)) for name, each in manifest.results.items()])
     _draw(console, [path])
 
 
 def _compare(console: Console, paths: Sequence[Path], as_json: bool) -> None:
+    from mst import rundir
     from mst.runs import curves, differing_options, results_side_by_side
 
     options, results = differing_options(paths), results_side_by_side(paths)
@@ -181,27 +187,28 @@ def _compare(console: Console, paths: Sequence[Path], as_json: bool) -> None:
             }
         )
         return
-    names = [os.path.basename(os.path.abspath(each)) for each in paths]
-    if options:
-        _print_table(console, ("option", *names), options)
-    else:
-        console.print("the runs were asked for with the same options")
-    console.print()
-    _print_table(console, ("result", *names), results)
+    letters = _letters(paths)
+    for letter, path in zip(letters, paths, strict=True):
+        console.print(f"{letter}  {path} ({rundir.state_of(path)})", soft_wrap=True)
+    for heading, figures in (("option", options), ("result", results)):
+        console.print()
+        rows = [(name, *map(_shown, values)) for name, values in figures.items()]
+        if rows:
+            _print_table(console, [(heading, *letters), *rows])
+        else:
+            console.print(f"no {heading} differs")
     _draw(console, paths)
 
 
-def _print_table(
-    console: Console, headings: Sequence[str], rows: Mapping[str, Sequence[Any]]
-) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for name, values in rows.items():
-        table.add_row(name, *map(_shown, values))
-    console.print(table)
+def _print_table(console: Console, rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Print one line a row, however wide, so that it can be searched: rich would fold cells."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            each.ljust(width) if index < left else each.rjust(width)
+            for index, (each, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        console.print("  ".join(cells).rstrip(), soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

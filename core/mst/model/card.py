@@ -85,8 +85,8 @@ def _results(results: Mapping[str, float]) -> dict[str, str]:
 def _merge(report: MergeReport) -> str:
     merged, stored = report.merged, report.stored
     return (
-        f"Logits of the merged model were compared with those of its source at {merged.positions}"
-        " positions. Both in float32: the same most likely token at"
+        f"Logits of the merged model were compared with those of its source after"
+        f" {merged.positions} random tokens. Both in float32: the same most likely token at"
         f" {merged.argmax_agreement:.2%}, largest difference {merged.max_abs_difference:.2g}."
         f" As stored, in {report.dtype}: {stored.argmax_agreement:.2%},"
         f" {stored.max_abs_difference:.2g}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mst.errors import ModelError
 
@@ -106,14 +106,15 @@ def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
     Merged in float32 because a bfloat16 merge changed the most likely token in 4 % of positions
     (SmolLM2-135M); cast afterwards with `model.to(torch.bfloat16)`.
     """
-    whole: Any = model
-    merged: torch.nn.Module = whole.float().merge_and_unload()
+    whole = cast("Any", model.float())
+    merged: torch.nn.Module = whole.merge_and_unload()
     return merged
 
 
 def enable_checkpointing(model: torch.nn.Module) -> None:
     """Recompute each layer's activations in the backward pass."""
-    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    whole = cast("Any", model)
+    inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
     # transformers 5.23 renamed it and warns at the old name; 5.17 knows only the old one.
     if hasattr(inner, "activation_checkpointing_enable"):
         inner.activation_checkpointing_enable({"use_reentrant": False})
