@@ -94,7 +94,7 @@ def _batch(request: TrainRequest, data: DataFacts) -> tuple[int, int, list[Reaso
         reasons.append(Reason("per_device_train_batch_size", str(size), why))
     accumulation = request.gradient_accumulation_steps
     if accumulation is None:
-        accumulation = max(1, GLOBAL_BATCH_ROWS // size)
+        accumulation = max(1, min(GLOBAL_BATCH_ROWS, len(data.lengths)) // size)
         why = f"{size * accumulation} rows an optimizer step"
         reasons.append(Reason("gradient_accumulation_steps", str(accumulation), why))
     return size, accumulation, reasons

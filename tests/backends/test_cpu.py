@@ -294,10 +294,38 @@ def test_the_environment_governs_the_threads_of_torch() -> None:
     assert variables["OPENBLAS_NUM_THREADS"] == "1"
 
 
-def test_unknown_cores_leave_the_environment_alone() -> None:
+def test_unknown_cores_leave_the_threads_alone() -> None:
     device = DeviceFacts("cpu", 0, "a core", "x86_64", None, None, ("float32",))
 
-    assert cpu.mst_environment([device]) == {}
+    assert not [name for name in cpu.mst_environment([device]) if "THREADS" in name]
+
+
+def test_freed_tensors_go_back_to_the_system() -> None:
+    device = DeviceFacts("cpu", 0, "a core", "x86_64", None, None, ("float32",), compute_units=1)
+    code = (
+        "import torch; from pathlib import Path;"
+        "kept = [torch.ones(2**20) for _ in range(200)];"
+        "mark = torch.ones(2**10); del kept;"
+        "print(int(Path('/proc/self/statm').read_text().split()[1]) * 4096)"
+    )
+    residents = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, **variables},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for variables in (
+            {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)},
+            cpu.mst_environment([device]),
+        )
+    ]
+
+    # 200 tensors of 4 MiB were freed.
+    assert residents[0] - residents[1] > 600 * 2**20
 
 
 def test_health_tells_of_little_memory_and_old_cores(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def show_plan(console: Console, job: Job) -> None:
     available = "" if memory.available_bytes is None else f" of {gib(memory.available_bytes)} free"
     console.print(
         f"memory  {gib(memory.peak_bytes)} predicted at the peak{available}: libraries"
-        f" {gib(memory.runtime_bytes)}, weights {gib(memory.weights_bytes)}, adapters"
+        f" {gib(memory.runtime_bytes)}, weights {gib(memory.weights_bytes)}, adapters and casts"
         f" {gib(memory.trainable_bytes)}, gradients {gib(memory.gradients_bytes)}, optimizer"
         f" {gib(memory.optimizer_bytes)}, activations {gib(memory.activations_bytes)}, logits"
         f" {gib(memory.logits_bytes)}"
