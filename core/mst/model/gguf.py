@@ -32,7 +32,9 @@ def convert(path: Path, cache_dir: Path) -> Path:
     Raises:
         ModelError: not a GGUF file, an architecture that transformers can't read, no space.
     """
-    if path.open("rb").read(4) != b"GGUF":
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
         raise ModelError(f"{path} is not a GGUF file (it does not start with 'GGUF').")
     target = cached_copy(path, cache_dir)
     if (target / _DONE).is_file():

@@ -1,0 +1,105 @@
+"""The embedded model and data: what a new user runs first, as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mst import rundir
+from mst.data.formats import read
+from mst.demo import demo_data
+from mst.errors import ModelError
+from mst.model.facts import read_facts
+from mst.model.gguf import convert
+from mst.model.locate import default_model
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this test's own, so that the conversion is really made."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def mst(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mst", *arguments],
+        env=os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "160"},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+def test_no_held_out_row_is_trained_on() -> None:
+    train, test = (
+        {each.messages[1].content for each in read((path,)).rows} for path in demo_data()
+    )
+
+    assert len(test) == 240
+    assert not train & test
+
+
+def test_the_embedded_model_is_converted_once_even_by_two_at_once(cache: Path) -> None:
+    command = [sys.executable, "-m", "mst", "plan", "--json", "--label-accuracy", "off"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    both = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    plans = [json.loads(each.communicate(timeout=300)[0]) for each in both]
+    copies = [each for each in (cache / "mst" / "models").iterdir() if each.is_dir()]
+
+    assert len(copies) == 1
+    assert plans[0]["plan"]["steps_per_epoch"] == 75
+    assert plans[0]["model"]["parameters"] == 134_515_008
+    written = (copies[0] / "model.safetensors").stat().st_mtime_ns
+    assert convert(default_model().path, cache / "mst") == copies[0]
+    assert (copies[0] / "model.safetensors").stat().st_mtime_ns == written
+    assert read_facts(copies[0]).dtype == "BF16"
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"GGUF" + b"\0" * 100])
+def test_a_damaged_gguf_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(data)
+    with pytest.raises(ModelError, match=r"broken\.gguf"):
+        convert(broken, tmp_path / "cache")
+
+    assert not [each for each in tmp_path.rglob("*") if each.is_dir() and "broken" in each.name]
+
+
+@pytest.mark.slow
+def test_the_base_model_answers(cache: Path) -> None:
+    done = mst(cache, "chat", "--prompt", "What is the capital of France?")
+
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+@pytest.mark.slow
+def test_mst_train_alone_learns_the_intents(cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    done = mst(cache, "train", "--device", "auto", "--output-dir", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = rundir.read_manifest(run).results
+
+    assert results["accuracy_after_restricted"] >= 0.85
+    assert results["accuracy_after_free"] >= 0.80
+    assert results["accuracy_after_restricted"] > results["accuracy_before_restricted"] + 0.3
+    assert results["accuracy_baseline"] > 0.9
+    assert results["accuracy_rows"] == 240
+    # The forecast is a first one; the planner keeps a tenth of the memory free for its error.
+    assert 0.75 < results["predicted_memory_bytes"] / results["peak_memory_bytes"] < 1.25
+    for part in ("why", "memory", "TF-IDF + logistic regression", "next:", f"run     {run}"):
+        assert part in done.stdout
+
+    said = mst(
+        cache, "chat", str(run), "--system", "Name the customer's intent.",
+        "--prompt", "I think my new card is about to expire, what now?",
+    )  # fmt: skip
+    assert said.stdout.strip() == "card about to expire", said.stderr
