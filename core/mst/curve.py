@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,16 +21,16 @@ def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str
         width: columns of the drawing. A column shows the mean of the points that fall into it.
         height: its rows.
     """
+    # A loss that is not a number, or not finite, has no place on the axis.
     kept = {
-        name: [each for each in points if each[1] == each[1]] for name, points in curves.items()
+        name: [each for each in points if math.isfinite(each[1])] for name, points in curves.items()
     }
     steps = [step for points in kept.values() for step, _ in points]
-    columns = {
-        name: _columns(points, min(steps), max(steps), width) for name, points in kept.items()
-    }
-    values = [value for each in columns.values() for value in each.values()]
-    if not values:
+    if not steps:
         return ""
+    ends = min(steps), max(steps)
+    columns = {name: _columns(points, *ends, width) for name, points in kept.items()}
+    values = [value for each in columns.values() for value in each.values()]
     low, high = min(values), max(values)
     grid = [[" "] * width for _ in range(height)]
     marks = {name: MARKS[index % len(MARKS)] for index, name in enumerate(kept)}
@@ -39,9 +40,9 @@ def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str
             grid[row][column] = marks[name]
     labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
     lines = [f"{labels.get(i, ''):>9} │{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    last = str(max(steps))
+    first, last = map(str, ends)
     lines.append(f"{'':9} └{'─' * width}")
-    lines.append(f"{'step':>9}  {min(steps)!s:<{width - len(last)}}{last}")
+    lines.append(f"{'step':>9}  {first:<{width - len(last)}}{last}")
     lines.append(f"{'':9}  " + "   ".join(f"{mark} {name}" for name, mark in marks.items()))
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +76,7 @@ def _fill(directory: Path, job: MergeJob) -> None:
     cast = logits(model, tokens)
     _set_stop_tokens(model, template, tokenizer)
     try:
-        with warnings.catch_warnings():
-            # transformers 5.23 asks itself for this old name when it saves.
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            write_weights(model, directory)
+        write_weights(model, directory)
         _copy_tokenizer(tokenizer_dir, directory, template)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,6 +174,9 @@ def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) ->
     if tuned.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, tuned.adapter)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by a name that the latter has deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = PeftModel.from_pretrained(model, tuned.adapter)
     model.eval()
     return model

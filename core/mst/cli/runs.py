@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
     if args.png:
         from mst.curve import write_png
 
-        write_png(_curves(paths), Path(args.png))
+        names = [
+            f"{letter} {path.name}" for letter, path in zip(_letters(paths), paths, strict=True)
+        ]
+        write_png(_curves(paths, names), Path(args.png))
         if not args.json:
             console.print(f"\nwrote {args.png}", soft_wrap=True)
     return 0
@@ -111,13 +114,13 @@ def _letters(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(string.ascii_lowercase[index] for index in range(len(paths)))
 
 
-def _curves(paths: Sequence[Path]) -> dict[str, Points]:
+def _curves(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Points]:
     """Return the runs' losses by a name for the legend; empty curves are left out."""
     from mst.runs import curves
 
-    prefixes = ("",) if len(paths) == 1 else tuple(f"{each} " for each in _letters(paths))
     found: dict[str, Points] = {}
-    for prefix, path in zip(prefixes, paths, strict=True):
+    for name, path in zip(names, paths, strict=True):
+        prefix = f"{name} " if len(paths) > 1 else ""
         found[f"{prefix}loss"], found[f"{prefix}held-out loss"] = curves(path)
     return {name: points for name, points in found.items() if points}
 
@@ -125,7 +128,7 @@ def _curves(paths: Sequence[Path]) -> dict[str, Points]:
 def _draw(console: Console, paths: Sequence[Path]) -> None:
     from mst.curve import draw
 
-    drawn = draw(_curves(paths), width=max(20, min(console.width - 14, 96)))
+    drawn = draw(_curves(paths, _letters(paths)), width=max(20, min(console.width - 14, 96)))
     console.print(f"\n{drawn}" if drawn else "\nno step was taken yet", soft_wrap=True)
 
 
