@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,8 +17,8 @@ from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import DataError, Interrupted, MstError
 from mst.generate import as_text, generate
-from mst.training.worker import _die_with_parent, guarded
 from mst.tuned import load
+from mst.worker_process import die_with_parent, guarded
 
 if TYPE_CHECKING:
     import torch
@@ -175,11 +174,9 @@ def _turn(talker: Talker, messages: list[Message], line: str) -> list[Message]:
 
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
-    _die_with_parent()
+    die_with_parent()
     job = serial.from_json(ChatJob, json.loads(argv[0]))
-    # No run is named, so that nothing is recorded anywhere.
-    nowhere = Path(os.devnull)
-    return guarded(nowhere, lambda: converse(job) if job.prompt is None else ask_once(job))
+    return guarded(lambda: converse(job) if job.prompt is None else ask_once(job))
 
 
 if __name__ == "__main__":

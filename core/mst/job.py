@@ -15,7 +15,7 @@ from typing import IO, Any
 import mst
 from mst import rundir
 from mst.demo import demo_defaults
-from mst.errors import EXIT_FAILED, MstError, RunError
+from mst.errors import EXIT_FAILED, MstError, RunError, UsageError
 from mst.facts import MachineFacts
 from mst.model.facts import ModelFacts, read_facts, weight_files
 from mst.model.locate import ModelSource, locate
@@ -25,7 +25,8 @@ from mst.planner import plan as make_plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
 
-# What a resumed run may change: its cadence and its end, but nothing that shapes a step.
+# What a resumed run may change: its cadence and its end. A new end moves the rest of a cosine or
+# linear schedule; everything else that shapes a step stays.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
@@ -75,10 +76,20 @@ def with_defaults(request: TrainRequest, given: frozenset[str]) -> TrainRequest:
     Args:
         request: what the user asked.
         given: options that the user spelt out; these are kept.
+
+    Raises:
+        UsageError: two of them exclude each other.
     """
+    if {"val_size", "val_dataset"} <= given:
+        raise UsageError(
+            "--val-size and --val-dataset were both given. Hold out a share of --dataset, or files"
+            " of their own: pass one."
+        )
     if request.dataset:
         return request
     recipe = {key: value for key, value in demo_defaults().items() if key not in given}
+    if "val_size" in given:
+        del recipe["val_dataset"]
     return replace(request, **recipe)
 
 
@@ -193,8 +204,11 @@ def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path,
         RunError: no run there, it is done, or an option would change what the run is.
     """
     path = Path(request.output_dir) if request.output_dir else None
+    resume = "last"
     if request.resume not in (None, "last"):
-        path = _run_of(Path(str(request.resume)))
+        named = Path(str(request.resume)).absolute()
+        path = _run_of(named)
+        resume = str(named) if named != path else "last"
     if path is None:
         raise RunError(
             "--resume needs to know which run: pass --output-dir RUN with it, or --resume RUN."
@@ -215,7 +229,7 @@ def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path,
             " steps: leave these options out, or start a new run in another --output-dir."
         )
     changes: dict[str, Any] = {name: after[name] for name in given & CHANGEABLE_ON_RESUME}
-    return path, replace(stored, **(changes | {"resume": "last", "output_dir": str(path)}))
+    return path, replace(stored, **(changes | {"resume": resume, "output_dir": str(path)}))
 
 
 def _same_paths(before: object, after: object) -> bool:

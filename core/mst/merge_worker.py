@@ -22,8 +22,8 @@ from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.training.adapters import load_model, merge_and_unload
 from mst.training.checkpoint import write_sealed, write_weights
-from mst.training.worker import StopAsked, _die_with_parent, guarded
 from mst.tuned import load
+from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
     import torch
@@ -203,11 +203,10 @@ def _describe(directory: Path, job: MergeJob, merged: Agreement, stored: Agreeme
 
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
-    _die_with_parent()
+    die_with_parent()
     StopAsked()
     job = serial.from_json(MergeJob, json.loads(argv[0]))
-    # The output is no run, so that nothing is recorded: a failed merge is no failed run.
-    return guarded(Path(job.output_dir), lambda: work(job))
+    return guarded(lambda: work(job))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ PLAN = "plan.json"
 FACTS = "facts.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+SET_ASIDE = "set-aside"
 LOCK = ".lock"
 
 

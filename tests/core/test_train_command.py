@@ -99,6 +99,7 @@ def test_all_rows_too_long(options: dict[str, str], capsys: pytest.CaptureFixtur
         ({"template": "./nowhere.jinja"}, "nowhere.jinja"),
         ({"lerning-rate": "1"}, "Did you mean --learning-rate"),
         ({"resume": "./nowhere"}, "no run directory"),
+        ({"val-size": "0.1", "val-dataset": "other.jsonl"}, "were both given"),
     ],
 )
 def test_wrong_options_say_what_to_do(
@@ -203,6 +204,28 @@ def test_ctrl_c_saves_and_resume_goes_on(
     assert done.returncode == 0, done.stderr
     assert f"continuing after step {step}" in done.stdout
     assert rundir.read_manifest(run).results["steps"] == step + 5
+
+
+def test_resume_from_a_named_checkpoint_sets_newer_ones_aside(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    whole = (run / "adapter/adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run / "adapter")
+    rundir.update_manifest(run, status="interrupted")
+    done = mst("train", "--resume", str(run / "checkpoints/step-00000002"))
+
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step 2" in done.stdout
+    assert checkpoint.is_whole(run / "set-aside/step-00000004")
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+def test_a_plan_of_a_resumed_run_keeps_its_options(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--json", "--resume", "--output-dir", str(finished_run)]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["total_steps"] == 4
 
 
 @pytest.mark.slow

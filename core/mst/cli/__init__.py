@@ -75,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("Interrupted: stopped before anything was written.", file=sys.stderr)
+        print(
+            "Interrupted. A run that had begun can go on: mst train --output-dir RUN --resume",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `mst runs list | head` closes our output; that is no error of the user's.

@@ -22,9 +22,13 @@ def run(args: argparse.Namespace) -> int:
 
     from mst import serial
     from mst.cli.planning import show_plan
-    from mst.job import prepare_job, with_defaults
+    from mst.job import prepare_job, resumed_request, with_defaults
 
-    request = with_defaults(train_request(args), given_options(args))
+    request, given = train_request(args), given_options(args)
+    if request.resume is None:
+        request = with_defaults(request, given)
+    else:
+        _, request = resumed_request(request, given)
     said = Console(stderr=True, highlight=False)
     job = prepare_job(request, os.environ, lambda line: said.print(line + " …"))
     if args.json:

@@ -184,6 +184,14 @@ def remove(target: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
+def set_aside(target: Path, directory: Path) -> None:
+    """Move a checkpoint that the run will write again out of the way, without losing it."""
+    directory.mkdir(exist_ok=True)
+    place = directory / target.name
+    shutil.rmtree(place, ignore_errors=True)
+    target.rename(place)
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Return whether every file that the manifest names is there with its hash."""
     try:

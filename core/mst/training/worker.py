@@ -6,15 +6,10 @@ its parent handed down, and dies when its parent does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +17,13 @@ from typing import TYPE_CHECKING
 from mst import rundir
 from mst.data.prepare import Prepared, prepare
 from mst.durable import sha256
-from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError
+from mst.errors import Interrupted, RunError
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, RunManifest
 from mst.training import checkpoint
 from mst.training.checkpoint import TrainState
+from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
     import torch
@@ -35,37 +31,6 @@ if TYPE_CHECKING:
 
     from mst.evaluate.labels import LabelAccuracy
     from mst.training.loop import Outcome, Session
-
-_PR_SET_PDEATHSIG = 1
-
-
-class StopAsked:
-    """Turns the first Ctrl-C (or SIGTERM) into a wish to stop after the running step.
-
-    Outside the loop there is nothing to save, so there it stops at once; a second one always does.
-    """
-
-    def __init__(self) -> None:
-        """Take over both signals."""
-        self.asked = False
-        self.in_loop = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.asked or not self.in_loop:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __call__(self) -> bool:
-        """Return whether the run should end."""
-        return self.asked
-
-
-def _die_with_parent() -> None:
-    # Linux only: without it, a killed `mst train` would leave its worker training unseen.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _activate(backend: str) -> None:
@@ -129,13 +94,21 @@ def _measure(
 
 
 def _resume(run: Path, session: Session, console: Console) -> TrainState:
-    found = checkpoint.newest_whole(run / CHECKPOINTS)
-    damaged = [each for each in checkpoint.listed(run / CHECKPOINTS) if not _is(each, found)]
-    newer = [each.name for each in damaged if found is None or each.name > found.name]
-    if newer:
-        console.print(f"skipped {', '.join(newer)}: not whole")
-        for name in newer:
-            checkpoint.remove(run / CHECKPOINTS / name)
+    """Restore the checkpoint to go on from; set aside newer ones, damaged or not asked for."""
+    directory = run / CHECKPOINTS
+    asked = session.request.resume
+    found = checkpoint.newest_whole(directory)
+    if asked not in (None, "last"):
+        found = Path(str(asked))
+        if not checkpoint.is_whole(found):
+            raise RunError(
+                f"--resume {found} is no whole checkpoint. Pass --resume without a path for the"
+                f" newest whole one of {run}."
+            )
+    newer = [each for each in checkpoint.listed(directory) if not found or each.name > found.name]
+    for each in newer:
+        console.print(f"set {each.name} aside, in {rundir.SET_ASIDE}")
+        checkpoint.set_aside(each, run / rundir.SET_ASIDE)
     if found is None:
         return TrainState()
     state = checkpoint.restore(
@@ -143,10 +116,6 @@ def _resume(run: Path, session: Session, console: Console) -> TrainState:
     )
     console.print(f"continuing after step {state.step} from {found.name}")
     return state
-
-
-def _is(path: Path, other: Path | None) -> bool:
-    return other is not None and path == other
 
 
 def _write_result(run: Path, plan: Plan, manifest: RunManifest, session: Session) -> Path:
@@ -321,49 +290,13 @@ def _figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[s
     return figures
 
 
-def _record(run: Path, status: str, message: str) -> None:
-    with suppress(MstError):
-        rundir.update_manifest(run, status=status, finished=rundir.now(), error=message)
-
-
-def guarded(run: Path, job: Callable[[], None]) -> int:
-    """Do the job, record how it ended, print a user's error without a traceback; return the code.
-
-    A bug is shown and recorded by its place and type alone: its text might quote a row.
-    """
-    try:
-        job()
-    except MstError as error:
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        _record(run, status, str(error))
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        message = (
-            f"stopped outside the training loop. Go on with: mst train --output-dir {run} --resume"
-        )
-        _record(run, "interrupted", message)
-        print(f"Interrupted: {message}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        _record(run, "failed", f"a bug: {type(error).__name__}")
-        sys.stderr.writelines(traceback.format_tb(error.__traceback__))
-        print(
-            f"{type(error).__name__} (its text is withheld, it might quote a row): this is a bug in"
-            " mst. Please report the lines above.",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
-    return 0
-
-
 def main(argv: list[str]) -> int:
     """Train one run directory."""
-    _die_with_parent()
+    die_with_parent()
     stop = StopAsked()
     os.environ.setdefault("PYTHONHASHSEED", "0")
     run = Path(argv[0])
-    return guarded(run, lambda: work(run, stop))
+    return guarded(lambda: work(run, stop), run)
 
 
 if __name__ == "__main__":
