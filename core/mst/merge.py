@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst import rundir, serial
-from mst.errors import EXIT_INTERRUPTED, MstError, RunError
+from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
 from mst.launch import run_worker, worker_environment
 from mst.model.facts import ModelFacts, read_config, read_facts
 from mst.plan import Plan
@@ -148,9 +148,9 @@ def merge(job: MergeJob, environ: Mapping[str, str]) -> MergeReport:
             )
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-    error = MstError(f"{job.run} was not merged: {cause}.")
-    error.exit_code = EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else error.exit_code
-    raise error
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"{job.run} was not merged.")
+    raise MstError(f"{job.run} was not merged: {cause}.")
 
 
 @contextlib.contextmanager
