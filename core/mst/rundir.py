@@ -82,7 +82,8 @@ def claim_new(path: Path) -> IO[str]:
         ) from None
     # Looked at before the lock is made, so that a directory of the user's own stays untouched,
     # and after, because another run may have been quicker.
-    _refuse_taken(path)
+    if not (path / LOCK).exists():
+        _refuse_taken(path)
     lock = take_lock(path)
     try:
         _refuse_taken(path)

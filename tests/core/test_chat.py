@@ -197,7 +197,7 @@ def talk(model: Path, home: Path, *arguments: str) -> Any:
         env=os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "TERM": "dumb"},
         encoding="utf-8",
         codec_errors="replace",
-        timeout=30,
+        timeout=180,
         dimensions=(24, 200),
     )
     chat.expect("Ctrl-D leaves")
