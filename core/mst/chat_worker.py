@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -160,14 +161,30 @@ def _turn(talker: Talker, messages: list[Message], line: str) -> list[Message]:
     """Return the conversation with the line and its answer; without both if there is none."""
     asked = [*messages, Message("user", line.strip())]
     pieces: list[str] = []
+    stopping: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        # A KeyboardInterrupt raised inside a library's callback can get lost there, so the first
+        # Ctrl-C is only noted and looked at between tokens.
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(number)
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
         for piece in talker.answer(asked):
             pieces.append(piece)
             print(printable(piece), end="", flush=True)
+            if stopping:
+                break
     except KeyboardInterrupt:
-        print(" [stopped]", end="")
+        stopping.append(signal.SIGINT)
     except MstError as error:
         print(f"{type(error).__name__}: {error}", end="")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stopping:
+        print(" [stopped]", end="")
     print()
     return [*asked, Message("assistant", "".join(pieces))] if pieces else messages
 
