@@ -120,11 +120,9 @@ def prepare_job(
     source = locate(request.model, request.models_dir, environ)
     directory = source.path
     if source.is_gguf:
-        from mst.model.gguf import cached_copy, convert
+        from mst.model.gguf import convert
 
-        if not cached_copy(source.path, cache_dir()).is_dir():
-            tell(f"converting {source.path.name} for training, once (about 20 seconds)")
-        directory = convert(source.path, cache_dir())
+        directory = convert(source.path, cache_dir(), tell)
     model = read_facts(directory)
     tell("reading and tokenizing the data")
     prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)

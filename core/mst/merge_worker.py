@@ -14,7 +14,7 @@ import mst
 from mst import rundir, serial
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
-from mst.data.tokens import TextTokenizer, load_tokenizer
+from mst.data.tokens import TOKENIZER_FILES, TextTokenizer, load_tokenizer
 from mst.errors import Interrupted, ModelError, RunError
 from mst.merge import REPORT, Agreement, MergeJob, MergeReport
 from mst.model.card import model_card
@@ -28,10 +28,6 @@ from mst.worker_process import StopAsked, die_with_parent, guarded
 if TYPE_CHECKING:
     import torch
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model",
-)  # fmt: skip
 # SmolLM2-135M in float32: 100 % of the positions agree, logits differ by 5e-5 at most.
 FLOAT32_AGREEMENT = 0.999
 # Written and read again, the weights are bitwise the same; kernels may still round differently.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,15 +167,13 @@ def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) ->
     Raises:
         ModelError: the files can't be loaded.
     """
-    from mst.training.adapters import load_model
+    from mst.training.adapters import load_model, quiet_peft
 
     model = load_model(Path(tuned.weights), dtype, attention, device)
     if tuned.adapter is not None:
         from peft import PeftModel
 
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by a name that the latter has deprecated.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with quiet_peft():
             model = PeftModel.from_pretrained(model, tuned.adapter)
     model.eval()
     return model

@@ -8,8 +8,6 @@ from mst.facts import DeviceFacts, MachineFacts
 from mst.probe import machine_facts
 from mst.registry import load
 
-HELP = "the devices that are here, with the source of every figure"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mst devices`."""

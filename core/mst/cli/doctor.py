@@ -24,8 +24,6 @@ from mst.registry import BUILT_IN, PluginRecord, load
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
-HELP = "check this machine, and say what to mend"
-
 # A first import from a cold disk has been seen to take a minute.
 TORCH_SECONDS = 120
 # A base model in a cache and the checkpoints of one LoRA run.

@@ -8,8 +8,6 @@ from dataclasses import asdict
 
 from mst.registry import PluginRecord, load
 
-HELP = "the plugins that were found, and why any was refused"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mst plugins`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mst.data.encode import Encoded, encode
+from mst.data.encode import IGNORE, Encoded, encode
 from mst.data.formats import read
 from mst.data.labels import label_set
 from mst.data.rows import FileFacts, Row
@@ -104,7 +104,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
     longest = prepared.train.stats.longest
     return DataFacts(
         lengths=tuple(len(each.input_ids) for each in examples),
-        label_tokens=tuple(sum(label != -100 for label in each.labels) for each in examples),
+        label_tokens=tuple(sum(label != IGNORE for label in each.labels) for each in examples),
         val_rows=len(prepared.val.examples) if prepared.val else 0,
         answers=len(prepared.answers) if prepared.answers else None,
         max_length=min(prepared.max_length, longest),

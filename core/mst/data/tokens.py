@@ -13,6 +13,12 @@ from mst.errors import ModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Every file that may be part of a tokenizer, copied beside weights that are to stand alone.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EncodedText:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mst.durable import seal_directory, sha256
@@ -23,7 +24,7 @@ def cached_copy(path: Path, cache_dir: Path) -> Path:
     return cache_dir / "models" / f"{path.stem}-{sha256(path)[:16]}-v{_LAYOUT}"
 
 
-def convert(path: Path, cache_dir: Path) -> Path:
+def convert(path: Path, cache_dir: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
     """Return a model directory (safetensors, tokenizer.json, chat template) made from a GGUF file.
 
     The copy is dequantized to bfloat16. It is made in a process of its own, in a temporary
@@ -50,6 +51,7 @@ def convert(path: Path, cache_dir: Path) -> Path:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / _DONE).is_file():
+            tell(f"converting {path.name} for training, once (about 20 seconds)")
             _convert_locked(path, target)
     return target
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -79,6 +81,15 @@ def lora_config(request: TrainRequest) -> LoraConfig:
     )
 
 
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep one warning from the user while a PeftModel is built, and no other."""
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 by a name that the latter has deprecated.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
 def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> torch.nn.Module:
     """Return the model ready to be trained: with adapters, or whole when `config` is None.
 
@@ -88,13 +99,9 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
     if config is None:
         model.requires_grad_(True)
     else:
-        import warnings
-
         from peft import get_peft_model
 
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by a name that the latter has deprecated.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with quiet_peft():
             model = get_peft_model(model, config)
     model.train()
     return model

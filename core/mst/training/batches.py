@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mst.data.encode import IGNORE as IGNORE_INDEX
+
 if TYPE_CHECKING:
     import torch
 
     from mst.data.encode import Example
 
-IGNORE_INDEX = -100
 # Above this many tokens a packed micro-batch's dense attention mask costs more than padding saves.
 PACKED_TOKENS_AT_MOST = 2048
 

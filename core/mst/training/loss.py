@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mst.training.batches import IGNORE_INDEX, Batch
+from mst.data.encode import IGNORE as IGNORE_INDEX
+from mst.training.batches import Batch
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,6 @@ its parent handed down, and dies when its parent does.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mst import rundir
 from mst.data.prepare import Prepared, prepare
+from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
 from mst.errors import Interrupted, RunError
 from mst.plan import Plan
@@ -93,11 +93,17 @@ def _measure(
     return found
 
 
-def _resume(run: Path, session: Session, console: Console) -> TrainState:
-    """Restore the checkpoint to go on from; set aside newer ones, damaged or not asked for."""
+def _resume(run: Path, found: Path | None, session: Session, console: Console) -> TrainState:
+    """Restore the checkpoint to go on from; set aside newer ones, damaged or not asked for.
+
+    Args:
+        run: the run directory.
+        found: its newest whole checkpoint.
+        session: takes over what the checkpoint holds.
+        console: told what is done.
+    """
     directory = run / CHECKPOINTS
     asked = session.request.resume
-    found = checkpoint.newest_whole(directory)
     if asked not in (None, "last"):
         found = Path(str(asked))
         if not checkpoint.is_whole(found):
@@ -130,8 +136,7 @@ def _write_result(run: Path, plan: Plan, manifest: RunManifest, session: Session
         if plan.tuner == "full":
             model = model.to(getattr(torch, plan.compute_dtype))
         checkpoint.write_weights(model, part)
-        for each in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                     "chat_template.jinja", "generation_config.json"):  # fmt: skip
+        for each in (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json"):
             if (source / each).is_file() and not (part / each).is_file():
                 shutil.copyfile(source / each, part / each)
 
@@ -206,8 +211,8 @@ def _train(
     checkpoints.mkdir(exist_ok=True)
     checkpoint.discard_parts(checkpoints)
     before = dict(manifest.results)
-    fresh = checkpoint.newest_whole(checkpoints) is None
-    measured = _measure(console, model, prepared, plan, "before") if fresh else None
+    newest = checkpoint.newest_whole(checkpoints)
+    measured = None if newest else _measure(console, model, prepared, plan, "before")
     if measured is not None:
         before |= _accuracies("before", measured)
         rundir.update_manifest(run, results=before)
@@ -229,7 +234,7 @@ def _train(
         )
 
     silent = session_with(Reporters())
-    state = _resume(run, silent, console)
+    state = _resume(run, newest, silent, console)
     with rundir.metrics_writer(run, state.step) as file:
         bar = ProgressBar(console, plan.total_steps, state.step)
         metrics = MetricsFile(file, request.logging_steps)
@@ -294,7 +299,6 @@ def main(argv: list[str]) -> int:
     """Train one run directory."""
     die_with_parent()
     stop = StopAsked()
-    os.environ.setdefault("PYTHONHASHSEED", "0")
     run = Path(argv[0])
     return guarded(lambda: work(run, stop), run)
 
