@@ -22,6 +22,10 @@ class DeviceFacts:
         features: instruction sets or engine features that matter for speed.
         peak_tflops: dense peak by dtype name, where known.
         bandwidth_bytes_per_second: memory bandwidth, where known.
+        uuid: what the driver calls this very device, "" when it has no such name.
+        driver: version of the driver, "" when unknown.
+        links: how each other device of the backend is reached, by its name as in `--device`:
+            "NV4", "PIX", "SYS", "HCCS", in the vendor's own words.
         sources: for every number above, where it came from, as "probe: …", "table: …" or
             "measured: …"; keys are the attribute names.
     """
@@ -37,6 +41,9 @@ class DeviceFacts:
     features: tuple[str, ...] = ()
     peak_tflops: Mapping[str, float] = field(default_factory=dict)
     bandwidth_bytes_per_second: float | None = None
+    uuid: str = ""
+    driver: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,7 +74,9 @@ class Capabilities:
         strategies: of "single", "ddp", "zero2", "zero3".
         quantization: of "none", "nf4", "int8".
         attention: attention implementations of transformers, best first.
-        visible_devices_env: variable that narrows the visible devices, or "".
+        visible_devices_env: variable with which `mst_environment` narrows a worker to its
+            devices, which torch then counts from 0; "" when the worker sees all of them, under
+            the indices of the facts.
     """
 
     torch_device: str
