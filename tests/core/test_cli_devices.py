@@ -93,6 +93,86 @@ def test_a_device_that_is_not_usable_is_shown_with_its_reason(
     assert "16.0" in row
 
 
+def test_facts_without_a_column_are_shown_with_value_and_source(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chip = DeviceFacts(
+        "acme",
+        0,
+        "One",
+        "a1",
+        None,
+        2**34,
+        ("bfloat16",),
+        peak_tflops={"bfloat16": 312.0, "float32": 19.5},
+        bandwidth_bytes_per_second=1.555e12,
+        uuid="GPU-1",
+        links={"acme:1": "NV12"},
+        sources={"peak_tflops": "table: a sheet [2]", "links": "probe: acme-smi topo"},
+    )
+    stranger = DeviceFacts(
+        "acme",
+        1,
+        "Two",
+        "a2",
+        None,
+        None,
+        ("bfloat16",),
+        sources={"peak_tflops": "unknown: 'Two' is not in the catalogue"},
+    )
+    probe = Probe(True, True, (chip, stranger))
+
+    devices._print_table(MachineFacts("Linux", "3", (BackendReport("acme", probe),)))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "acme:0 peak_tflops: bfloat16 312, float32 19.5: table: a sheet [2]" in lines
+    assert "acme:0 links: NV12 to acme:1: probe: acme-smi topo" in lines
+    assert "acme:0 bandwidth_bytes_per_second: 1555 GB/s" in lines
+    assert "acme:1 peak_tflops: unknown: 'Two' is not in the catalogue" in lines
+
+
+def test_known_chips_are_listed_with_numbered_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(devices, "--known") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    (a100,) = [line.split() for line in lines if line.split()[:2] == ["cuda", "A100-SXM4-80GB"]]
+    (b3,) = [line.split() for line in lines if line.split()[:2] == ["ascend", "910B3"]]
+    assert a100[2:10] == ["80.0", "2039", "312", "312", "19.5", "bf16", "fp16", "fp32"]
+    assert b3[2:7] == ["64.0", "?", "?", "?", "?"]
+    sources = dict(
+        line.strip().split(maxsplit=1) for line in lines[lines.index("", lines.index("") + 1) + 2 :]
+    )
+    assert set(a100[10:]) <= set(sources)
+    assert any("A100 Tensor Core GPU data sheet" in sources[number] for number in a100[10:])
+    assert any(line.startswith("910B1, 910B2, 910B3, 910B4") for line in lines)
+    assert not [line for line in lines if "…" in line]
+
+
+def test_known_chips_as_json_have_a_source_beside_each_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(devices, "--known", "--json") == 0
+
+    chips = {chip["name"]: chip for chip in json.loads(capsys.readouterr().out)["chips"]}
+    peak = chips["RTX-3090"]["peak_tflops"]["bfloat16"]
+    assert set(peak) == {"value", "source", "date"}
+    assert peak["value"] == 71
+    assert "GA102" in peak["source"]
+    assert chips["910B3"]["peak_tflops"] == {}
+    assert chips["910B3"]["bandwidth_bytes_per_second"] is None
+
+
+def test_listing_known_chips_loads_neither_torch_nor_cattrs() -> None:
+    code = (
+        "import sys; from mst.cli import main; code = main(['devices', '--known']);"
+        "heavy = {'torch', 'transformers', 'cattrs', 'numpy'};"
+        "print('heavy:', sorted(heavy & set(sys.modules))); sys.exit(code)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert child.stdout.splitlines()[-1] == "heavy: []"
+
+
 def test_plugins_as_json_name_package_and_hooks(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(plugins, "--json") == 0
 
