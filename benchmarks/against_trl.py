@@ -39,7 +39,7 @@ def rows_of_steps(prepared: Prepared, batch: int, steps: int) -> list[Any]:
     return [
         rows[i]
         for step in range(steps)
-        for micro in step_micro_batches(len(rows), step, batch, 1, SEED)
+        for micro in step_micro_batches(len(rows), step, batch, batch, SEED)
         for i in micro
     ]
 
@@ -74,6 +74,9 @@ class Clock:
     def saved(self, step: int) -> None:
         """Saving is not timed: the last step's time is taken before it."""
 
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        """Not asked for."""
+
 
 def run_mst(prepared: Prepared, model_dir: Path, dtype: str, batch: int, steps: int) -> Clock:
     """Train with our loop."""
@@ -94,7 +97,7 @@ def run_mst(prepared: Prepared, model_dir: Path, dtype: str, batch: int, steps: 
     )  # fmt: skip
     device = DeviceFacts("cpu", 0, "cpu", "", None, None, ("bfloat16", "float32"), 2)
     made = plan(
-        "cpu", device, Capabilities("cpu", "gloo"), {}, read_facts(model_dir),
+        "cpu", (device,), (Capabilities("cpu", "gloo"),), {}, read_facts(model_dir),
         data_facts(prepared), request,
     )  # fmt: skip
     model = load(model_dir, dtype)

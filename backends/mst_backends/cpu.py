@@ -51,7 +51,12 @@ def mst_probe() -> Probe:
 @hookimpl
 def mst_capabilities() -> Capabilities:
     """Return what torch does on any CPU."""
-    return Capabilities(torch_device="cpu", distributed_backend="gloo", attention=("sdpa", "eager"))
+    return Capabilities(
+        torch_device="cpu",
+        distributed_backend="gloo",
+        strategies=("single", "ddp"),
+        attention=("sdpa", "eager"),
+    )
 
 
 @hookimpl

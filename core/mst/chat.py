@@ -126,19 +126,19 @@ def prepare_chat(
     Raises:
         MstError: no such model, no such device.
     """
-    from mst.probe import backend_environment, machine_facts, select_device
+    from mst.probe import backend_environment, machine_facts, select_device, torch_names
     from mst.registry import load
 
     name, model = choose_model(target, which, environ)
     facts = read_facts(Path(model.weights))
     registry = load()
     report, chosen, capabilities = select_device(machine_facts(registry), device)
-    index = "" if capabilities.torch_device == "cpu" else f":{chosen.index}"
+    (torch_device,) = torch_names((chosen,), capabilities)
     return ChatJob(
         name=name,
         model=model,
         backend=report.name,
-        torch_device=capabilities.torch_device + index,
+        torch_device=torch_device,
         dtype=_dtype(chosen),
         attention=capabilities.attention[0],
         threads=chosen.compute_units or 1,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_DEVICE_LOST = 4
+# Between the processes of one job; a command never returns it.
+EXIT_PEER_FAILED = 70
 EXIT_INTERRUPTED = 130
 
 
@@ -44,6 +47,26 @@ class RunError(MstError):
 
 class TrainingError(MstError):
     """Training had to stop; the last good checkpoint is kept."""
+
+
+class OutOfMemory(TrainingError):
+    """The device's memory does not hold what the plan put there."""
+
+
+class DeviceLost(TrainingError):
+    """The device stopped answering; what was saved before is whole."""
+
+    exit_code = EXIT_DEVICE_LOST
+
+
+class PeerFailed(MstError):
+    """Another rank of the job ended; that rank says why, so this one says nothing."""
+
+    exit_code = EXIT_PEER_FAILED
+
+    def __init__(self) -> None:
+        """There is nothing to tell."""
+        super().__init__("another process of this job has failed")
 
 
 class Interrupted(MstError):

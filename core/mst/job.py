@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -25,13 +26,13 @@ from mst.planner import plan as make_plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
 
-# What a resumed run may change: its cadence and its end. A new end moves the rest of a cosine or
-# linear schedule; everything else that shapes a step stays.
+# What a resumed run may change: its cadence, its end, and the device, which may have died. A new
+# end moves the rest of a cosine or linear schedule; everything else that shapes a step stays.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
         "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
-        "max_steps", "num_train_epochs",
+        "max_steps", "num_train_epochs", "device", "on_oom",
     }
 )  # fmt: skip
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -111,12 +112,14 @@ def prepare_job(
     """
     # Imported late: `mst --help` needs none of it.
     from mst.data.prepare import data_facts, prepare
-    from mst.probe import backend_environment, machine_facts, select_device
+    from mst.probe import backend_environment, machine_facts, select_devices
     from mst.registry import load
 
     registry = load()
     machine = machine_facts(registry)
-    report, device, capabilities = select_device(machine, request.device)
+    report, devices, capabilities = select_devices(
+        machine, request.device, request.nproc_per_node or 1
+    )
     source = locate(request.model, request.models_dir, environ)
     directory = source.path
     if source.is_gguf:
@@ -126,9 +129,9 @@ def prepare_job(
     model = read_facts(directory)
     tell("reading and tokenizing the data")
     prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)
-    environment = backend_environment(registry, report.name, (device,))
+    environment = backend_environment(registry, report.name, devices)
     made = make_plan(
-        report.name, device, capabilities, environment, model, data_facts(prepared), request
+        report.name, devices, capabilities, environment, model, data_facts(prepared), request
     )
     return Job(
         request=replace(request, model=str(source.path.absolute())),
@@ -299,10 +302,22 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
 
     A worker that dies without a word (killed, out of memory) is recorded as failed.
     """
-    from mst.launch import run_worker, worker_environment
+    from mst.launch import run_ranks, worker_environment
 
     environment = worker_environment(environ, job.plan.environment)
-    code = run_worker("mst.training.worker", [str(path)], environment, keep_open=(lock.fileno(),))
+    ranks = range(len(job.plan.torch_devices))
+    # Ranks meet in a file of this attempt's own; what a killed one left is not met again.
+    meeting = rundir.RENDEZVOUS + secrets.token_hex(8)
+    try:
+        code = run_ranks(
+            "mst.training.worker",
+            [[str(path), str(rank), meeting] for rank in ranks],
+            environment,
+            keep_open=(lock.fileno(),),
+        )
+    finally:
+        for each in path.glob(f"{rundir.RENDEZVOUS}*"):
+            each.unlink(missing_ok=True)
     if code != 0 and rundir.read_manifest(path).status == "running":
         cause = f"the worker ended with code {code}"
         if code == 128 + 9:

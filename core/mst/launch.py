@@ -6,7 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+
+from mst.errors import EXIT_PEER_FAILED
+
+# After one rank has failed, the time that the others have to notice and to end by themselves: a
+# save of a whole model may be under way.
+PEER_SECONDS = 60.0
 
 
 def offline_environment() -> dict[str, str]:
@@ -23,6 +30,10 @@ def offline_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # Ranks of one machine meet on loopback only.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "HCCL_SOCKET_IFNAME": "lo",
     }
 
 
@@ -48,19 +59,72 @@ def run_worker(
     Ctrl-C reaches the worker through the terminal's process group; this process only waits, so
     that the worker can save. SIGTERM is handed on. A death by signal N returns 128 + N.
     """
-    worker = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=dict(environment),
-        cwd=os.getcwd(),
-        pass_fds=tuple(keep_open),
-    )
+    return run_ranks(module, [arguments], environment, keep_open)
+
+
+def run_ranks(
+    module: str,
+    ranks: Sequence[Sequence[str]],
+    environment: Mapping[str, str],
+    keep_open: Sequence[int] = (),
+) -> int:
+    """Run one worker a rank, as `run_worker` does, and return the exit code of the first to fail.
+
+    When one ends in failure the others get some seconds to notice, then are stopped.
+
+    Args:
+        module: of mst.
+        ranks: the command line of each.
+        environment: of all.
+        keep_open: file descriptors that they inherit.
+    """
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def stop_all(*_: object) -> None:
+        for each in workers:
+            each.terminate()
+
+    # Handled before the first worker is there, so that a signal between two starts is not lost.
+    # Not SIG_IGN: a worker would inherit that, and could not be interrupted.
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: worker.terminate()),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, stop_all),
     }
     try:
-        code = worker.wait()
+        for arguments in ranks:
+            command = [sys.executable, "-m", module, *arguments]
+            worker = subprocess.Popen(
+                command,
+                env=dict(environment),
+                cwd=os.getcwd(),
+                pass_fds=tuple(keep_open),
+                # The interactive worker is the only one.
+                stdin=None if len(ranks) == 1 else subprocess.DEVNULL,
+            )
+            workers.append(worker)
+        code = workers[0].wait() if len(workers) == 1 else _first_failure(workers)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code
+
+
+def _first_failure(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all and return 0, or the code of the first that failed by itself."""
+    codes: list[int] = []
+    running = list(workers)
+    deadline = None
+    while running:
+        for each in [one for one in running if one.poll() is not None]:
+            running.remove(each)
+            codes.append(each.returncode)
+        if any(codes) and deadline is None:
+            deadline = time.monotonic() + PEER_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            for each in running:
+                # A rank in a collective that never ends does not come to handle SIGTERM.
+                each.kill()
+            deadline = None
+        time.sleep(0.05)
+    failed = [code for code in codes if code not in (0, EXIT_PEER_FAILED)]
+    return next(iter(failed), max(codes))

@@ -53,8 +53,9 @@ def forecast(
     checkpointing: bool,
     step: StepShape,
     available_bytes: int | None,
+    on_host: bool = True,
 ) -> MemoryForecast:
-    """Predict the peak resident memory of training `model`.
+    """Predict the peak memory of training `model`.
 
     Args:
         model: its shape.
@@ -66,6 +67,8 @@ def forecast(
         checkpointing: keep one layer's input each, and recompute one layer at a time.
         step: the largest micro-batch.
         available_bytes: copied into the result.
+        on_host: the device is the CPU, so that libraries and kernels' workspaces count too; on
+            others they lie in the driver's own memory, and are not forecast yet.
     """
     width = FLOAT_BYTES[compute_dtype]
     weights = model.parameters * FLOAT_BYTES[weights_dtype]
@@ -84,7 +87,7 @@ def forecast(
     # Autocast keeps a copy of every trained weight in the compute dtype during a forward pass.
     casts = trained * width if compute_dtype != weights_dtype or tuner == "lora" else 0
     return MemoryForecast(
-        runtime_bytes=RUNTIME_BYTES,
+        runtime_bytes=RUNTIME_BYTES if on_host else 0,
         weights_bytes=weights,
         trainable_bytes=added + casts,
         gradients_bytes=trained * 4,

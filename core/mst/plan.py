@@ -59,13 +59,15 @@ class Plan:
 
     Attributes:
         backend: backend name; `mst_activate` of that backend is called in the worker.
-        torch_device: what torch calls the device, with its index where it has one.
-        strategy: "single" here.
+        torch_devices: what torch calls each rank's device in its worker, with its index where
+            it has one.
+        distributed_backend: torch.distributed's name for the devices' collectives.
+        strategy: "single", or "ddp" when every device holds the whole model.
         tuner: "lora" or "full".
         compute_dtype: dtype of the matrix products.
         weights_dtype: dtype in which the base weights are held.
         attention: attention implementation of transformers.
-        threads: CPU threads for the worker's kernels.
+        threads: CPU threads for each worker's kernels.
         environment: variables set before the worker's interpreter starts.
         max_length: longest row in tokens that is trained on.
         per_device_train_batch_size: rows a micro-batch.
@@ -82,7 +84,8 @@ class Plan:
     """
 
     backend: str
-    torch_device: str
+    torch_devices: tuple[str, ...]
+    distributed_backend: str
     strategy: str
     tuner: str
     compute_dtype: str
@@ -103,3 +106,9 @@ class Plan:
     memory: MemoryForecast
     reasons: tuple[Reason, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def global_batch(self) -> int:
+        """Rows an optimizer step, on all devices."""
+        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return per_device * len(self.torch_devices)

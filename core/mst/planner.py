@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts
-from mst.memory import StepShape, forecast
+from mst.memory import FLOAT_BYTES, StepShape, forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
+from mst.probe import torch_names
 from mst.request import TrainRequest
 from mst.training.batches import batch_shape, is_packed, step_micro_batches
 
@@ -48,14 +49,14 @@ class DataFacts:
 
 
 def largest_step(
-    data: DataFacts, batch_size: int, accumulation: int, seed: int, steps: int
+    data: DataFacts, micro_batch: int, global_batch: int, seed: int, steps: int
 ) -> StepShape:
     """Return the largest micro-batch that the run will meet: the order is known beforehand."""
-    per_epoch = -(-len(data.lengths) // (batch_size * accumulation))
+    per_epoch = -(-len(data.lengths) // global_batch)
     tokens = labels = mask = 0
     # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
     for step in range(min(steps, 3 * per_epoch)):
-        batches = step_micro_batches(len(data.lengths), step, batch_size, accumulation, seed)
+        batches = step_micro_batches(len(data.lengths), step, micro_batch, global_batch, seed)
         for rows in batches:
             lengths = [data.lengths[i] for i in rows]
             height, width = batch_shape(lengths, packing=True)
@@ -73,17 +74,35 @@ def _dtype(device: DeviceFacts, asked: str) -> tuple[str, Reason | None]:
                 f" {', '.join(device.dtypes)}. Pass one of these, or --dtype auto."
             )
         return asked, None
-    known = [each for each in device.dtypes if each in ("bfloat16", "float32")]
+    known = [each for each in device.dtypes if each in FLOAT_BYTES]
     if not known:
         raise PlanError(
-            f"{device.name} offers {', '.join(device.dtypes) or 'no dtype'}; mst trains in bfloat16"
-            " or float32. Choose another --device (`mst devices` lists them)."
+            f"{device.name} offers {', '.join(device.dtypes) or 'no dtype'}; mst trains in"
+            f" {', '.join(FLOAT_BYTES)}. Choose another --device (`mst devices` lists them)."
         )
     features = f" ({', '.join(device.features)})" if device.features else ""
     return known[0], Reason("dtype", known[0], f"the fastest that {device.name} has{features}")
 
 
-def _batch(request: TrainRequest, data: DataFacts) -> tuple[int, int, list[Reason]]:
+def _attention(request: TrainRequest, capabilities: Capabilities, dtype: str) -> str:
+    # transformers' name for kernels that take half precision only (its check of `dtype`).
+    offered = [
+        each
+        for each in capabilities.attention
+        if dtype != "float32" or not each.startswith("flash_attention")
+    ]
+    asked = request.attn_implementation
+    if asked != "auto" and asked not in offered:
+        raise PlanError(
+            f"--attn-implementation {asked} was asked for; in {dtype} this device offers"
+            f" {', '.join(offered) or 'none'}. Pass one of these, or auto."
+        )
+    if not offered:
+        raise PlanError(f"the backend offers no attention for {dtype}. Pass another --dtype.")
+    return offered[0] if asked == "auto" else asked
+
+
+def _batch(request: TrainRequest, data: DataFacts, ranks: int) -> tuple[int, int, list[Reason]]:
     reasons = []
     mean = sum(data.lengths) / len(data.lengths)
     size = request.per_device_train_batch_size
@@ -94,8 +113,8 @@ def _batch(request: TrainRequest, data: DataFacts) -> tuple[int, int, list[Reaso
         reasons.append(Reason("per_device_train_batch_size", str(size), why))
     accumulation = request.gradient_accumulation_steps
     if accumulation is None:
-        accumulation = max(1, min(GLOBAL_BATCH_ROWS, len(data.lengths)) // size)
-        why = f"{size * accumulation} rows an optimizer step"
+        accumulation = max(1, min(GLOBAL_BATCH_ROWS, len(data.lengths)) // (size * ranks))
+        why = f"{size * accumulation * ranks} rows an optimizer step"
         reasons.append(Reason("gradient_accumulation_steps", str(accumulation), why))
     return size, accumulation, reasons
 
@@ -120,6 +139,7 @@ def _fit(
     tuner: str,
     dtypes: tuple[str, str],
     batch: tuple[int, int],
+    ranks: int,
 ) -> tuple[_Draft, list[Reason]]:
     """Return the first of ever smaller configurations that fits, and why it was needed.
 
@@ -127,6 +147,9 @@ def _fit(
         PlanError: none fits; names the smallest and what it would take.
     """
     available = device.memory_free_bytes
+    on_host = device.backend == "cpu"
+    if on_host and available is not None:
+        available //= ranks  # they share the machine's memory
     limit = math.inf if available is None else available * MEMORY_SHARE
     free_size = request.per_device_train_batch_size is None
     sizes = [batch[0]]
@@ -139,11 +162,12 @@ def _fit(
             accumulation = batch[1]
             if request.gradient_accumulation_steps is None:
                 accumulation = max(1, batch[0] * batch[1] // size)
-            steps = _total_steps(request, len(data.lengths), size * accumulation)
-            shape = largest_step(data, size, accumulation, request.seed, steps)
+            global_batch = size * accumulation * ranks
+            steps = _total_steps(request, len(data.lengths), global_batch)
+            shape = largest_step(data, size, global_batch, request.seed, steps)
             memory = forecast(
                 model, tuner, *dtypes, request.lora_rank, request.target_modules,
-                checkpointing, shape, available,
+                checkpointing, shape, available, on_host,
             )  # fmt: skip
             drafts.append(_Draft(size, accumulation, checkpointing, memory))
             if memory.peak_bytes <= limit:
@@ -238,21 +262,45 @@ def _check_context(model: ModelFacts, data: DataFacts) -> None:
         )
 
 
+def _strategy(
+    devices: Sequence[DeviceFacts], capabilities: Sequence[Capabilities]
+) -> tuple[str, Reason | None]:
+    if len(devices) == 1:
+        return "single", None
+    for each, able in zip(devices, capabilities, strict=True):
+        if "ddp" not in able.strategies:
+            raise PlanError(
+                f"--nproc-per-node {len(devices)} was asked for; {each.name} can do"
+                f" {', '.join(able.strategies)}, which is not ddp. Pass --nproc-per-node 1."
+            )
+    kinds = {each.name for each in devices}
+    why = f"{len(devices)} processes, each with the whole model; {' and '.join(sorted(kinds))}"
+    return "ddp", Reason("strategy", "ddp", why)
+
+
+def _scarcest(devices: Sequence[DeviceFacts]) -> DeviceFacts:
+    """Return the device that limits the others: the one with the least free memory known."""
+    return min(
+        devices,
+        key=lambda each: math.inf if each.memory_free_bytes is None else each.memory_free_bytes,
+    )
+
+
 def plan(
     backend: str,
-    device: DeviceFacts,
-    capabilities: Capabilities,
+    devices: Sequence[DeviceFacts],
+    capabilities: Sequence[Capabilities],
     environment: Mapping[str, str],
     model: ModelFacts,
     data: DataFacts,
     request: TrainRequest,
 ) -> Plan:
-    """Choose how to train `model` on `device`, and say why.
+    """Choose how to train `model` on `devices`, and say why.
 
     Args:
-        backend: name of the device's backend.
-        device: the device that was selected.
-        capabilities: what it can run.
+        backend: name of the devices' backend.
+        devices: that were selected, one a rank.
+        capabilities: what each can run.
         environment: variables that the backend wants in the worker.
         model: its shape.
         data: the encoded rows' sizes.
@@ -262,21 +310,29 @@ def plan(
         PlanError: an explicit choice can't be met, or nothing fits; names the nearest that does.
     """
     _check_context(model, data)
+    ranks = len(devices)
+    device = _scarcest(devices)
+    strategy, strategy_reason = _strategy(devices, capabilities)
     compute, dtype_reason = _dtype(device, request.dtype)
     tuner, tuner_reason = _tuner(request, model)
     # Updates of full tuning are smaller than bfloat16 can add, so its weights stay float32.
     weights = "float32" if tuner == "full" else compute
-    size, accumulation, batch_reasons = _batch(request, data)
+    size, accumulation, batch_reasons = _batch(request, data, ranks)
     draft, fit_reasons = _fit(
-        model, request, data, device, tuner, (compute, weights), (size, accumulation)
+        model, request, data, device, tuner, (compute, weights), (size, accumulation), ranks
     )
-    global_batch = draft.batch_size * draft.accumulation
+    global_batch = draft.batch_size * draft.accumulation * ranks
     steps = _total_steps(request, len(data.lengths), global_batch)
     label_accuracy, label_reason = _label_accuracy(request, data)
     rate = request.learning_rate or LEARNING_RATES[tuner]
-    threads = request.threads or device.compute_units or 1
+    threads = request.threads or _threads(device, ranks)
     found = [
-        Reason("device", f"{backend}:{device.index}", f"{device.name}; --device {request.device}"),
+        Reason(
+            "device",
+            ", ".join(f"{backend}:{each.index}" for each in devices),
+            f"{device.name}; --device {request.device}",
+        ),
+        strategy_reason,
         tuner_reason,
         dtype_reason,
         *batch_reasons,
@@ -291,17 +347,17 @@ def plan(
     ]
     if device.backend == "cpu":
         found.append(Reason("threads", str(threads), "cores that this process may really use"))
-    if request.threads is not None:
+    if request.threads is not None or (ranks > 1 and device.backend == "cpu"):
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
-    index = "" if capabilities.torch_device == "cpu" else f":{device.index}"
     return Plan(
         backend=backend,
-        torch_device=capabilities.torch_device + index,
-        strategy="single",
+        torch_devices=torch_names(devices, capabilities[0]),
+        distributed_backend=capabilities[0].distributed_backend,
+        strategy=strategy,
         tuner=tuner,
         compute_dtype=compute,
         weights_dtype=weights,
-        attention=capabilities.attention[0],
+        attention=_attention(request, capabilities[0], compute),
         threads=threads,
         environment=dict(environment),
         max_length=data.max_length,
@@ -320,6 +376,13 @@ def plan(
     )
 
 
+def _threads(device: DeviceFacts, ranks: int) -> int:
+    """Return the host's threads for each rank: the CPU's cores are shared, a chip needs few."""
+    if device.backend != "cpu":
+        return 1
+    return max(1, (device.compute_units or 1) // ranks)
+
+
 def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
     """Return the request with the plan's choices spelt out, so that a resumed run keeps them."""
     return replace(
@@ -330,7 +393,8 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         per_device_train_batch_size=plan.per_device_train_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
+        nproc_per_node=len(plan.torch_devices),
         learning_rate=plan.learning_rate,
-        threads=plan.threads,
+        threads=plan.threads if "cpu" in plan.torch_devices else request.threads,
         label_accuracy="on" if plan.label_accuracy else "off",
     )

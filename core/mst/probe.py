@@ -68,6 +68,49 @@ def select_device(
     raise _no_device(facts, device, f"{report.name} has {len(report.probe.devices)} of them")
 
 
+def select_devices(
+    facts: MachineFacts, device: str, count: int
+) -> tuple[BackendReport, tuple[DeviceFacts, ...], tuple[Capabilities, ...]]:
+    """Return as many devices as a job wants, with their backend and what each can run.
+
+    Args:
+        facts: this machine.
+        device: as `select_device` takes it.
+        count: from the one it returns on; the CPU counts as often as it is asked for.
+
+    Raises:
+        NoDeviceError: there are fewer.
+    """
+    report, first, capabilities = select_device(facts, device)
+    if capabilities.torch_device == "cpu":
+        return report, (first,) * count, (capabilities,) * count
+    start = report.probe.devices.index(first)
+    found = report.probe.devices[start : start + count]
+    if len(found) < count:
+        raise _no_device(
+            facts,
+            device,
+            f"--nproc-per-node {count} asks for as many from {report.name}:{first.index} on, and"
+            f" there {'is' if len(found) == 1 else 'are'} {len(found)}",
+        )
+    return report, found, report.capabilities[start : start + count]
+
+
+def torch_names(devices: Sequence[DeviceFacts], capabilities: Capabilities) -> tuple[str, ...]:
+    """Return what torch calls each device of a job in its worker.
+
+    Args:
+        devices: of one backend.
+        capabilities: of the first.
+    """
+    kind = capabilities.torch_device
+    if kind == "cpu":
+        return (kind,) * len(devices)
+    if capabilities.visible_devices_env:
+        return tuple(f"{kind}:{position}" for position in range(len(devices)))
+    return tuple(f"{kind}:{each.index}" for each in devices)
+
+
 def backend_environment(
     registry: Registry, backend: str, devices: Sequence[DeviceFacts]
 ) -> dict[str, str]:

@@ -78,6 +78,13 @@ class TrainRequest:
         group="what",
         metavar="NAME",
     )
+    nproc_per_node: int | None = option(
+        None,
+        "devices to train on, one process each; default 1",
+        group="what",
+        aliases=("num_processes", "num_devices"),
+        at_least=1,
+    )
     output_dir: str | None = option(
         None, "run directory; default runs/<date>-<model>", group="what", metavar="DIR"
     )
@@ -190,7 +197,7 @@ class TrainRequest:
         "auto",
         "dtype of the matrix products",
         group="memory",
-        choices=("auto", "bfloat16", "float32"),
+        choices=("auto", "bfloat16", "float16", "float32"),
         aliases=("torch_dtype",),
     )
     gradient_checkpointing: str = option(
@@ -198,6 +205,19 @@ class TrainRequest:
         "recompute activations to save memory",
         group="memory",
         choices=("auto", "on", "off"),
+    )
+    attn_implementation: str = option(
+        "auto",
+        "attention of transformers: auto, or one that the backend offers",
+        group="memory",
+        aliases=("attn_impl", "flash_attn"),
+        metavar="NAME",
+    )
+    on_oom: str = option(
+        "stop",
+        "out of memory: stop and say what to lower, or shrink the micro-batch and go on",
+        group="memory",
+        choices=("stop", "shrink"),
     )
     threads: int | None = option(None, "CPU threads of the worker", group="memory", at_least=1)
     logging_steps: int = option(1, "write metrics every so many steps", group="run", at_least=1)

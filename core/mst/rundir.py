@@ -25,6 +25,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set-aside"
 LOCK = ".lock"
+RENDEZVOUS = ".rendezvous-"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mst import rundir
-from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError
+from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError, PeerFailed
 
 _PR_SET_PDEATHSIG = 1
 
@@ -63,6 +63,8 @@ def guarded(job: Callable[[], None], run: Path | None = None) -> int:
     """
     try:
         job()
+    except PeerFailed as error:
+        return error.exit_code
     except MstError as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         _record(run, status, str(error))

@@ -59,7 +59,8 @@ def planned(
     where: DeviceFacts, model: ModelFacts, data: DataFacts, request: TrainRequest | None = None
 ) -> Plan:
     capabilities = CPU if where.backend == "cpu" else CUDA
-    return plan(where.backend, where, capabilities, {}, model, data, request or TrainRequest())
+    asked = request or TrainRequest()
+    return plan(where.backend, (where,), (capabilities,), {}, model, data, asked)
 
 
 @pytest.mark.parametrize(("where", "dtype"), [(ZEN5, "bfloat16"), (OLD_XEON, "float32")])
@@ -86,7 +87,7 @@ def test_steps_follow_from_rows_and_epochs() -> None:
 def test_a_7b_model_gets_lora_on_a_3090_with_checkpointing_only_when_needed() -> None:
     short, long = planned(RTX_3090, LLAMA_7B, SHORT), planned(RTX_3090, LLAMA_7B, LONG)
 
-    assert short.torch_device == "cuda:0"
+    assert short.torch_devices == ("cuda:0",)
     assert (short.tuner, short.gradient_checkpointing) == ("lora", False)
     assert long.gradient_checkpointing
     assert long.memory.peak_bytes <= 0.9 * 24 * GIB
@@ -152,7 +153,7 @@ def test_the_largest_micro_batch_is_the_one_that_will_be_met() -> None:
     lengths = (10, 20, 30, 40)
     data = DataFacts(lengths, (1, 2, 3, 4), 0, None, 40, 40, 0)
 
-    assert largest_step(data, 4, 1, 0, 9).tokens == 128  # 100, rounded up to 64s
+    assert largest_step(data, 4, 4, 0, 9).tokens == 128  # 100, rounded up to 64s
     assert largest_step(data, 1, 4, 0, 9).tokens == 48
     assert largest_step(data, 1, 4, 0, 9).label_tokens == 4
 

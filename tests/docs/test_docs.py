@@ -243,13 +243,13 @@ def test_the_documented_backend_is_loaded_and_planned_for(
     environment = backend_environment(registry, backend.name, (device,))
     data = DataFacts((16,) * 8, (4,) * 8, 0, None, 16, 16, 0)
     made = plan(
-        backend.name, device, capabilities, environment, read_facts(tiny_model), data,
+        backend.name, (device,), (capabilities,), environment, read_facts(tiny_model), data,
         TrainRequest(device="mychip:1"),
     )  # fmt: skip
 
     assert [record.status for record in registry.records] == ["ok"]
     assert not nothing.found
     assert nothing.reason == "no /dev/mychip*: load the driver"
-    assert made.torch_device == "mychip:1"
+    assert made.torch_devices == ("mychip:0",)
     assert made.environment == {"MYCHIP_VISIBLE_DEVICES": "1"}
     assert set(device.sources) >= {"memory_total_bytes", "memory_free_bytes"}

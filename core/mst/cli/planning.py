@@ -37,7 +37,7 @@ def show_plan(console: Console, job: Job) -> None:
     console.print(
         f"rows    {plan.train_rows} to train on, {plan.val_rows} held out;"
         f" {plan.total_steps} steps of"
-        f" {plan.per_device_train_batch_size * plan.gradient_accumulation_steps} rows"
+        f" {plan.global_batch} rows"
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("choice", "value", "why"):

@@ -154,14 +154,14 @@ def _show(console: Console, path: Path, as_json: bool) -> None:
             }
         )
         return
-    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    rows = plan.global_batch
     lines = {
         "run": f"{path} ({state})",
         "error": manifest.error,
         "model": manifest.model,
         "created": f"{manifest.created}, mst {manifest.mst_version}",
         "data": "; ".join(f"{each.path}, {each.rows} rows" for each in manifest.data),
-        "plan": f"{plan.tuner} on {plan.torch_device}, {plan.compute_dtype},"
+        "plan": f"{plan.tuner} on {', '.join(plan.torch_devices)}, {plan.compute_dtype},"
         f" {plan.threads} threads, {plan.total_steps} steps of {rows} rows,"
         f" learning rate {plan.learning_rate:g}, {gib(plan.memory.peak_bytes)} predicted",
     }

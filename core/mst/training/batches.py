@@ -38,17 +38,23 @@ def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def step_micro_batches(
-    rows: int, step: int, batch_size: int, accumulation: int, seed: int
+    rows: int, step: int, micro_batch: int, global_batch: int, seed: int
 ) -> tuple[tuple[int, ...], ...]:
     """Return the row indices of each micro-batch of optimizer step `step`, counted from 0.
 
-    The last step of an epoch holds what is left, in at most `accumulation` micro-batches.
+    Which rows a step holds depends on the global batch alone; the micro-batch only cuts them.
+
+    Args:
+        rows: training rows in all.
+        step: optimizer step, from 0.
+        micro_batch: rows a micro-batch; the last one of a step may be smaller.
+        global_batch: rows a step, on all devices; the last step of an epoch holds what is left.
+        seed: of the order.
     """
-    per_step = batch_size * accumulation
-    steps_per_epoch = -(-rows // per_step)
+    steps_per_epoch = -(-rows // global_batch)
     epoch, index = divmod(step, steps_per_epoch)
-    chosen = epoch_order(rows, seed, epoch)[index * per_step : (index + 1) * per_step]
-    return tuple(chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size))
+    chosen = epoch_order(rows, seed, epoch)[index * global_batch : (index + 1) * global_batch]
+    return tuple(chosen[i : i + micro_batch] for i in range(0, len(chosen), micro_batch))
 
 
 @dataclass(frozen=True)

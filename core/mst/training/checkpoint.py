@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mst import serial
 from mst.durable import seal_directory, sha256
 from mst.errors import RunError, TrainingError
+from mst.training.parallel import rank_name
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,9 @@ class TrainState:
         best_loss: that loss.
         worse_evaluations: evaluations since then.
         train_seconds: wall time spent in steps.
+        micro_batch: rows a micro-batch, once memory has forced fewer than planned; else None.
+        loss_scale: of float16; None before the first step, and 1 in other dtypes.
+        good_steps: steps in a row since it last changed.
     """
 
     step: int = 0
@@ -41,6 +45,9 @@ class TrainState:
     best_loss: float | None = None
     worse_evaluations: int = 0
     train_seconds: float = 0.0
+    micro_batch: int | None = None
+    loss_scale: float | None = None
+    good_steps: int = 0
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -80,7 +87,9 @@ def restore_optimizer(
     Raises:
         RunError: the tensors belong to other parameters.
     """
-    by_name = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    by_name = {
+        names[id(p)]: (p, group) for group in optimizer.param_groups for p in group["params"]
+    }
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in by_name:
@@ -88,31 +97,31 @@ def restore_optimizer(
                 f"the checkpoint's optimizer holds {name!r}, which this run does not train."
                 " Resume with the options that the run was started with."
             )
-        parameter = by_name[name]
+        parameter, group = by_name[name]
         # AdamW keeps its step counter on the host unless it is fused or capturable.
-        device = (
-            value.device
-            if kind == "step" and parameter.device.type == "cpu"
-            else (parameter.device)
-        )
-        optimizer.state[parameter][kind] = value.to(device)
+        on_host = kind == "step" and not (group.get("fused") or group.get("capturable"))
+        optimizer.state[parameter][kind] = value if on_host else value.to(parameter.device)
 
 
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of the host's and the device's random generators, on the host."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state()
+        states[device.type] = torch.get_device_module(device).get_rng_state(device).cpu()
     return states
 
 
-def _restore_random(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+def _restore_random(device: torch.device, states: dict[str, torch.Tensor], rank: int) -> None:
     import torch
 
-    torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and "device" in states:
-        torch.get_device_module(device).set_rng_state(states["device"])
+    # A run that goes on on another kind of device, or on more of them, begins their states anew.
+    if rank_name("cpu", rank) in states:
+        torch.set_rng_state(states[rank_name("cpu", rank)])
+    if device.type != "cpu" and rank_name(device.type, rank) in states:
+        state = states[rank_name(device.type, rank)]
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def save(
@@ -121,9 +130,17 @@ def save(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     names: dict[int, str],
-    device: torch.device,
+    random: dict[str, torch.Tensor],
 ) -> Path:
     """Write a checkpoint and return its path; it appears under its name only when it is whole.
+
+    Args:
+        directory: of the run's checkpoints.
+        state: where the run stands.
+        model: its trained weights are written.
+        optimizer: its state is written.
+        names: `id` of each trained weight to its name.
+        random: `random_states`, of every rank.
 
     Raises:
         TrainingError: it can't be written (a full disk, say); nothing half-written is left.
@@ -134,8 +151,9 @@ def save(
     def fill(part: Path) -> None:
         write_weights(model, part)
         tensors = optimizer_tensors(optimizer, names)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, part / OPTIMIZER)
-        save_file(_random_states(device), part / RANDOM)
+        host = {key: value.cpu().contiguous() for key, value in tensors.items()}
+        save_file(host, part / OPTIMIZER)
+        save_file(random, part / RANDOM)
         (part / STATE).write_text(serial.dumps(state), encoding="utf-8")
 
     target = checkpoint_path(directory, state.step)
@@ -232,13 +250,14 @@ def restore(
     optimizer: torch.optim.Optimizer,
     names: dict[int, str],
     device: torch.device,
+    rank: int = 0,
 ) -> TrainState:
-    """Load weights, optimizer, random state and position from a whole checkpoint."""
+    """Load weights, optimizer, this rank's random state and position from a whole checkpoint."""
     from safetensors.torch import load_file
 
     load_weights(checkpoint, model)
     restore_optimizer(optimizer, names, load_file(checkpoint / OPTIMIZER))
-    _restore_random(device, load_file(checkpoint / RANDOM))
+    _restore_random(device, load_file(checkpoint / RANDOM), rank)
     return read_state(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: one device, exact resume, loss averaged over the global batch's tokens."""
+"""The training loop: exact resume, loss averaged over the global batch's tokens, any device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.errors import TrainingError
-from mst.training import checkpoint
+from mst.data.encode import IGNORE
+from mst.errors import PeerFailed, TrainingError
+from mst.training import checkpoint, faults, parallel, precision
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Batch, collate, step_micro_batches
 from mst.training.checkpoint import TrainState
 from mst.training.loss import compute_in, keeps_logits, summed_loss
+from mst.training.parallel import ALONE, Group
 from mst.training.report import EvalMetrics, Reporter, StepMetrics
 from mst.training.schedule import learning_rate_factor, warmup_steps
 
@@ -46,6 +48,7 @@ class Session:
         checkpoints: directory of the checkpoints.
         reporter: told of each step, evaluation and save.
         stop_asked: True once the user wants the run to end.
+        group: this process's place among the ranks.
     """
 
     model: torch.nn.Module
@@ -63,6 +66,7 @@ class Session:
     checkpoints: Path
     reporter: Reporter
     stop_asked: Callable[[], bool]
+    group: Group = ALONE
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,28 @@ def run(session: Session, state: TrainState) -> Outcome:
     """Train from `state` to the plan's last step.
 
     Raises:
-        TrainingError: the loss or the gradients stopped being finite, or a save failed.
+        TrainingError: the loss or the gradients stopped being finite, memory ran out, the device
+            was lost, or a save failed.
+        PeerFailed: on a rank that has nothing to say, because another one raised.
     """
     plan, request = session.plan, session.request
     saved_at = state.step
     ending = "done"
     while state.step < plan.total_steps:
-        if session.stop_asked():
+        if parallel.highest(session.group, int(session.stop_asked())):
             ending = "interrupted"
             break
         try:
-            state = _one_step(session, state)
-        except TrainingError:
+            with faults.named(session.device, f"in step {state.step + 1}"):
+                state = _one_step(session, state)
+        except _Agreed as error:
             if saved_at != state.step and _weights_are_finite(session):
                 _save(session, state)
-            raise
+            raise error.reason if session.group.first else PeerFailed from None
         last = state.step == plan.total_steps
         if session.val and (last or _due(state.step, request.eval_steps, plan.steps_per_epoch)):
-            state = _evaluated(session, state)
+            with faults.named(session.device, f"in the evaluation after step {state.step}"):
+                state = _evaluated(session, state)
             patience = request.early_stopping_patience
             if patience is not None and state.worse_evaluations >= patience:
                 ending = "early"
@@ -131,6 +139,14 @@ def run(session: Session, state: TrainState) -> Outcome:
     return Outcome(ending, state)
 
 
+class _Agreed(Exception):
+    """Every rank has come to the same end, with whole weights; rank 0 tells the reason."""
+
+    def __init__(self, reason: TrainingError) -> None:
+        super().__init__()
+        self.reason = reason
+
+
 def _weights_are_finite(session: Session) -> bool:
     import torch
 
@@ -143,26 +159,38 @@ def _due(step: int, every: int | None, steps_per_epoch: int) -> bool:
 
 def _save(session: Session, state: TrainState) -> None:
     directory = session.checkpoints
-    checkpoint.save(
-        directory, state, session.model, session.optimizer, session.names, session.device
-    )
+    with faults.named(session.device, f"while step {state.step} was being saved"):
+        random = parallel.gathered(session.group, checkpoint.random_states(session.device))
+        if not session.group.first:
+            return
+        checkpoint.save(directory, state, session.model, session.optimizer, session.names, random)
     checkpoint.prune(directory, session.request.save_total_limit, state.best_step)
     session.reporter.saved(state.step)
 
 
-def _batches(session: Session, step: int) -> list[Batch]:
-    plan = session.plan
+def _micro_batch(session: Session, state: TrainState) -> int:
+    return state.micro_batch or session.plan.per_device_train_batch_size
+
+
+def _batches(session: Session, state: TrainState) -> tuple[list[Batch], int]:
+    """Return this rank's micro-batches of the next step, and the label tokens of all ranks'."""
     chosen = step_micro_batches(
         len(session.train),
-        step,
-        plan.per_device_train_batch_size,
-        plan.gradient_accumulation_steps,
+        state.step,
+        _micro_batch(session, state),
+        session.plan.global_batch,
         session.request.seed,
     )
-    return [
+    own = chosen[session.group.rank :: session.group.world_size]
+    batches = [
         collate([session.train[i] for i in rows], session.pad_token_id, session.packing)
-        for rows in chosen
+        for rows in own
     ]
+    # A row's first token is predicted by nothing, whatever its label.
+    label_tokens = sum(
+        label != IGNORE for rows in chosen for i in rows for label in session.train[i].labels[1:]
+    )
+    return batches, label_tokens
 
 
 def _set_rate(session: Session, step: int) -> float:
@@ -179,47 +207,53 @@ def _set_rate(session: Session, step: int) -> float:
 
 
 def _one_step(session: Session, state: TrainState) -> TrainState:
-    """Take one optimizer step; the weights are untouched when it raises."""
+    """Take one optimizer step; the weights are untouched when it raises _Agreed."""
     import torch
 
     began = time.perf_counter()
-    batches = _batches(session, state.step)
-    label_tokens = sum(each.label_tokens for each in batches)
-    session.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=session.device)
-    for batch in batches:
-        with compute_in(session.model, session.device.type, session.dtype):
-            loss = summed_loss(session.model, batch.to(session.device), session.selective)
-        loss = loss / label_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    weights = [p for group in session.optimizer.param_groups for p in group["params"]]
-    limit = session.request.max_grad_norm or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, limit))
-    loss_value = float(total)
-    number = state.step + 1
-    if not (math.isfinite(loss_value) and math.isfinite(norm)):
-        what = "loss" if not math.isfinite(loss_value) else "gradient norm"
-        raise TrainingError(
-            f"the {what} is not finite at step {number} (loss {loss_value}, gradient norm {norm})."
-            " The last good weights are in the newest checkpoint."
-            " Try a lower --learning-rate, a longer --warmup-ratio, or --dtype float32."
+    scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
+    while True:
+        batches, label_tokens = _batches(session, state)
+        loss = _gradients(session, batches, scale / label_tokens)
+        if loss is None:
+            state = _shrunk(session, state)
+            continue
+        weights = [p for group in session.optimizer.param_groups for p in group["params"]]
+        parallel.sum_gradients(session.group, weights)
+        (loss_sum, tokens) = parallel.summed(
+            session.group, [loss / scale, sum(each.tokens for each in batches)]
         )
+        if scale != 1:
+            for each in weights:
+                if each.grad is not None:
+                    each.grad.mul_(1 / scale)
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(weights, session.request.max_grad_norm or math.inf)
+        )
+        if math.isfinite(loss_sum) and math.isfinite(norm):
+            break
+        smaller = precision.after_overflow(scale) if math.isfinite(loss_sum) else None
+        if smaller is None:
+            raise _Agreed(_not_finite(state.step + 1, loss_sum, norm))
+        scale = smaller
+        state = replace(state, loss_scale=scale, good_steps=0)
     rate = _set_rate(session, state.step)
     session.optimizer.step()
+    scale, good = precision.after_good_step(scale, state.good_steps, session.plan.compute_dtype)
     seconds = time.perf_counter() - began
-    tokens = sum(each.tokens for each in batches)
     state = replace(
         state,
-        step=number,
-        tokens=state.tokens + tokens,
+        step=state.step + 1,
+        tokens=state.tokens + int(tokens),
         train_seconds=state.train_seconds + seconds,
+        loss_scale=scale,
+        good_steps=good,
     )
     session.reporter.step(
         StepMetrics(
-            step=number,
-            epoch=round(number / session.plan.steps_per_epoch, 4),
-            loss=loss_value,
+            step=state.step,
+            epoch=round(state.step / session.plan.steps_per_epoch, 4),
+            loss=loss_sum,
             learning_rate=rate,
             grad_norm=norm,
             tokens=state.tokens,
@@ -229,8 +263,63 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
     return state
 
 
+def _gradients(session: Session, batches: Sequence[Batch], factor: float) -> float | None:
+    """Leave the gradients of this rank's micro-batches, times `factor`, and return their loss.
+
+    Returns:
+        The summed loss times `factor`; None when any rank ran out of memory.
+    """
+    import torch
+
+    session.optimizer.zero_grad(set_to_none=True)
+    full = False
+    total = torch.zeros((), device=session.device)
+    try:
+        for batch in batches:
+            with compute_in(session.model, session.device.type, session.dtype):
+                loss = summed_loss(session.model, batch.to(session.device), session.selective)
+            loss = loss * factor
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            del loss
+        value = float(total)
+    except RuntimeError as error:
+        if not faults.is_out_of_memory(error):
+            raise
+        full = True
+    if parallel.highest(session.group, int(full)):
+        return None
+    return value
+
+
+def _shrunk(session: Session, state: TrainState) -> TrainState:
+    """Return the state with half the micro-batch, after a step that did not fit.
+
+    Raises:
+        _Agreed: the user did not ask for this, or there is nothing left to halve.
+    """
+    session.optimizer.zero_grad(set_to_none=True)
+    faults.free_memory(session.device)
+    size = _micro_batch(session, state)
+    if session.request.on_oom != "shrink" or size == 1:
+        raise _Agreed(
+            faults.too_large(session.device, state.step + 1, size, session.plan, session.request)
+        )
+    session.reporter.shrunk(state.step + 1, size, size // 2)
+    return replace(state, micro_batch=size // 2)
+
+
+def _not_finite(step: int, loss: float, norm: float) -> TrainingError:
+    what = "loss" if not math.isfinite(loss) else "gradient norm"
+    return TrainingError(
+        f"the {what} is not finite at step {step} (loss {loss}, gradient norm {norm})."
+        " The last good weights are in the newest checkpoint."
+        " Try a lower --learning-rate, a longer --warmup-ratio, or --dtype float32."
+    )
+
+
 def _evaluated(session: Session, state: TrainState) -> TrainState:
-    loss = held_out_loss(session)
+    loss = held_out_loss(session, state.micro_batch)
     epoch = round(state.step / session.plan.steps_per_epoch, 4)
     session.reporter.evaluation(EvalMetrics(state.step, epoch, loss))
     if state.best_loss is None or loss < state.best_loss:
@@ -238,16 +327,22 @@ def _evaluated(session: Session, state: TrainState) -> TrainState:
     return replace(state, worse_evaluations=state.worse_evaluations + 1)
 
 
-def held_out_loss(session: Session) -> float:
-    """Return the mean cross-entropy over the label tokens of the held-out rows."""
+def held_out_loss(session: Session, micro_batch: int | None = None) -> float:
+    """Return the mean cross-entropy over the label tokens of the held-out rows.
+
+    Args:
+        session: its ranks share the rows.
+        micro_batch: rows at a time; default the plan's.
+    """
     import torch
 
-    size = session.plan.per_device_train_batch_size
+    size = micro_batch or session.plan.per_device_train_batch_size
+    starts = range(0, len(session.val), size)[session.group.rank :: session.group.world_size]
     session.model.eval()
     total, count = 0.0, 0
     try:
         with torch.no_grad():
-            for start in range(0, len(session.val), size):
+            for start in starts:
                 rows = session.val[start : start + size]
                 batch = collate(rows, session.pad_token_id, session.packing).to(session.device)
                 with compute_in(session.model, session.device.type, session.dtype):
@@ -255,7 +350,8 @@ def held_out_loss(session: Session) -> float:
                 count += batch.label_tokens
     finally:
         session.model.train()
-    return total / count
+    total, count_sum = parallel.summed(session.group, [total, count])
+    return total / count_sum
 
 
 def make_session(
@@ -270,9 +366,16 @@ def make_session(
     checkpoints: Path,
     reporter: Reporter,
     stop_asked: Callable[[], bool],
+    group: Group = ALONE,
 ) -> Session:
-    """Gather what the loop needs, with a fresh optimizer."""
+    """Gather what the loop needs, with a fresh optimizer.
+
+    Raises:
+        TrainingError: the model does not sit on the device that was asked for.
+    """
     import torch
+
+    check_placement(model, device)
 
     return Session(
         model=model,
@@ -290,4 +393,21 @@ def make_session(
         checkpoints=checkpoints,
         reporter=reporter,
         stop_asked=stop_asked,
+        group=group,
     )
+
+
+def check_placement(model: torch.nn.Module, device: torch.device) -> None:
+    """Make sure that every weight and buffer is where the plan put it.
+
+    Other tools trained on the CPU without a word when they didn't know the chip.
+
+    Raises:
+        TrainingError: something is elsewhere; names it.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != device:
+            raise TrainingError(
+                f"the plan says {device}, but {name} is on {tensor.device}: the backend's torch"
+                " extension did not move it. `mst backend check` tests the backend."
+            )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.errors import MstError, PeerFailed
+from mst.training.faults import answers
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +42,7 @@ class Group:
 ALONE = Group()
 
 
-def join(
-    rank: int, world_size: int, device: torch.device, backend: str, rendezvous: Path
-) -> Group:
+def join(rank: int, world_size: int, device: torch.device, backend: str, rendezvous: Path) -> Group:
     """Meet the other ranks and return this one's place.
 
     Args:
@@ -136,9 +135,8 @@ def sum_gradients(group: Group, parameters: Iterable[torch.nn.Parameter]) -> Non
         gradients = [each.grad for each in bucket if each.grad is not None]
         flat = torch.cat([each.reshape(-1) for each in gradients])
         _reduce(flat, torch.distributed.ReduceOp.SUM)
-        for gradient, part in zip(
-            gradients, flat.split([each.numel() for each in gradients]), strict=True
-        ):
+        parts = torch.split(flat, [each.numel() for each in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -231,7 +229,8 @@ def _reduce(tensor: torch.Tensor, operation: torch.distributed.ReduceOp.RedOpTyp
 
     try:
         torch.distributed.all_reduce(tensor, operation)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        # Is it this rank's own device that failed, and not another rank's?
+        if isinstance(error, torch.OutOfMemoryError) or not answers(tensor.device):
+            raise
         raise PeerFailed from error

@@ -56,6 +56,9 @@ class Reporter(Protocol):
     def saved(self, step: int) -> None:
         """A checkpoint is whole on disk."""
 
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        """A step did not fit into memory; from it on, micro-batches have `after` rows."""
+
 
 class MetricsFile:
     """Writes each event as one JSON line."""
@@ -80,6 +83,9 @@ class MetricsFile:
 
     def saved(self, step: int) -> None:
         """Checkpoints are seen in their directory."""
+
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        """The checkpoints hold the new size."""
 
 
 class ProgressBar:
@@ -147,6 +153,13 @@ class ProgressBar:
     def saved(self, step: int) -> None:
         """A checkpoint needs no line: the run directory shows it."""
 
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        """Say that the step is taken again, in smaller pieces."""
+        self._console.print(
+            f"step {step} did not fit into memory in micro-batches of {before} rows: going on with"
+            f" {after}, and the same global batch"
+        )
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
@@ -174,3 +187,8 @@ class Reporters:
         """A checkpoint is whole on disk."""
         for each in self._reporters:
             each.saved(step)
+
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        """Micro-batches have become smaller."""
+        for each in self._reporters:
+            each.shrunk(step, before, after)

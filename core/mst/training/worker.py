@@ -1,15 +1,17 @@
-"""Run as `python -m mst.training.worker RUN_DIRECTORY`: do what the plan says, and record it.
+"""Run as `python -m mst.training.worker RUN_DIRECTORY RANK MEETING`: do what the plan says.
 
-The worker reads the run directory and never probes or decides. It keeps the run's lock open, which
-its parent handed down, and dies when its parent does.
+A worker reads the run directory and never probes or decides. It keeps the run's lock open, which
+its parent handed down, and dies when its parent does. The worker of rank 0 writes what the run
+leaves and talks to the user; the others compute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,21 @@ from mst import rundir
 from mst.data.prepare import Prepared, prepare
 from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
-from mst.errors import Interrupted, RunError
+from mst.errors import Interrupted, PeerFailed, RunError
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, RunManifest
 from mst.training import checkpoint
+from mst.training.adapters import (
+    enable_checkpointing,
+    load_model,
+    lora_config,
+    prepare_model,
+    trained_parameters,
+)
 from mst.training.checkpoint import TrainState
+from mst.training.faults import named
+from mst.training.parallel import Group, join, leave, share_text, share_weights
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -49,16 +60,12 @@ def _seed(seed: int) -> None:
 def _load(
     manifest: RunManifest, plan: Plan, request: TrainRequest, device: torch.device
 ) -> torch.nn.Module:
-    from mst.training.adapters import enable_checkpointing, load_model, lora_config, prepare_model
-
-    model = load_model(Path(manifest.model_path), plan.weights_dtype, plan.attention, device)
-    _seed(request.seed)
-    model = prepare_model(model, lora_config(request) if plan.tuner == "lora" else None)
+    with named(device, "while the model was being loaded"):
+        model = load_model(Path(manifest.model_path), plan.weights_dtype, plan.attention, device)
+        _seed(request.seed)
+        model = prepare_model(model, lora_config(request) if plan.tuner == "lora" else None)
     if plan.gradient_checkpointing:
         enable_checkpointing(model)
-    placed = {parameter.device.type for parameter in model.parameters()}
-    # Other tools trained on the CPU without a word when they didn't know the chip.
-    assert placed == {device.type}, f"the model is on {placed}, the plan says {device}"
     return model
 
 
@@ -72,7 +79,9 @@ def _measure(
     if not plan.label_accuracy or prepared.val is None or prepared.answers is None:
         return None
     rows = chosen_rows([each.row for each in prepared.val.examples])
-    with console.status(f"measuring {when}") as status:
+    device = next(model.parameters()).device
+    doing = f"while the accuracy was being measured {when} training"
+    with console.status(f"measuring {when}") as status, named(device, doing):
 
         def show(done: int) -> None:
             status.update(f"measuring {when}: {done} of {len(rows)} held-out rows")
@@ -93,17 +102,20 @@ def _measure(
     return found
 
 
-def _resume(run: Path, found: Path | None, session: Session, console: Console) -> TrainState:
-    """Restore the checkpoint to go on from; set aside newer ones, damaged or not asked for.
+def _checkpoint_to_restore(run: Path, asked: str | None, console: Console) -> Path | None:
+    """Return the checkpoint to go on from; set aside newer ones, damaged or not asked for.
 
     Args:
         run: the run directory.
-        found: its newest whole checkpoint.
-        session: takes over what the checkpoint holds.
+        asked: by the user: "last", a path, or None.
         console: told what is done.
+
+    Raises:
+        RunError: the one that was asked for is not whole.
     """
     directory = run / CHECKPOINTS
-    asked = session.request.resume
+    checkpoint.discard_parts(directory)
+    found = checkpoint.newest_whole(directory)
     if asked not in (None, "last"):
         found = Path(str(asked))
         if not checkpoint.is_whole(found):
@@ -115,16 +127,24 @@ def _resume(run: Path, found: Path | None, session: Session, console: Console) -
     for each in newer:
         console.print(f"set {each.name} aside, in {rundir.SET_ASIDE}")
         checkpoint.set_aside(each, run / rundir.SET_ASIDE)
-    if found is None:
-        return TrainState()
+    return found
+
+
+def _restored(found: Path, session: Session, console: Console) -> TrainState:
+    """Take over what the checkpoint holds, on every rank."""
     state = checkpoint.restore(
-        found, session.model, session.optimizer, session.names, session.device
+        found,
+        session.model,
+        session.optimizer,
+        session.names,
+        session.device,
+        session.group.rank,
     )
     console.print(f"continuing after step {state.step} from {found.name}")
     return state
 
 
-def _write_result(run: Path, plan: Plan, manifest: RunManifest, session: Session) -> Path:
+def _write_result(run: Path, plan: Plan, manifest: RunManifest, model: torch.nn.Module) -> Path:
     """Write the tuned adapter or model, with the tokenizer, so that it stands alone."""
     import torch
 
@@ -132,10 +152,8 @@ def _write_result(run: Path, plan: Plan, manifest: RunManifest, session: Session
     source = Path(manifest.model_path)
 
     def fill(part: Path) -> None:
-        model = session.model
-        if plan.tuner == "full":
-            model = model.to(getattr(torch, plan.compute_dtype))
-        checkpoint.write_weights(model, part)
+        whole = model.to(getattr(torch, plan.compute_dtype)) if plan.tuner == "full" else model
+        checkpoint.write_weights(whole, part)
         for each in (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json"):
             if (source / each).is_file() and not (part / each).is_file():
                 shutil.copyfile(source / each, part / each)
@@ -144,18 +162,14 @@ def _write_result(run: Path, plan: Plan, manifest: RunManifest, session: Session
     return run / name
 
 
-def _finish(run: Path, outcome: Outcome, session: Session, console: Console) -> None:
-    request, state = session.request, outcome.state
-    best_wanted = request.load_best_model_at_end or outcome.ending == "early"
-    if best_wanted and state.best_step is not None and state.best_step != state.step:
-        checkpoint.load_weights(
-            checkpoint.checkpoint_path(run / CHECKPOINTS, state.best_step), session.model
-        )
-        console.print(f"took the best weights, of step {state.best_step}")
-
-
-def work(run: Path, stop: StopAsked) -> None:
+def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
     """Train the run in directory `run` to its end and record the outcome in its manifest.
+
+    Args:
+        run: the run directory.
+        rank: this worker's place in the plan's devices.
+        meeting: name of the file in `run` in which the ranks meet.
+        stop: says when the user wants the run to end.
 
     Raises:
         Interrupted: the user stopped it; it was saved.
@@ -163,7 +177,7 @@ def work(run: Path, stop: StopAsked) -> None:
     """
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=rank > 0)
     request = rundir.read_document(TrainRequest, run, REQUEST)
     plan = rundir.read_document(Plan, run, PLAN)
     manifest = rundir.read_manifest(run)
@@ -171,96 +185,156 @@ def work(run: Path, stop: StopAsked) -> None:
         _activate(plan.backend)
         import torch
 
-        device = torch.device(plan.torch_device)
-        if device.type == "cpu":
+        device = torch.device(plan.torch_devices[rank])
+        if device.type == "cpu" or len(plan.torch_devices) > 1 or request.threads is not None:
             torch.set_num_threads(plan.threads)
+        with named(device, "at its first use"):
+            group = join(
+                rank, len(plan.torch_devices), device, plan.distributed_backend, run / meeting
+            )
         prepared = prepare(
             request, [each.path for each in manifest.data], Path(manifest.model_path), None
         )
         model = _load(manifest, plan, request, device)
-    results = _train(run, console, stop, request, plan, manifest, prepared, model, device)
-    files = {
-        str(each.relative_to(run)): sha256(each)
-        for name in ("adapter", "model")
-        for each in sorted((run / name).glob("*"))
-    }
-    rundir.update_manifest(
-        run, status="done", finished=rundir.now(), results=results, outputs=files, error=None
+    training = Training(run, console, stop, request, plan, manifest, prepared, model, device, group)
+    outcome, figures = _train(training)
+    leave(group)
+    if group.first:
+        _finish(training, outcome, figures)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the parts of a worker's task share.
+
+    Attributes:
+        run: the run directory.
+        console: where the user reads; silent but on rank 0.
+        stop: says when the user wants the run to end.
+        request: what was asked, spelt out.
+        plan: what is done.
+        manifest: as it was when the worker began.
+        prepared: the encoded rows.
+        model: ready to be trained, on `device`.
+        device: of this rank.
+        group: this rank's place.
+    """
+
+    run: Path
+    console: Console
+    stop: StopAsked
+    request: TrainRequest
+    plan: Plan
+    manifest: RunManifest
+    prepared: Prepared
+    model: torch.nn.Module
+    device: torch.device
+    group: Group
+
+
+def _train(training: Training) -> tuple[Outcome, dict[str, float]]:
+    """Go through the loop; return how it ended, and the figures that were measured until then.
+
+    Raises:
+        Interrupted: the user stopped it; it was saved.
+    """
+    run, console, group = training.run, training.console, training.group
+    (run / CHECKPOINTS).mkdir(exist_ok=True)
+    asked, found = training.request.resume, None
+    if group.first:
+        found = _checkpoint_to_restore(run, asked, console)
+    text = share_text(group, str(found) if found else "")
+    found = Path(text) if text else None
+    figures = dict(training.manifest.results)
+    if group.first and found is None:
+        figures |= _measured(training, "before")
+        rundir.update_manifest(run, results=figures)
+    session = _session(training)
+    state = TrainState() if found is None else _restored(found, session, console)
+    share_weights(group, (each for _, each in trained_parameters(training.model)))
+    outcome, seconds, peak = _loop(training, session, state)
+    if outcome.ending == "interrupted":
+        if not group.first:
+            raise PeerFailed
+        raise Interrupted(
+            f"stopped after step {outcome.state.step} of {training.plan.total_steps}; everything"
+            f" is saved. Go on with: mst train --output-dir {run} --resume"
+        )
+    return outcome, figures | _figures(outcome.state, seconds, peak, training.plan)
+
+
+def _session(training: Training) -> Session:
+    """Return the loop's session, with a reporter that says nothing yet."""
+    from mst.training.isolation import rows_stay_apart
+    from mst.training.loop import make_session
+    from mst.training.report import Reporters
+
+    prepared, request, rank = training.prepared, training.request, training.group.rank
+    with named(training.device, "in a first forward pass"):
+        packing = rows_stay_apart(training.model, prepared.tokenizer.vocab_size, training.device)
+    # Each rank drops other activations; the adapters were drawn before, alike on all.
+    _seed(request.seed + rank)
+    return make_session(
+        training.model,
+        training.device,
+        packing,
+        prepared.train.examples,
+        prepared.val.examples if prepared.val else (),
+        prepared.tokenizer.pad_token_id,
+        training.plan,
+        request,
+        training.run / CHECKPOINTS,
+        Reporters(),
+        training.stop,
+        training.group,
     )
 
 
-def _train(
-    run: Path,
-    console: Console,
-    stop: StopAsked,
-    request: TrainRequest,
-    plan: Plan,
-    manifest: RunManifest,
-    prepared: Prepared,
-    model: torch.nn.Module,
-    device: torch.device,
-) -> dict[str, float]:
+def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outcome, float, int]:
+    """Run the loop; return its outcome, its seconds and the peak of its memory in bytes."""
     from mst.training.device_memory import peak_bytes, reset_peak
-    from mst.training.isolation import rows_stay_apart
-    from mst.training.loop import make_session
     from mst.training.loop import run as run_loop
     from mst.training.report import MetricsFile, ProgressBar, Reporters
 
-    packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, device)
-    checkpoints = run / CHECKPOINTS
-    checkpoints.mkdir(exist_ok=True)
-    checkpoint.discard_parts(checkpoints)
-    before = dict(manifest.results)
-    newest = checkpoint.newest_whole(checkpoints)
-    measured = None if newest else _measure(console, model, prepared, plan, "before")
-    if measured is not None:
-        before |= _accuracies("before", measured)
-        rundir.update_manifest(run, results=before)
-    _seed(request.seed)
-
-    def session_with(reporter: Reporters) -> Session:
-        return make_session(
-            model,
-            device,
-            packing,
-            prepared.train.examples,
-            prepared.val.examples if prepared.val else (),
-            prepared.tokenizer.pad_token_id,
-            plan,
-            request,
-            checkpoints,
-            reporter,
-            stop,
-        )
-
-    silent = session_with(Reporters())
-    state = _resume(run, newest, silent, console)
-    with rundir.metrics_writer(run, state.step) as file:
-        bar = ProgressBar(console, plan.total_steps, state.step)
-        metrics = MetricsFile(file, request.logging_steps)
-        session = replace(silent, reporter=Reporters(metrics, bar))
-        reset_peak(device)
-        began = time.perf_counter()
-        stop.in_loop = True
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        session = silent
+        if training.group.first:
+            file = stack.enter_context(rundir.metrics_writer(training.run, state.step))
+            bar = ProgressBar(training.console, training.plan.total_steps, state.step)
+            stack.callback(bar.close)
+            metrics = MetricsFile(file, training.request.logging_steps)
+            session = replace(silent, reporter=Reporters(metrics, bar))
+        reset_peak(training.device)
+        training.stop.in_loop = True
         try:
             outcome = run_loop(session, state)
         finally:
-            stop.in_loop = False
-            bar.close()
-    seconds = time.perf_counter() - began
-    peak = peak_bytes(device)
-    if outcome.ending == "interrupted":
-        raise Interrupted(
-            f"stopped after step {outcome.state.step} of {plan.total_steps}; everything is saved."
-            f" Go on with: mst train --output-dir {run} --resume"
-        )
-    _finish(run, outcome, session, console)
-    after = _measure(console, model, prepared, plan, "after")
-    results = before | _figures(outcome.state, seconds, peak, plan)
-    if after is not None:
-        results |= _accuracies("after", after) | _baseline(prepared)
-    _write_result(run, plan, manifest, session)
-    return results
+            training.stop.in_loop = False
+    return outcome, time.perf_counter() - began, peak_bytes(training.device)
+
+
+def _finish(training: Training, outcome: Outcome, figures: dict[str, float]) -> None:
+    """Take the best weights if they were asked for, measure, and write the result."""
+    run, request, state = training.run, training.request, outcome.state
+    best_wanted = request.load_best_model_at_end or outcome.ending == "early"
+    if best_wanted and state.best_step is not None and state.best_step != state.step:
+        best = checkpoint.checkpoint_path(run / CHECKPOINTS, state.best_step)
+        checkpoint.load_weights(best, training.model)
+        training.console.print(f"took the best weights, of step {state.best_step}")
+    measured = _measured(training, "after")
+    if measured:
+        figures = figures | measured | _baseline(training.prepared)
+    result = _write_result(run, training.plan, training.manifest, training.model)
+    files = {str(each.relative_to(run)): sha256(each) for each in sorted(result.glob("*"))}
+    rundir.update_manifest(
+        run, status="done", finished=rundir.now(), results=figures, outputs=files, error=None
+    )
+
+
+def _measured(training: Training, when: str) -> dict[str, float]:
+    found = _measure(training.console, training.model, training.prepared, training.plan, when)
+    return {} if found is None else _accuracies(when, found)
 
 
 def _accuracies(when: str, found: LabelAccuracy) -> dict[str, float]:
@@ -296,11 +370,11 @@ def _figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[s
 
 
 def main(argv: list[str]) -> int:
-    """Train one run directory."""
+    """Train one run directory, as one of its ranks."""
     die_with_parent()
     stop = StopAsked()
-    run = Path(argv[0])
-    return guarded(lambda: work(run, stop), run)
+    run, rank, meeting = Path(argv[0]), int(argv[1]), argv[2]
+    return guarded(lambda: work(run, rank, meeting, stop), run)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class Record:
         self.steps: list[StepMetrics] = []
         self.evaluations: list[EvalMetrics] = []
         self.saves: list[int] = []
+        self.shrinks: list[tuple[int, int, int]] = []
 
     def step(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
@@ -68,6 +69,9 @@ class Record:
     def saved(self, step: int) -> None:
         self.saves.append(step)
 
+    def shrunk(self, step: int, before: int, after: int) -> None:
+        self.shrinks.append((step, before, after))
+
 
 def tiny_plan(model_dir: Path, **changes: object) -> Plan:
     """Return a plan for the tiny model on the CPU, in float32."""
@@ -77,7 +81,8 @@ def tiny_plan(model_dir: Path, **changes: object) -> Plan:
     )
     values: dict[str, object] = {
         "backend": "cpu",
-        "torch_device": "cpu",
+        "torch_devices": ("cpu",),
+        "distributed_backend": "gloo",
         "strategy": "single",
         "tuner": "lora",
         "compute_dtype": "float32",

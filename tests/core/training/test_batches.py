@@ -28,7 +28,7 @@ def test_an_epoch_visits_every_row_once(rows: int, batch: int, accumulation: int
     seen = [
         row
         for step in range(steps)
-        for micro in step_micro_batches(rows, step, batch, accumulation, seed=3)
+        for micro in step_micro_batches(rows, step, batch, batch * accumulation, seed=3)
         for row in micro
     ]
 
@@ -36,8 +36,8 @@ def test_an_epoch_visits_every_row_once(rows: int, batch: int, accumulation: int
 
 
 def test_accumulation_cuts_the_same_rows_smaller() -> None:
-    whole = step_micro_batches(20, 1, 8, 1, seed=0)
-    cut = step_micro_batches(20, 1, 2, 4, seed=0)
+    whole = step_micro_batches(20, 1, 8, 8, seed=0)
+    cut = step_micro_batches(20, 1, 2, 8, seed=0)
 
     assert whole[0] == tuple(row for micro in cut for row in micro)
 

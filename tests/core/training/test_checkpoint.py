@@ -80,7 +80,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_earlier_one(
     with pytest.raises(TrainingError, match=r"step-00000009.*--resume"):
         checkpoint.save(
             saved, TrainState(step=9), session.model, session.optimizer, session.names,
-            session.device,
+            checkpoint.random_states(session.device),
         )  # fmt: skip
 
     assert sorted(each.name for each in saved.iterdir()) == ["step-00000002", "step-00000004"]
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_replaced_by_a_later_save_of_the_same_step(
     session = begin()
     checkpoint.save(
         saved, TrainState(step=4, tokens=77), session.model, session.optimizer, session.names,
-        session.device,
+        checkpoint.random_states(session.device),
     )  # fmt: skip
 
     assert checkpoint.is_whole(saved / "step-00000004")
