@@ -16,6 +16,7 @@ from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TOKENIZER_FILES, TextTokenizer, load_tokenizer
 from mst.errors import Interrupted, ModelError, RunError
+from mst.extensions import hide_extensions
 from mst.merge import REPORT, Agreement, MergeJob, MergeReport
 from mst.model.card import model_card
 from mst.plan import Plan
@@ -201,6 +202,7 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     StopAsked()
+    hide_extensions()
     job = serial.from_json(MergeJob, json.loads(argv[0]))
     return guarded(lambda: work(job))
 

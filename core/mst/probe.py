@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 import pluggy
 
 from mst.errors import MstError, NoDeviceError
+from mst.extensions import hide_extensions
 from mst.facts import BackendReport, Capabilities, DeviceFacts, MachineFacts, Probe
 from mst.registry import PLUGIN_SECONDS, PluginError, Registry, guarded
 
@@ -133,7 +134,7 @@ def backend_environment(
 
 
 def activate(registry: Registry, backend: str) -> None:
-    """Let the backend make its torch device usable in this process.
+    """Let the backend make its torch device usable in this process, and hide all other vendors'.
 
     Raises:
         PluginError: when the backend is not installed or its `mst_activate` raises.
@@ -144,6 +145,7 @@ def activate(registry: Registry, backend: str) -> None:
         raise PluginError(
             f"the {backend} backend could not be activated: {error}. Run `mst doctor` to see why."
         ) from error
+    hide_extensions()
 
 
 def type_fault(value: object, kind: object, where: str) -> str:

@@ -297,7 +297,7 @@ def test_the_whole_command_answers_when_torch_is_broken(
     broken = [line for line in child.stdout.splitlines() if line.startswith("fail ")]
     assert len(broken) == 1
     assert "libhccl.so" in broken[0]
-    assert "To do: load CANN's libraries" in broken[0]
+    assert "To do: python -m pip uninstall torch-npu" in broken[0]
 
 
 def test_a_torch_py_in_the_working_directory_is_not_torch(

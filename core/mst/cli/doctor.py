@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     """Yield every check of this machine; `environ` is what the torch subprocess starts with."""
     yield from check_packages()
-    yield check_torch(environ)
     registry = load()
     facts = machine_facts(registry)
+    yield check_torch(environ, facts)
     yield from check_backends(facts)
     yield from check_plugins(registry.records)
     yield from check_host(facts, environ)
@@ -130,11 +130,15 @@ def _check_package(name: str, wanted: SpecifierSet) -> Check:
     return Check(name, "ok", version)
 
 
-def check_torch(environ: Mapping[str, str]) -> Check:
+def check_torch(environ: Mapping[str, str], facts: MachineFacts | None = None) -> Check:
     """Import torch in a subprocess and return what came of it.
 
     A vendor's extension that torch loads by itself can break `import torch`; a second attempt
     without such extensions tells whose fault it is.
+
+    Args:
+        environ: what the subprocess starts with.
+        facts: what the backends report; a vendor's own knows best what its extension lacks.
     """
     answer = _import_torch(environ)
     if "version" in answer:
@@ -143,18 +147,16 @@ def check_torch(environ: Mapping[str, str]) -> Check:
     # torch's own error only wraps the extension's; the last cause is the root.
     causes = list(answer["causes"])
     found = causes[0] if len(causes) == 1 else f"{causes[0]} Cause: {causes[-1]}"
-    advice = _torch_advice(causes, works_alone="version" in alone)
+    reports = facts.backends if facts else ()
+    ascend = next((report for report in reports if report.name == "ascend"), None)
+    advice = _torch_advice(causes, works_alone="version" in alone, ascend=ascend)
     return Check("import torch", "fail", found, advice)
 
 
-def _torch_advice(causes: list[str], works_alone: bool) -> str:
+def _torch_advice(causes: list[str], works_alone: bool, ascend: BackendReport | None) -> str:
     text = " ".join(causes)
     if "libhccl" in text or "libascend" in text or "torch_npu" in text:
-        # torch-npu without CANN's libraries on the path breaks `import torch` itself.
-        return (
-            "load CANN's libraries: source /usr/local/Ascend/ascend-toolkit/set_env.sh; "
-            "where there is no Ascend chip: python -m pip uninstall torch-npu"
-        )
+        return _torch_npu_advice(ascend)
     if works_alone:
         points = importlib.metadata.entry_points(group="torch.backends")
         names = sorted({point.dist.name if point.dist else point.name for point in points})
@@ -170,6 +172,23 @@ def _torch_advice(causes: list[str], works_alone: bool) -> str:
             "(https://pytorch.org/get-started/locally)"
         )
     return "python -m pip install --force-reinstall torch"
+
+
+def _torch_npu_advice(ascend: BackendReport | None) -> str:
+    """Return what to do about a torch-npu that breaks `import torch`: it lacks CANN's libraries."""
+    uninstall = "python -m pip uninstall torch-npu"
+    if ascend is not None and not ascend.probe.found:
+        return (
+            f"{uninstall}, for there is no Ascend chip (see backend ascend); where there is one, "
+            "show the container its /dev/davinci* and load CANN's libraries: "
+            "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+        )
+    if ascend is not None and ascend.probe.reason:
+        return ascend.probe.reason
+    return (
+        "load CANN's libraries: source /usr/local/Ascend/ascend-toolkit/set_env.sh; "
+        f"where there is no Ascend chip: {uninstall}"
+    )
 
 
 def _import_torch(environ: Mapping[str, str]) -> dict[str, list[str] | str]:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mst.extensions import hide_extensions
+
 
 def main(source: Path, target: Path) -> None:
     """Write the dequantized model and its tokenizer to `target`."""
@@ -28,4 +30,5 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    hide_extensions()
     main(Path(sys.argv[1]), Path(sys.argv[2]))
