@@ -89,14 +89,19 @@ def named(device: torch.device, doing: str) -> Iterator[None]:
 
 
 def memory_state(device: torch.device) -> str:
-    """Return how full the device is, for a message."""
+    """Return how full the device was at the most, for a message."""
     import torch
 
     with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
         if device.type != "cpu":
-            free, total = torch.accelerator.get_memory_info(device)
-            return f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f}"
-    return "how full it is, it does not say"
+            total = torch.accelerator.get_memory_info(device)[1]
+            peak = torch.accelerator.max_memory_allocated(device)
+            return f"{_size(peak)} of {_size(total)} in use by this process at the peak"
+    return "how full it was, it does not say"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def too_large(
@@ -129,7 +134,7 @@ def too_large(
         ways.append("--tuner lora")
     return OutOfMemory(
         f"{device} ran out of memory in step {step} with micro-batches of {micro_batch} rows"
-        f" ({memory_state(device)}); the plan had expected"
-        f" {plan.memory.peak_bytes / 2**30:.2f} GiB. Try {'; or '.join(ways)}. The weights as they"
-        " were before the step are saved."
+        f" ({memory_state(device)}); the plan had expected {_size(plan.memory.peak_bytes)}."
+        f" Try {'; or '.join(ways)}."
+        + (" What was trained before this step is saved." if step > 1 else "")
     )
