@@ -1,0 +1,13 @@
+"""A chip whose plugin gives every worker the first device only."""
+
+from __future__ import annotations
+
+import mst_simchip
+from mst_simchip import *  # noqa: F403 -- every other hook is the healthy chip's
+
+from mst.hookspecs import hookimpl
+
+
+@hookimpl
+def mst_environment(devices):
+    return mst_simchip.mst_environment(devices[:1])

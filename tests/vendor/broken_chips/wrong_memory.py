@@ -1,0 +1,20 @@
+"""A chip whose plugin reports twice the memory that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mst_simchip
+from mst_simchip import *  # noqa: F403 -- every other hook is the healthy chip's
+
+from mst.hookspecs import hookimpl
+
+
+@hookimpl
+def mst_probe():
+    probe = mst_simchip.mst_probe()
+    devices = tuple(
+        dataclasses.replace(one, memory_total_bytes=2 * one.memory_total_bytes)
+        for one in probe.devices
+    )
+    return dataclasses.replace(probe, devices=devices)

@@ -1,0 +1,17 @@
+"""A chip whose plugin reports its memory as the vendor's tool prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mst_simchip
+from mst_simchip import *  # noqa: F403 -- every other hook is the healthy chip's
+
+from mst.hookspecs import hookimpl
+
+
+@hookimpl
+def mst_probe():
+    probe = mst_simchip.mst_probe()
+    devices = tuple(dataclasses.replace(one, memory_total_bytes="4 GiB") for one in probe.devices)
+    return dataclasses.replace(probe, devices=devices)
