@@ -88,7 +88,8 @@ def run_mst(prepared: Prepared, model_dir: Path, dtype: str, batch: int, steps: 
     from mst.planner import plan
     from mst.training.checkpoint import TrainState
     from mst.training.isolation import rows_stay_apart
-    from mst.training.loop import make_session, run
+    from mst.training.loop import run
+    from mst.training.session import make_session
 
     request = TrainRequest(
         max_steps=steps, per_device_train_batch_size=batch, gradient_accumulation_steps=1,

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mst.evaluate.labels import LabelAccuracy
-    from mst.training.loop import Outcome, Session
+    from mst.training.loop import Outcome
+    from mst.training.session import Session
 
 
 def _activate(backend: str) -> None:
@@ -266,8 +267,8 @@ def _train(training: Training) -> tuple[Outcome, dict[str, float]]:
 def _session(training: Training) -> Session:
     """Return the loop's session, with a reporter that says nothing yet."""
     from mst.training.isolation import rows_stay_apart
-    from mst.training.loop import make_session
     from mst.training.report import Reporters
+    from mst.training.session import make_session
 
     prepared, request, rank = training.prepared, training.request, training.group.rank
     with named(training.device, "in a first forward pass"):

@@ -16,8 +16,8 @@ from mst.memory import StepShape, forecast
 from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.request import TrainRequest
-from mst.training.loop import Session, make_session
 from mst.training.report import EvalMetrics, StepMetrics
+from mst.training.session import Session, make_session
 
 if TYPE_CHECKING:
     import torch

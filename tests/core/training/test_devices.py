@@ -224,6 +224,26 @@ def test_a_lost_chip_keeps_the_checkpoint_and_another_device_goes_on(
     assert losses(run) == pytest.approx(losses(on_cpu), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["simchip", "npu"])
+def test_smollm2_has_the_losses_of_the_cpu(
+    device: str, ascend: dict[str, str], tmp_path: Path
+) -> None:
+    environ = {"cpu": dict(os.environ), "simchip": simchip_environment(), "npu": ascend}
+    runs = {"cpu": tmp_path / "cpu", device: tmp_path / device}
+    options = {
+        "dtype": "float32", "max-steps": 3, "val-size": 0, "label-accuracy": "off",
+        "per-device-train-batch-size": 4, "gradient-accumulation-steps": 1,
+    }  # fmt: skip
+    for name, run in runs.items():
+        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "mst", "train", "--device", name, *flags]
+        trained([*command, "--output-dir", str(run)], environ[name])
+
+    assert losses(runs[device]) == pytest.approx(losses(runs["cpu"]), rel=1e-5)
+    assert len(losses(runs[device])) == 3
+
+
 def test_a_missing_operator_is_named(tiny_model: Path, chat_rows: Path, tmp_path: Path) -> None:
     environ = simchip_environment(fault="missing:aten::silu")
     done = train(arguments(tiny_model, chat_rows, tmp_path / "run", device="simchip"), environ)
