@@ -15,6 +15,8 @@ def hide_extensions() -> None:
     without its driver's libraries: a job on the CPU, or on another chip, would fail with it.
     """
     for point in importlib.metadata.entry_points(group=GROUP):
+        # An extension may be loaded through a module of its own, beside the one of its name.
         # Python takes None for a module that can't be imported (its import system, 5.3.1), and
         # importlib.util.find_spec for one that is not there.
-        sys.modules.setdefault(point.module.partition(".")[0], None)  # type: ignore[arg-type]
+        for name in (point.module.partition(".")[0], point.name):
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]

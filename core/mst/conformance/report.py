@@ -45,7 +45,7 @@ def make_report(subject: Subject, results: Sequence[Result]) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "mst_version": mst.__version__,
         "versions": _versions(),
-        "platform": " ".join(os.uname()[index] for index in (0, 2, 4)),
+        "platform": _platform(),
         "plugin": _plugin(subject.plugin or next(iter(subject.claims), None)),
         "facts": serial.to_json(subject.report) if subject.report else None,
         "environment": dict(subject.environment),
@@ -113,6 +113,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _platform() -> str:
+    """Return system, kernel release without its builder's suffix, and machine."""
+    system = os.uname()
+    return f"{system.sysname} {system.release.partition('-')[0]} {system.machine}"
 
 
 def _versions() -> dict[str, str]:
