@@ -1,7 +1,7 @@
 """Write the support tables of both READMEs: `python ci/make_support_table.py [--check]`.
 
 A row is the newest report of a device in benchmarks/results/hardware or …/simulated; the folder
-says which it was. The chips of the catalogue that have no report from hardware are listed as never run.
+says which it was. Chips of the catalogue that have no report from hardware are listed as never run.
 """
 
 from __future__ import annotations
