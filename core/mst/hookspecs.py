@@ -194,7 +194,10 @@ def mst_environment(devices: Sequence[DeviceFacts]) -> Mapping[str, str]:
 
     Returns:
         Variable names to values, both text; they replace what the user's shell has set. An
-        empty mapping when there is nothing to set.
+        empty mapping when there is nothing to set. Where the capabilities name a
+        `visible_devices_env`, it is among them and shows the worker exactly `devices`, which
+        torch then counts from 0 in this order; an index in `devices` counts what the user's
+        own setting of that variable left visible.
 
     If it raises:
         The job is not started, and the error names the backend and what happened.
@@ -221,7 +224,9 @@ def mst_environment(devices: Sequence[DeviceFacts]) -> Mapping[str, str]:
 def mst_activate() -> None:
     """Make the torch device of this backend usable in this process.
 
-    The one hook that may import torch, and the one place that loads the vendor's extension.
+    The one hook that may import torch, and the one place that loads the vendor's extension and
+    registers its collectives with torch.distributed. Extensions of torch that it does not load
+    are hidden from the worker.
 
     Called:
         Once in each worker, in its main thread, after the worker's environment is set and

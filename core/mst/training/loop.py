@@ -142,14 +142,14 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
     scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
     while True:
         batches, label_tokens = _batches(session, state)
-        loss = _gradients(session, batches, scale / label_tokens)
+        loss = _gradients(session, batches, label_tokens, scale)
         if loss is None:
             state = _shrunk(session, state)
             continue
         weights = [p for group in session.optimizer.param_groups for p in group["params"]]
         parallel.sum_gradients(session.group, weights)
         (loss_sum, tokens) = parallel.summed(
-            session.group, [loss / scale, sum(each.tokens for each in batches)]
+            session.group, [loss, sum(each.tokens for each in batches)]
         )
         if scale != 1:
             for each in weights:
@@ -191,11 +191,13 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
     return state
 
 
-def _gradients(session: Session, batches: Sequence[Batch], factor: float) -> float | None:
-    """Leave the gradients of this rank's micro-batches, times `factor`, and return their loss.
+def _gradients(
+    session: Session, batches: Sequence[Batch], label_tokens: int, scale: float
+) -> float | None:
+    """Leave the gradients of this rank's micro-batches, times `scale`, and return their loss.
 
     Returns:
-        The summed loss times `factor`; None when any rank ran out of memory.
+        The rank's part of the mean over `label_tokens`; None when any rank ran out of memory.
     """
     import torch
 
@@ -206,8 +208,8 @@ def _gradients(session: Session, batches: Sequence[Batch], factor: float) -> flo
         for batch in batches:
             with compute_in(session.model, session.device.type, session.dtype):
                 loss = summed_loss(session.model, batch.to(session.device), session.selective)
-            loss = loss * factor
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss / label_tokens
+            (loss * scale).backward()
             total += loss.detach()
             del loss
         value = float(total)
