@@ -170,9 +170,8 @@ def test_doctor_says_to_uninstall_it_where_there_is_no_chip(place: Environment) 
     check = torch_check(as_json)
     assert (as_text.returncode, as_json.returncode) == (1, 1)
     assert "libhccl.so: cannot open shared object file" in check["found"]
-    assert check["advice"] == (
-        "python -m pip uninstall torch-npu, for there is no Ascend chip (see backend ascend)"
-    )
+    assert check["advice"].startswith("python -m pip uninstall torch-npu, for there is no Ascend")
+    assert "where there is one" in check["advice"]
     assert f"To do: {check['advice']}" in as_text.stdout
     assert "no /dev/davinci*" in as_text.stdout
 

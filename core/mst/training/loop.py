@@ -209,7 +209,7 @@ def _gradients(
             with compute_in(session.model, session.device.type, session.dtype):
                 loss = summed_loss(session.model, batch.to(session.device), session.selective)
             loss = loss / label_tokens
-            (loss * scale).backward()
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             del loss
         value = float(total)
