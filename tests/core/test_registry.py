@@ -289,7 +289,7 @@ def test_real_vendor_packages_are_loaded_or_reported(site: Path) -> None:
     assert "libbroken.so: cannot open" in by_package["mst-broken"]["reason"]
     assert "{'timeout'}" in by_package["mst-mistyped"]["reason"]
     reports = {report["name"]: report for report in facts["backends"]}
-    assert list(reports) == ["cpu", "acme", "slow"]
+    assert list(reports) == ["ascend", "cpu", "cuda", "acme", "slow"]
     assert reports["acme"]["capabilities"][0]["torch_device"] == "acmedev"
     assert reports["acme"]["health"] == ["the fan of Acme One is slow: clean it"]
     assert reports["slow"]["probe"]["reason"] == "mst_probe: did not answer in 1.5 s"

@@ -37,7 +37,7 @@ for attempt in range(200):
     if pid == 0:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
-        code = worker.main([str(run)])
+        code = worker.main([str(run), "0", "alone"])
         os._exit(code)
     want_save = in_save < inside
     delay = draw.uniform(0.05, 0.6)
