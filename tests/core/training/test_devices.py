@@ -141,19 +141,26 @@ def test_a_chip_without_bfloat16_trains_in_float16_with_a_scaled_loss(
     assert losses(run) == pytest.approx(losses(on_cpu), rel=1e-3)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(
-    on_cpu: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
+    processes: int, on_cpu: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    environ = simchip_environment()
-    # Dropout draws from the chip's own generator, so its state has to come back too.
-    options: dict[str, Any] = {"device": "simchip", "lora_dropout": 0.2}
+    environ = simchip_environment(devices=2)
+    # Dropout draws from each chip's own generator, so their states have to come back too.
+    options: dict[str, Any] = {
+        "device": "simchip", "lora_dropout": 0.2, "nproc_per_node": processes,
+        "per_device_train_batch_size": 8 // processes,
+    }  # fmt: skip
     trained(arguments(tiny_model, chat_rows, whole, **options), environ)
     lost = train(arguments(tiny_model, chat_rows, cut, **options), environ | LOST)
     trained([sys.executable, "-m", "mst", "train", "--output-dir", str(cut), "--resume"], environ)
 
     assert lost.returncode == EXIT_DEVICE_LOST, lost.stderr
+    last = checkpoint.checkpoint_path(Path(CHECKPOINTS), 6)
     assert losses(cut) == losses(whole)
+    for name in ("adapter_model.safetensors", checkpoint.OPTIMIZER, checkpoint.RANDOM):
+        assert (cut / last / name).read_bytes() == (whole / last / name).read_bytes(), name
     assert losses(whole) != losses(on_cpu)
 
 
