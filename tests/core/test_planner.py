@@ -162,3 +162,53 @@ def test_rows_left_out_are_said() -> None:
     found = planned(ZEN5, SMOLLM2, replace(SHORT, deleted=3, longest=900))
 
     assert any("3 rows are longer than 60 tokens" in each for each in found.warnings)
+
+
+def test_flash_attention_is_left_to_16_bits() -> None:
+    flash = Capabilities("cuda", "nccl", attention=("flash_attention_2", "sdpa"))
+
+    def attention(dtype: str, asked: str = "auto") -> str:
+        request = TrainRequest(dtype=dtype, attn_implementation=asked)
+        made = plan("cuda", (RTX_3090,), (flash,), {}, SMOLLM2, SHORT, request)
+        return made.attention
+
+    assert attention("bfloat16") == "flash_attention_2"
+    assert attention("float32") == "sdpa"
+    assert attention("bfloat16", "sdpa") == "sdpa"
+    with pytest.raises(PlanError, match="in float32 this device offers sdpa"):
+        attention("float32", "flash_attention_2")
+
+
+def test_a_v100_trains_in_float16() -> None:
+    v100 = device("Tesla V100-SXM2-16GB", "cuda", 16, ("float16", "float32"))
+    found = planned(v100, SMOLLM2, SHORT)
+
+    assert (found.compute_dtype, found.weights_dtype) == ("float16", "float16")
+    with pytest.raises(PlanError, match="bfloat16 was asked for; Tesla V100"):
+        planned(v100, SMOLLM2, SHORT, TrainRequest(dtype="bfloat16"))
+
+
+def test_several_devices_share_the_global_batch() -> None:
+    able = Capabilities("cuda", "nccl", ("single", "ddp"), visible_devices_env="X")
+    cards = tuple(replace(RTX_3090, index=index) for index in (2, 3))
+    found = plan("cuda", cards, (able, able), {}, LLAMA_7B, LONG, TrainRequest())
+
+    assert found.strategy == "ddp"
+    assert found.torch_devices == ("cuda:0", "cuda:1")
+    assert found.global_batch == 16
+    assert found.steps_per_epoch == 7
+
+
+def test_devices_without_collectives_are_refused_together() -> None:
+    with pytest.raises(
+        PlanError, match="--nproc-per-node 2 was asked for; NVIDIA GeForce RTX 3090"
+    ):
+        plan("cuda", (RTX_3090,) * 2, (CUDA,) * 2, {}, SMOLLM2, SHORT, TrainRequest())
+
+
+def test_processes_on_the_cpu_share_its_memory_and_its_cores() -> None:
+    able = Capabilities("cpu", "gloo", ("single", "ddp"))
+    found = plan("cpu", (ZEN5, ZEN5), (able, able), {}, SMOLLM2, SHORT, TrainRequest())
+
+    assert found.memory.available_bytes == 11 * GIB
+    assert (found.threads, found.environment["OMP_NUM_THREADS"]) == (1, "1")
