@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mst import rundir, serial
 from mst.errors import PlanError
-from mst.facts import DeviceFacts
+from mst.facts import DeviceFacts, torch_names
 from mst.job import cache_dir
 from mst.launch import run_worker, worker_environment
 from mst.model.facts import read_facts
@@ -126,7 +126,7 @@ def prepare_chat(
     Raises:
         MstError: no such model, no such device.
     """
-    from mst.probe import backend_environment, machine_facts, select_device, torch_names
+    from mst.probe import backend_environment, machine_facts, select_device
     from mst.registry import load
 
     name, model = choose_model(target, which, environ)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -107,3 +107,18 @@ class MachineFacts:
     platform: str
     python: str
     backends: tuple[BackendReport, ...]
+
+
+def torch_names(devices: Sequence[DeviceFacts], capabilities: Capabilities) -> tuple[str, ...]:
+    """Return what torch calls each device of a job in its worker.
+
+    Args:
+        devices: of one backend.
+        capabilities: of the first.
+    """
+    kind = capabilities.torch_device
+    if kind == "cpu":
+        return (kind,) * len(devices)
+    if capabilities.visible_devices_env:
+        return tuple(f"{kind}:{position}" for position in range(len(devices)))
+    return tuple(f"{kind}:{each.index}" for each in devices)

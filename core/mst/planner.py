@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mst.errors import PlanError
-from mst.facts import Capabilities, DeviceFacts
+from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.memory import FLOAT_BYTES, StepShape, forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
-from mst.probe import torch_names
 from mst.request import TrainRequest
 from mst.training.batches import batch_shape, is_packed, step_micro_batches
 

@@ -97,21 +97,6 @@ def select_devices(
     return report, found, report.capabilities[start : start + count]
 
 
-def torch_names(devices: Sequence[DeviceFacts], capabilities: Capabilities) -> tuple[str, ...]:
-    """Return what torch calls each device of a job in its worker.
-
-    Args:
-        devices: of one backend.
-        capabilities: of the first.
-    """
-    kind = capabilities.torch_device
-    if kind == "cpu":
-        return (kind,) * len(devices)
-    if capabilities.visible_devices_env:
-        return tuple(f"{kind}:{position}" for position in range(len(devices)))
-    return tuple(f"{kind}:{each.index}" for each in devices)
-
-
 def backend_environment(
     registry: Registry, backend: str, devices: Sequence[DeviceFacts]
 ) -> dict[str, str]:

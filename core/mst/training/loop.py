@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mst.data.encode import IGNORE
 from mst.errors import PeerFailed, TrainingError
 from mst.training import checkpoint, faults, parallel, precision
 from mst.training.adapters import trained_parameters
@@ -100,8 +99,8 @@ def _micro_batch(session: Session, state: TrainState) -> int:
     return state.micro_batch or session.plan.per_device_train_batch_size
 
 
-def _batches(session: Session, state: TrainState) -> tuple[list[Batch], int]:
-    """Return this rank's micro-batches of the next step, and the label tokens of all ranks'."""
+def _batches(session: Session, state: TrainState) -> list[Batch]:
+    """Return this rank's micro-batches of the next step."""
     chosen = step_micro_batches(
         len(session.train),
         state.step,
@@ -110,15 +109,10 @@ def _batches(session: Session, state: TrainState) -> tuple[list[Batch], int]:
         session.request.seed,
     )
     own = chosen[session.group.rank :: session.group.world_size]
-    batches = [
+    return [
         collate([session.train[i] for i in rows], session.pad_token_id, session.packing)
         for rows in own
     ]
-    # A row's first token is predicted by nothing, whatever its label.
-    label_tokens = sum(
-        label != IGNORE for rows in chosen for i in rows for label in session.train[i].labels[1:]
-    )
-    return batches, label_tokens
 
 
 def _set_rate(session: Session, step: int) -> float:
@@ -141,16 +135,18 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
     began = time.perf_counter()
     scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
     while True:
-        batches, label_tokens = _batches(session, state)
+        batches = _batches(session, state)
+        label_tokens, tokens = parallel.summed(
+            session.group,
+            [sum(each.label_tokens for each in batches), sum(each.tokens for each in batches)],
+        )
         loss = _gradients(session, batches, label_tokens, scale)
         if loss is None:
             state = _shrunk(session, state)
             continue
         weights = [p for group in session.optimizer.param_groups for p in group["params"]]
         parallel.sum_gradients(session.group, weights)
-        (loss_sum, tokens) = parallel.summed(
-            session.group, [loss, sum(each.tokens for each in batches)]
-        )
+        (loss_sum,) = parallel.summed(session.group, [loss])
         if scale != 1:
             for each in weights:
                 if each.grad is not None:
@@ -192,7 +188,7 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
 
 
 def _gradients(
-    session: Session, batches: Sequence[Batch], label_tokens: int, scale: float
+    session: Session, batches: Sequence[Batch], label_tokens: float, scale: float
 ) -> float | None:
     """Leave the gradients of this rank's micro-batches, times `scale`, and return their loss.
 
