@@ -71,12 +71,13 @@ class Capabilities:
     Attributes:
         torch_device: the device type string that torch knows ("cpu", "cuda", "npu").
         distributed_backend: torch.distributed backend name for its collectives.
-        strategies: of "single", "ddp", "zero2", "zero3".
+        strategies: of "single", "ddp", "zero1", "zero2", "zero3".
         quantization: of "none", "nf4", "int8".
         attention: attention implementations of transformers, best first.
         visible_devices_env: variable with which `mst_environment` narrows a worker to its
             devices, which torch then counts from 0; "" when the worker sees all of them, under
             the indices of the facts.
+        optimizers: of "adamw_torch", "adamw_8bit", "paged_adamw_8bit".
     """
 
     torch_device: str
@@ -85,6 +86,7 @@ class Capabilities:
     quantization: tuple[str, ...] = ("none",)
     attention: tuple[str, ...] = ("eager",)
     visible_devices_env: str = ""
+    optimizers: tuple[str, ...] = ("adamw_torch",)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ import mst
 from mst import rundir
 from mst.demo import demo_defaults
 from mst.errors import EXIT_FAILED, MstError, RunError, UsageError
-from mst.facts import MachineFacts
+from mst.facts import Capabilities, DeviceFacts, MachineFacts
 from mst.model.facts import ModelFacts, read_facts, weight_files
 from mst.model.locate import ModelSource, locate
 from mst.plan import Plan
 from mst.planner import as_explicit
 from mst.planner import plan as make_plan
+from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.workload import DataFacts
 
 # What a resumed run may change: its cadence, its end, and the device, which may have died. A new
 # end moves the rest of a cosine or linear schedule; everything else that shapes a step stays.
@@ -46,6 +48,7 @@ class Job:
     machine: MachineFacts
     source: ModelSource
     model: ModelFacts
+    data: DataFacts
     plan: Plan
     manifest: RunManifest
 
@@ -98,6 +101,7 @@ def prepare_job(
     request: TrainRequest,
     environ: Mapping[str, str],
     tell: Callable[[str], None] = lambda line: None,
+    on: str | None = None,
 ) -> Job:
     """Probe the machine, find the model, read the data and plan; nothing is written but the cache
     of a converted model.
@@ -106,20 +110,19 @@ def prepare_job(
         request: with `with_defaults` applied.
         environ: the process's environment.
         tell: shown to the user before each part that takes long.
+        on: hardware to plan for instead of this machine, as `mst.hardware` reads it.
 
     Raises:
         MstError: whatever stands in the way.
     """
     # Imported late: `mst --help` needs none of it.
     from mst.data.prepare import data_facts, prepare
-    from mst.probe import backend_environment, machine_facts, select_devices
+    from mst.probe import machine_facts
     from mst.registry import load
 
     registry = load()
     machine = machine_facts(registry)
-    report, devices, capabilities = select_devices(
-        machine, request.device, request.nproc_per_node or 1
-    )
+    where = _named_machine(on, registry, tell) if on else _this_machine(machine, request, registry)
     source = locate(request.model, request.models_dir, environ)
     directory = source.path
     if source.is_gguf:
@@ -129,15 +132,23 @@ def prepare_job(
     model = read_facts(directory)
     tell("reading and tokenizing the data")
     prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)
-    environment = backend_environment(registry, report.name, devices)
+    data = data_facts(prepared)
     made = make_plan(
-        report.name, devices, capabilities, environment, model, data_facts(prepared), request
+        where.backend,
+        where.devices,
+        where.capabilities,
+        where.environment,
+        model,
+        data,
+        request,
+        where.host_bytes,
     )
     return Job(
         request=replace(request, model=str(source.path.absolute())),
         machine=machine,
         source=source,
         model=model,
+        data=data,
         plan=made,
         manifest=RunManifest(
             status="running",
@@ -151,6 +162,33 @@ def prepare_job(
             created=rundir.now(),
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Where:
+    backend: str
+    devices: tuple[DeviceFacts, ...]
+    capabilities: tuple[Capabilities, ...]
+    environment: Mapping[str, str]
+    host_bytes: int | None
+
+
+def _this_machine(machine: MachineFacts, request: TrainRequest, registry: Registry) -> _Where:
+    from mst.probe import backend_environment, select_devices
+
+    report, devices, capabilities = select_devices(machine, request.device, request.nproc_per_node)
+    environment = backend_environment(registry, report.name, devices)
+    hosts = [one.probe.devices for one in machine.backends if one.name == "cpu"]
+    free = next((one[0].memory_free_bytes for one in hosts if one), None)
+    return _Where(report.name, devices, capabilities, environment, free)
+
+
+def _named_machine(on: str, registry: Registry, tell: Callable[[str], None]) -> _Where:
+    from mst.hardware import read_hardware
+
+    found = read_hardware(on, registry)
+    tell(found.note)
+    return _Where(found.backend, found.devices, found.capabilities, {}, found.host_bytes)
 
 
 def _versions() -> dict[str, str]:
@@ -181,11 +219,12 @@ def begin(job: Job) -> tuple[Path, IO[str]]:
     """
     path = Path(job.request.output_dir or default_output_dir(job.source)).absolute()
     lock = rundir.claim_new(path)
-    _write(path, job)
+    write_documents(path, job)
     return path, lock
 
 
-def _write(path: Path, job: Job) -> None:
+def write_documents(path: Path, job: Job) -> None:
+    """Write a job into its run directory, whose lock is held."""
     # The manifest comes last: a directory without it is no run.
     rundir.write_document(path, rundir.FACTS, job.machine)
     explicit = as_explicit(job.request, job.plan)
@@ -289,7 +328,7 @@ def _rest_of(
             )
     kept = replace(manifest, status="running", finished=None, error=None)
     job = replace(job, manifest=kept)
-    _write(path, job)
+    write_documents(path, job)
     return job
 
 
@@ -340,6 +379,7 @@ def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[
     Raises:
         MstError: whatever stands in the way, or the run failed.
     """
+    from mst.attempts import run_to_end
     from mst.cli.options import convert
     from mst.request import fields
 
@@ -356,7 +396,7 @@ def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[
         job = prepare_job(request, environment)
         path, lock = begin(job)
     with lock:
-        code = execute(path, job, lock, environment)
+        code = run_to_end(path, job, lock, environment)
     manifest = rundir.read_manifest(path)
     if code:
         error = MstError(manifest.error or f"the run in {path} failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mst.configuration import Configuration
 from mst.model.facts import LinearShape, ModelFacts, lora_parameters, lora_targets
 from mst.plan import MemoryForecast
 
@@ -32,11 +33,15 @@ class StepShape:
         tokens: tokens in it, padding included.
         label_tokens: positions whose logits are computed.
         mask_values: values of dense attention masks (tokens squared when packed, else 0).
+        rows: rows of the tensors: 1 when packed.
+        width: their width; 0 when unknown.
     """
 
     tokens: int
     label_tokens: int
     mask_values: int = 0
+    rows: int = 1
+    width: int = 0
 
 
 def _linear_width(linears: Sequence[LinearShape]) -> int:
@@ -45,12 +50,7 @@ def _linear_width(linears: Sequence[LinearShape]) -> int:
 
 def forecast(
     model: ModelFacts,
-    tuner: str,
-    compute_dtype: str,
-    weights_dtype: str,
-    lora_rank: int,
-    target_modules: Sequence[str],
-    checkpointing: bool,
+    configuration: Configuration,
     step: StepShape,
     available_bytes: int | None,
     on_host: bool = True,
@@ -59,33 +59,30 @@ def forecast(
 
     Args:
         model: its shape.
-        tuner: "lora" or "full".
-        compute_dtype: dtype of the activations.
-        weights_dtype: dtype of the base weights in memory.
-        lora_rank: r of LoRA.
-        target_modules: the layers that get adapters.
-        checkpointing: keep one layer's input each, and recompute one layer at a time.
+        configuration: how it is trained.
         step: the largest micro-batch.
         available_bytes: copied into the result.
         on_host: the device is the CPU, so that libraries and kernels' workspaces count too; on
             others they lie in the driver's own memory, and are not forecast yet.
     """
-    width = FLOAT_BYTES[compute_dtype]
-    weights = model.parameters * FLOAT_BYTES[weights_dtype]
-    if tuner == "full":
+    width = FLOAT_BYTES[configuration.compute_dtype]
+    weights = model.parameters * FLOAT_BYTES[configuration.weights_dtype]
+    if configuration.tuner == "full":
         trained, added = model.parameters, 0
     else:
-        trained = lora_parameters(lora_targets(model, target_modules), lora_rank)
+        targets = lora_targets(model, configuration.target_modules)
+        trained = lora_parameters(targets, configuration.lora_rank)
         added = trained * 4
     kept = step.tokens * width * ACTIVATION_FACTOR * _linear_width(model.linears)
-    if checkpointing:
+    if configuration.checkpointing:
         layer_inputs = step.tokens * width * model.hidden_size * model.layers
         kept = layer_inputs + kept / model.layers
     # The boolean mask is shared; each layer that keeps its activations keeps a float copy too.
-    copies = 1 if checkpointing else model.layers
+    copies = 1 if configuration.checkpointing else model.layers
     kept += step.mask_values * (1 + width * copies)
     # Autocast keeps a copy of every trained weight in the compute dtype during a forward pass.
-    casts = trained * width if compute_dtype != weights_dtype or tuner == "lora" else 0
+    lower = configuration.compute_dtype != configuration.weights_dtype
+    casts = trained * width if lower or configuration.tuner != "full" else 0
     return MemoryForecast(
         runtime_bytes=RUNTIME_BYTES if on_host else 0,
         weights_bytes=weights,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mst.configuration import Configuration
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -28,6 +30,10 @@ class MemoryForecast:
         activations_bytes: what the backward pass keeps, at the largest micro-batch.
         logits_bytes: the loss over label positions and its gradient.
         available_bytes: what the device has free; None when the device cannot tell.
+        buffers_bytes: buckets and gathered layers of the collectives.
+        slack_bytes: what the allocator holds without using it, and kernels' workspaces.
+        host_bytes: of the host's memory that offloading takes on this machine, all ranks; not a
+            part of the device's peak.
     """
 
     runtime_bytes: int
@@ -38,10 +44,13 @@ class MemoryForecast:
     activations_bytes: int
     logits_bytes: int
     available_bytes: int | None
+    buffers_bytes: int = 0
+    slack_bytes: int = 0
+    host_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
-        """Sum of all parts."""
+        """Sum of all parts on the device."""
         return (
             self.runtime_bytes
             + self.weights_bytes
@@ -50,7 +59,47 @@ class MemoryForecast:
             + self.optimizer_bytes
             + self.activations_bytes
             + self.logits_bytes
+            + self.buffers_bytes
+            + self.slack_bytes
         )
+
+
+@dataclass(frozen=True)
+class TimeForecast:
+    """Predicted duration, with the factor by which it may be wrong either way.
+
+    Attributes:
+        step_seconds: one optimizer step.
+        total_seconds: all steps; loading, evaluation and saving not counted.
+        uncertainty: the truth is expected between forecast / uncertainty and forecast times it.
+        basis: where the speed comes from: "table: …", "measured: …".
+    """
+
+    step_seconds: float
+    total_seconds: float
+    uncertainty: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A configuration that the planner looked at.
+
+    Attributes:
+        configuration: what it would be.
+        peak_bytes: memory of one device that it would take.
+        host_bytes: memory of the host.
+        step_seconds: predicted; None when the device's speed is not known.
+        trained_share: trained weights over all weights.
+        why_not: "" when it can be chosen.
+    """
+
+    configuration: Configuration
+    peak_bytes: int
+    host_bytes: int
+    step_seconds: float | None
+    trained_share: float
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +111,9 @@ class Plan:
         torch_devices: what torch calls each rank's device in its worker, with its index where
             it has one.
         distributed_backend: torch.distributed's name for the devices' collectives.
-        strategy: "single", or "ddp" when every device holds the whole model.
-        tuner: "lora" or "full".
+        strategy: "single", "ddp" when every device holds the whole model, or "zero1", "zero2",
+            "zero3" when DeepSpeed shares out the optimizer, the gradients, the weights too.
+        tuner: "lora", "qlora" or "full".
         compute_dtype: dtype of the matrix products.
         weights_dtype: dtype in which the base weights are held.
         attention: attention implementation of transformers.
@@ -81,6 +131,13 @@ class Plan:
         label_accuracy: measure accuracy over the set of answers, before and after.
         reasons: one for each choice above that was not the user's.
         warnings: what the user should know before it starts.
+        quantization: of the frozen linear layers: "none", "nf4" or "int8".
+        optim: "adamw_torch", "adamw_8bit" or "paged_adamw_8bit".
+        offload: what ZeRO keeps off the device: "none", "optimizer" or "parameters".
+        offload_dir: directory on a local disk for that; None for the host's memory.
+        nnodes: machines, each with as many devices as `torch_devices` names.
+        time: how long it should take; None when the device's speed is not known.
+        alternatives: what else was looked at, best first.
     """
 
     backend: str
@@ -106,9 +163,21 @@ class Plan:
     memory: MemoryForecast
     reasons: tuple[Reason, ...]
     warnings: tuple[str, ...] = ()
+    quantization: str = "none"
+    optim: str = "adamw_torch"
+    offload: str = "none"
+    offload_dir: str | None = None
+    nnodes: int = 1
+    time: TimeForecast | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all, one a device."""
+        return self.nnodes * len(self.torch_devices)
 
     @property
     def global_batch(self) -> int:
         """Rows an optimizer step, on all devices."""
         per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return per_device * len(self.torch_devices)
+        return per_device * self.world_size

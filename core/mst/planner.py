@@ -4,65 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from mst.candidates import Candidate, Space, alternative, candidates, choose, within
+from mst.configuration import ZERO_CHOICES
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
-from mst.memory import FLOAT_BYTES, StepShape, forecast
-from mst.model.facts import ModelFacts
-from mst.plan import MemoryForecast, Plan, Reason
+from mst.memory import FLOAT_BYTES
+from mst.model.facts import ModelFacts, lora_parameters, lora_targets
+from mst.plan import Plan, Reason
+from mst.reasons import batch_reasons, method_reasons
 from mst.request import TrainRequest
-from mst.training.batches import batch_shape, is_packed, step_micro_batches
+from mst.shortfall import nothing_fits
+from mst.workload import DataFacts, step_shapes, total_steps
 
-# Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
-# enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
-MICRO_BATCH_TOKENS = 640
-GLOBAL_BATCH_ROWS = 16
 # LoRA wants about ten times the rate of full tuning (Schulman et al. 2025, "LoRA Without Regret").
-LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
-# The share of the free memory that a plan may fill: the forecast leaves out fragmentation.
-MEMORY_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the planner needs to know of the encoded rows.
-
-    Attributes:
-        lengths: tokens of each training row.
-        label_tokens: of these, how many carry loss.
-        val_rows: rows held out.
-        answers: distinct answers when the set is a classification, else None.
-        max_length: longest row that was accepted.
-        longest: longest row that was found, accepted or not.
-        deleted: rows left out because they were longer.
-    """
-
-    lengths: tuple[int, ...]
-    label_tokens: tuple[int, ...]
-    val_rows: int
-    answers: int | None
-    max_length: int
-    longest: int
-    deleted: int
-
-
-def largest_step(
-    data: DataFacts, micro_batch: int, global_batch: int, seed: int, steps: int
-) -> StepShape:
-    """Return the largest micro-batch that the run will meet: the order is known beforehand."""
-    per_epoch = -(-len(data.lengths) // global_batch)
-    tokens = labels = mask = 0
-    # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
-    for step in range(min(steps, 3 * per_epoch)):
-        batches = step_micro_batches(len(data.lengths), step, micro_batch, global_batch, seed)
-        for rows in batches:
-            lengths = [data.lengths[i] for i in rows]
-            height, width = batch_shape(lengths, packing=True)
-            tokens = max(tokens, height * width)
-            mask = max(mask, width * width if is_packed(lengths, packing=True) else 0)
-            labels = max(labels, sum(data.label_tokens[i] for i in rows))
-    return StepShape(tokens, labels, mask)
+LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+# What a weight can store (Allen-Zhu and Li 2024, "Physics of Language Models", part 3.3), against
+# about one bit that a label token teaches; past it LoRA falls behind full tuning (Schulman et al.).
+BITS_PER_WEIGHT = 2
 
 
 def _dtype(device: DeviceFacts, asked: str) -> tuple[str, Reason | None]:
@@ -101,122 +61,56 @@ def _attention(request: TrainRequest, capabilities: Capabilities, dtype: str) ->
     return offered[0] if asked == "auto" else asked
 
 
-def _batch(request: TrainRequest, data: DataFacts, ranks: int) -> tuple[int, int, list[Reason]]:
-    reasons = []
-    mean = sum(data.lengths) / len(data.lengths)
-    size = request.per_device_train_batch_size
-    if size is None:
-        by_tokens = max(1, min(GLOBAL_BATCH_ROWS, round(MICRO_BATCH_TOKENS / mean)))
-        size = min(2 ** int(math.log2(by_tokens)), len(data.lengths))
-        why = f"rows have {mean:.0f} tokens on average; about {MICRO_BATCH_TOKENS} a micro-batch"
-        reasons.append(Reason("per_device_train_batch_size", str(size), why))
-    accumulation = request.gradient_accumulation_steps
-    if accumulation is None:
-        accumulation = max(1, min(GLOBAL_BATCH_ROWS, len(data.lengths)) // (size * ranks))
-        why = f"{size * accumulation * ranks} rows an optimizer step"
-        reasons.append(Reason("gradient_accumulation_steps", str(accumulation), why))
-    return size, accumulation, reasons
+def _check_method(
+    request: TrainRequest, device: DeviceFacts, able: Capabilities, zero: str
+) -> None:
+    """Raise PlanError when what was asked for is nothing that the device can do."""
+    if request.tuner == "full" and request.quant_bits is not None:
+        raise PlanError(
+            f"--quant-bits {request.quant_bits} freezes the weights that --tuner full would"
+            " change. Pass one of the two; --tuner qlora trains adapters on quantized weights."
+        )
+    if request.tuner == "qlora" or request.quant_bits is not None:
+        bits = request.quant_bits or 4
+        wanted = "int8" if bits == 8 else "nf4"
+        if wanted not in able.quantization:
+            raise PlanError(
+                f"{bits}-bit weights ({wanted}) were asked for; {device.name} offers"
+                f" {', '.join(able.quantization)} here. They need bitsandbytes (python -m pip"
+                " install bitsandbytes) and a device that it has kernels for: `mst devices` says."
+                " Pass --tuner lora, or another --device."
+            )
+        if request.use_dora and wanted == "int8":
+            raise PlanError("--use-dora works on 4-bit weights, not on 8-bit ones. Leave one out.")
+    if request.optim not in ("auto", *able.optimizers):
+        raise PlanError(
+            f"--optim {request.optim} was asked for; {device.name} offers"
+            f" {', '.join(able.optimizers)} here. Pass one of these, or auto."
+        )
+    stage = zero.partition("_")[0]
+    if stage in ("zero1", "zero2", "zero3") and stage not in able.strategies:
+        raise PlanError(
+            f"--deepspeed {request.deepspeed} was asked for; {device.name} can do"
+            f" {', '.join(able.strategies)} here. ZeRO needs DeepSpeed (DS_BUILD_OPS=0 python -m"
+            " pip install deepspeed) and a device that it knows. Pass --deepspeed off."
+        )
 
 
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-@dataclass(frozen=True)
-class _Draft:
-    batch_size: int
-    accumulation: int
-    checkpointing: bool
-    memory: MemoryForecast
-
-
-def _fit(
-    model: ModelFacts,
-    request: TrainRequest,
-    data: DataFacts,
-    device: DeviceFacts,
-    tuner: str,
-    dtypes: tuple[str, str],
-    batch: tuple[int, int],
-    ranks: int,
-) -> tuple[_Draft, list[Reason]]:
-    """Return the first of ever smaller configurations that fits, and why it was needed.
-
-    Raises:
-        PlanError: none fits; names the smallest and what it would take.
-    """
-    available = device.memory_free_bytes
-    on_host = device.backend == "cpu"
-    if on_host and available is not None:
-        available //= ranks  # they share the machine's memory
-    limit = math.inf if available is None else available * MEMORY_SHARE
-    free_size = request.per_device_train_batch_size is None
-    sizes = [batch[0]]
-    while free_size and sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    drafts = []
-    for checkpointing in switches[request.gradient_checkpointing]:
-        for size in sizes:
-            accumulation = batch[1]
-            if request.gradient_accumulation_steps is None:
-                accumulation = max(1, batch[0] * batch[1] // size)
-            global_batch = size * accumulation * ranks
-            steps = _total_steps(request, len(data.lengths), global_batch)
-            shape = largest_step(data, size, global_batch, request.seed, steps)
-            memory = forecast(
-                model, tuner, *dtypes, request.lora_rank, request.target_modules,
-                checkpointing, shape, available, on_host,
-            )  # fmt: skip
-            drafts.append(_Draft(size, accumulation, checkpointing, memory))
-            if memory.peak_bytes <= limit:
-                return drafts[-1], _fit_reasons(drafts, request, limit)
-    least = min(drafts, key=lambda each: each.memory.peak_bytes)
-    advice = "a smaller --max-length, --tuner lora" if tuner == "full" else "a smaller --max-length"
-    raise PlanError(
-        f"{tuner} tuning of {model.path} needs {_gib(least.memory.peak_bytes)} at the least"
-        f" (micro-batch {least.batch_size}, gradient checkpointing"
-        f" {'on' if least.checkpointing else 'off'}); {device.name} has {_gib(available or 0)}"
-        f" free, of which {MEMORY_SHARE:.0%} may be planned. Try {advice}, or a smaller model."
+def _preferred_tuner(space: Space) -> tuple[str | None, str]:
+    """Return a tuner that the data asks for, and why; None when speed may decide."""
+    request = space.request
+    if request.tuner != "auto" or request.use_dora or request.use_rslora:
+        return None, ""
+    targets = lora_targets(space.model, request.target_modules)
+    capacity = BITS_PER_WEIGHT * lora_parameters(targets, request.lora_rank)
+    labels = sum(space.data.label_tokens)
+    if labels <= capacity:
+        return None, ""
+    rank = request.lora_rank * -(-labels // max(1, capacity))
+    return "full", (
+        f"{labels:,} label tokens are more than adapters of rank {request.lora_rank} can take up"
+        f" (about {capacity:,}); --tuner lora --lora-rank {rank} would hold them"
     )
-
-
-def _fit_reasons(drafts: Sequence[_Draft], request: TrainRequest, limit: float) -> list[Reason]:
-    chosen = drafts[-1]
-    peak = _gib(chosen.memory.peak_bytes)
-    reasons = []
-    if request.gradient_checkpointing == "auto":
-        why = f"needs {peak} without it"
-        if chosen.checkpointing:
-            without = min(each.memory.peak_bytes for each in drafts if not each.checkpointing)
-            why = f"needs {_gib(without)} without it, {peak} with it"
-        if math.isfinite(limit):
-            why += f"; {_gib(limit)} may be used"
-        value = "on" if chosen.checkpointing else "off"
-        reasons.append(Reason("gradient_checkpointing", value, why))
-    if chosen.batch_size != drafts[0].batch_size:
-        why = f"{drafts[0].batch_size} rows would need {_gib(drafts[0].memory.peak_bytes)}"
-        reasons.append(Reason("per_device_train_batch_size", str(chosen.batch_size), why))
-    return reasons
-
-
-def _total_steps(request: TrainRequest, rows: int, global_batch: int) -> int:
-    steps = math.ceil(request.num_train_epochs * math.ceil(rows / global_batch))
-    return request.max_steps if request.max_steps is not None else max(1, steps)
-
-
-def _tuner(request: TrainRequest, model: ModelFacts) -> tuple[str, Reason | None]:
-    if request.tuner != "auto":
-        return request.tuner, None
-    if request.use_dora or request.use_rslora:
-        return "lora", Reason("tuner", "lora", "a variant of LoRA was asked for")
-    full = model.parameters * (4 + 4 + 8)
-    why = (
-        f"full tuning would hold {_gib(full)} of weights, gradients and moments;"
-        f" LoRA (rank {request.lora_rank}, alpha {request.lora_alpha:g}) forgets less and gives a"
-        " file of megabytes. --tuner full overrides"
-    )
-    return "lora", Reason("tuner", "lora", why)
 
 
 def _label_accuracy(request: TrainRequest, data: DataFacts) -> tuple[bool, Reason | None]:
@@ -261,27 +155,49 @@ def _check_context(model: ModelFacts, data: DataFacts) -> None:
         )
 
 
-def _strategy(
-    devices: Sequence[DeviceFacts], capabilities: Sequence[Capabilities]
-) -> tuple[str, Reason | None]:
-    if len(devices) == 1:
-        return "single", None
-    for each, able in zip(devices, capabilities, strict=True):
-        if "ddp" not in able.strategies:
-            raise PlanError(
-                f"--nproc-per-node {len(devices)} was asked for; {each.name} can do"
-                f" {', '.join(able.strategies)}, which is not ddp. Pass --nproc-per-node 1."
-            )
-    kinds = {each.name for each in devices}
-    why = f"{len(devices)} processes, each with the whole model; {' and '.join(sorted(kinds))}"
-    return "ddp", Reason("strategy", "ddp", why)
+def _space(
+    devices: Sequence[DeviceFacts],
+    capabilities: Sequence[Capabilities],
+    model: ModelFacts,
+    data: DataFacts,
+    request: TrainRequest,
+    zero: str,
+    host_bytes: int | None,
+) -> Space:
+    """Return what can be chosen from; explicit choices are checked.
 
-
-def _scarcest(devices: Sequence[DeviceFacts]) -> DeviceFacts:
-    """Return the device that limits the others: the one with the least free memory known."""
-    return min(
-        devices,
-        key=lambda each: math.inf if each.memory_free_bytes is None else each.memory_free_bytes,
+    Raises:
+        PlanError: one of them can't be met.
+    """
+    asked = request.nproc_per_node
+    if asked is None:
+        # A slower neighbour would hold the others up.
+        alike = [
+            one for one in devices if (one.name, one.arch) == (devices[0].name, devices[0].arch)
+        ]
+        devices = alike
+    _check_context(model, data)
+    first, able = devices[0], capabilities[0]
+    if (asked or 1) * request.nnodes > 1:
+        for each, one in zip(devices, capabilities, strict=False):
+            if "ddp" not in one.strategies:
+                raise PlanError(
+                    f"--nproc-per-node {asked or 1} was asked for; {each.name} can do"
+                    f" {', '.join(one.strategies)}, which is not ddp. Pass --nproc-per-node 1."
+                )
+    _check_method(request, first, able, zero)
+    dtype, _ = _dtype(first, request.dtype)
+    return Space(
+        model=model,
+        data=data,
+        request=request,
+        devices=tuple(devices),
+        capabilities=able,
+        dtype=dtype,
+        attention=_attention(request, able, dtype),
+        zero=zero,
+        host_bytes=host_bytes,
+        shape=step_shapes(data, request),
     )
 
 
@@ -293,85 +209,111 @@ def plan(
     model: ModelFacts,
     data: DataFacts,
     request: TrainRequest,
+    host_bytes: int | None = None,
+    zero: str | None = None,
 ) -> Plan:
     """Choose how to train `model` on `devices`, and say why.
 
+    The fastest configuration is taken whose memory fits with `MEMORY_SHARE`; among those as fast,
+    the simplest.
+
     Args:
         backend: name of the devices' backend.
-        devices: that were selected, one a rank.
+        devices: that may be used, best first.
         capabilities: what each can run.
         environment: variables that the backend wants in the worker.
         model: its shape.
         data: the encoded rows' sizes.
         request: what the user asked; explicit choices are kept and only checked.
+        host_bytes: free memory of the host, for offloading; None when unknown.
+        zero: what `--deepspeed` comes to when it names a file: its stage.
 
     Raises:
         PlanError: an explicit choice can't be met, or nothing fits; names the nearest that does.
     """
-    _check_context(model, data)
-    ranks = len(devices)
-    device = _scarcest(devices)
-    strategy, strategy_reason = _strategy(devices, capabilities)
-    compute, dtype_reason = _dtype(device, request.dtype)
-    tuner, tuner_reason = _tuner(request, model)
-    # Updates of full tuning are smaller than bfloat16 can add, so its weights stay float32.
-    weights = "float32" if tuner == "full" else compute
-    size, accumulation, batch_reasons = _batch(request, data, ranks)
-    draft, fit_reasons = _fit(
-        model, request, data, device, tuner, (compute, weights), (size, accumulation), ranks
+    space = _space(
+        devices, capabilities, model, data, request, zero or request.deepspeed, host_bytes
     )
-    global_batch = draft.batch_size * draft.accumulation * ranks
-    steps = _total_steps(request, len(data.lengths), global_batch)
+    found = candidates(space)
+    prefer, preference = _preferred_tuner(space)
+    chosen = choose(found, prefer)
+    if chosen is None:
+        raise PlanError(nothing_fits(space, found))
+    return _plan(backend, environment, space, chosen, found, preference)
+
+
+def _plan(
+    backend: str,
+    environment: Mapping[str, str],
+    space: Space,
+    chosen: Candidate,
+    found: Sequence[Candidate],
+    preference: str,
+) -> Plan:
+    """Return the chosen candidate as a plan."""
+    request, data, made = space.request, space.data, chosen.configuration
+    rows = len(data.lengths)
+    global_batch = made.micro_batch * made.accumulation * made.world_size
+    steps = total_steps(request, rows, global_batch)
+    devices = space.devices[: chosen.devices]
+    on_host = space.capabilities.torch_device == "cpu"
+    threads = request.threads or _threads(devices[0], chosen.devices)
+    if request.threads is not None or (chosen.devices > 1 and on_host):
+        environment = {**environment, "OMP_NUM_THREADS": str(threads)}
     label_accuracy, label_reason = _label_accuracy(request, data)
-    rate = request.learning_rate or LEARNING_RATES[tuner]
-    threads = request.threads or _threads(device, ranks)
-    found = [
-        Reason(
-            "device",
-            ", ".join(f"{backend}:{each.index}" for each in devices),
-            f"{device.name}; --device {request.device}",
-        ),
-        strategy_reason,
-        tuner_reason,
+    rate = request.learning_rate or LEARNING_RATES[made.tuner]
+    _, dtype_reason = _dtype(devices[0], request.dtype)
+    names = ", ".join(f"{backend}:{each.index}" for each in devices)
+    found_reasons = [
+        Reason("device", names, f"{devices[0].name}; --device {request.device}"),
+        *method_reasons(space, chosen, found, preference),
         dtype_reason,
-        *batch_reasons,
-        *fit_reasons,
+        *batch_reasons(space, chosen, within(space, made)),
         None
         if request.learning_rate
-        else Reason("learning_rate", f"{rate:g}", f"the usual peak for {tuner}"),
+        else Reason("learning_rate", f"{rate:g}", f"the usual peak for {made.tuner}"),
         None
         if request.max_length
         else Reason("max_length", str(data.max_length), f"the longest row has {data.longest}"),
         label_reason,
+        Reason("threads", str(threads), "cores that this process may really use")
+        if on_host
+        else None,
     ]
-    if device.backend == "cpu":
-        found.append(Reason("threads", str(threads), "cores that this process may really use"))
-    if request.threads is not None or (ranks > 1 and device.backend == "cpu"):
-        environment = {**environment, "OMP_NUM_THREADS": str(threads)}
+    notes = _warnings(request, data, steps, global_batch)
+    if preference and made.tuner != "full":
+        notes.append(preference)
     return Plan(
         backend=backend,
-        torch_devices=torch_names(devices, capabilities[0]),
-        distributed_backend=capabilities[0].distributed_backend,
-        strategy=strategy,
-        tuner=tuner,
-        compute_dtype=compute,
-        weights_dtype=weights,
-        attention=_attention(request, capabilities[0], compute),
+        torch_devices=torch_names(devices, space.capabilities),
+        distributed_backend=space.capabilities.distributed_backend,
+        strategy=made.strategy,
+        tuner=made.tuner,
+        compute_dtype=made.compute_dtype,
+        weights_dtype=made.weights_dtype,
+        attention=made.attention,
         threads=threads,
         environment=dict(environment),
         max_length=data.max_length,
-        per_device_train_batch_size=draft.batch_size,
-        gradient_accumulation_steps=draft.accumulation,
-        gradient_checkpointing=draft.checkpointing,
+        per_device_train_batch_size=made.micro_batch,
+        gradient_accumulation_steps=made.accumulation,
+        gradient_checkpointing=made.checkpointing,
         learning_rate=rate,
-        train_rows=len(data.lengths),
+        train_rows=rows,
         val_rows=data.val_rows,
-        steps_per_epoch=math.ceil(len(data.lengths) / global_batch),
+        steps_per_epoch=math.ceil(rows / global_batch),
         total_steps=steps,
         label_accuracy=label_accuracy,
-        memory=draft.memory,
-        reasons=tuple(each for each in found if each is not None),
-        warnings=tuple(_warnings(request, data, steps, global_batch)),
+        memory=chosen.memory,
+        reasons=tuple(each for each in found_reasons if each is not None),
+        warnings=tuple(notes),
+        quantization=made.quantization,
+        optim=made.optim,
+        offload=made.offload,
+        offload_dir=request.offload_dir if made.offload != "none" else None,
+        nnodes=request.nnodes,
+        time=chosen.time,
+        alternatives=tuple(alternative(each, space.model) for each in found),
     )
 
 
@@ -393,7 +335,17 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
         nproc_per_node=len(plan.torch_devices),
+        quant_bits={"nf4": 4, "int8": 8}.get(plan.quantization),
+        optim=plan.optim,
+        deepspeed=_zero_option(plan) if request.deepspeed in ZERO_CHOICES else request.deepspeed,
         learning_rate=plan.learning_rate,
         threads=plan.threads if "cpu" in plan.torch_devices else request.threads,
         label_accuracy="on" if plan.label_accuracy else "off",
     )
+
+
+def _zero_option(plan: Plan) -> str:
+    """Return what `--deepspeed` would have to say for the plan's strategy."""
+    if not plan.strategy.startswith("zero"):
+        return "off"
+    return plan.strategy + ("_offload" if plan.offload != "none" else "")

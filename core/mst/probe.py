@@ -70,21 +70,24 @@ def select_device(
 
 
 def select_devices(
-    facts: MachineFacts, device: str, count: int
+    facts: MachineFacts, device: str, count: int | None
 ) -> tuple[BackendReport, tuple[DeviceFacts, ...], tuple[Capabilities, ...]]:
-    """Return as many devices as a job wants, with their backend and what each can run.
+    """Return the devices that a job may use, with their backend and what each can run.
 
     Args:
         facts: this machine.
         device: as `select_device` takes it.
-        count: from the one it returns on; the CPU counts as often as it is asked for.
+        count: from the one it returns on; the CPU counts as often as it is asked for. None for
+            all of the backend, but for one alone where `device` names it by its index.
 
     Raises:
         NoDeviceError: there are fewer.
     """
     report, first, capabilities = select_device(facts, device)
     if capabilities.torch_device == "cpu":
-        return report, (first,) * count, (capabilities,) * count
+        return report, (first,) * (count or 1), (capabilities,) * (count or 1)
+    if count is None:
+        count = 1 if ":" in device else len(report.probe.devices)
     start = report.probe.devices.index(first)
     found = report.probe.devices[start : start + count]
     if len(found) < count:

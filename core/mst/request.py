@@ -80,11 +80,17 @@ class TrainRequest:
     )
     nproc_per_node: int | None = option(
         None,
-        "devices to train on, one process each; default 1",
+        "devices of each machine to train on, one process each; default: what the plan finds best",
         group="what",
         aliases=("num_processes", "num_devices"),
         at_least=1,
     )
+    nnodes: int = option(1, "machines that share the job", group="what", at_least=1)
+    node_rank: int = option(0, "which of them this one is, from 0", group="what", at_least=0)
+    master_addr: str | None = option(
+        None, "address of machine 0, where all meet", group="what", metavar="HOST"
+    )
+    master_port: int = option(29500, "port there", group="what", at_least=1)
     output_dir: str | None = option(
         None, "run directory; default runs/<date>-<model>", group="what", metavar="DIR"
     )
@@ -95,8 +101,15 @@ class TrainRequest:
         "auto",
         "what is trained",
         group="method",
-        choices=("auto", "lora", "full"),
+        choices=("auto", "lora", "qlora", "full"),
         aliases=("tuner_type", "train_type", "sft_type", "finetuning_type"),
+    )
+    quant_bits: int | None = option(
+        None,
+        "bits of the frozen weights under adapters: 4 (NF4) or 8; default 4 with qlora",
+        group="method",
+        choices=("4", "8"),
+        aliases=("quantization_bit",),
     )
     lora_rank: int = option(
         8, "inner dimension r of LoRA", group="method", aliases=("lora_r",), at_least=1
@@ -176,6 +189,13 @@ class TrainRequest:
         choices=("auto", "on", "off"),
     )
     learning_rate: float | None = option(None, "peak learning rate", group="optimizer", above=0)
+    optim: str = option(
+        "auto",
+        "AdamW with moments in float32, in 8 bits, or in 8 bits that spill to the host",
+        group="optimizer",
+        choices=("auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"),
+        aliases=("optimizer",),
+    )
     lr_scheduler_type: str = option(
         "cosine",
         "shape of the learning rate after warm-up",
@@ -213,11 +233,25 @@ class TrainRequest:
         aliases=("attn_impl", "flash_attn"),
         metavar="NAME",
     )
-    on_oom: str = option(
-        "stop",
-        "out of memory: stop and say what to lower, or shrink the micro-batch and go on",
+    deepspeed: str = option(
+        "auto",
+        "how ZeRO cuts the job over devices: auto, off, zero1, zero2, zero3, zero2_offload,"
+        " zero3_offload, or a DeepSpeed JSON file",
         group="memory",
-        choices=("stop", "shrink"),
+        metavar="STAGE|FILE",
+    )
+    offload_dir: str | None = option(
+        None,
+        "directory on a local disk for what ZeRO-3 offloads, instead of the host's memory",
+        group="memory",
+        metavar="DIR",
+    )
+    on_oom: str = option(
+        "retry",
+        "out of memory: once more from the last checkpoint with the next smaller plan, halve the"
+        " micro-batch and go on from the step, or stop and say what to lower",
+        group="memory",
+        choices=("retry", "shrink", "stop"),
     )
     threads: int | None = option(None, "CPU threads of the worker", group="memory", at_least=1)
     logging_steps: int = option(1, "write metrics every so many steps", group="run", at_least=1)

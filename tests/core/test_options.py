@@ -75,7 +75,7 @@ def test_flags_override_yaml_which_overrides_defaults(tmp_path: Path) -> None:
         (["--max-steps", "0"], "--max-steps must be at least 1; found 0"),
         (["--learning-rate", "nan"], "finite"),
         (["--learning-rate", "-1"], "must be above 0"),
-        (["--tuner", "lorra"], "one of auto, lora, full; found 'lorra'. Did you mean lora"),
+        (["--tuner", "lorra"], "one of auto, lora, qlora, full; found 'lorra'. Did you mean lora"),
         (["--use-dora", "maybe"], "true or false"),
         (["--max-steps"], "expected one argument"),
         (["a.yaml", "b.yaml"], "unexpected argument 'b.yaml'"),

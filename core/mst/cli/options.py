@@ -131,7 +131,7 @@ def _bool(name: str, value: object) -> bool:
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
-    if meta["choices"] and value not in meta["choices"]:
+    if meta["choices"] and str(value) not in meta["choices"]:
         accepted = ", ".join(meta["choices"])
         raise UsageError(
             f"{name} takes one of {accepted}; found {value!r}."

@@ -6,13 +6,31 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 from mst.cli.options import add_train_options, given_options, train_request
+from mst.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the options of `mst train`, and --json."""
+    """Take the options of `mst train`, and what to plan for and to print."""
     add_train_options(parser)
+    parser.add_argument(
+        "--on",
+        metavar="HARDWARE",
+        help="plan for hardware that is not here: a100-80gb:4, rtx-3090:2+cpu-32c-128gb,"
+        " cpu-16c-64gb (`mst devices --known` lists the chips)",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="all plans that were looked at, as a table"
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="runs",
+        metavar="DIR",
+        help="how good the forecasts of the runs in a directory were (runs)",
+    )
     parser.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
 
 
@@ -21,16 +39,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mst import serial
-    from mst.cli.planning import show_plan
+    from mst.cli.planning import show_alternatives, show_plan
     from mst.job import prepare_job, resumed_request, with_defaults
 
+    if args.report is not None:
+        return _report(Path(args.report), args.json)
     request, given = train_request(args), given_options(args)
     if request.resume is None:
         request = with_defaults(request, given)
     else:
         _, request = resumed_request(request, given)
     said = Console(stderr=True, highlight=False)
-    job = prepare_job(request, os.environ, lambda line: said.print(line + " …"))
+    job = prepare_job(request, os.environ, lambda line: said.print(line + " …"), args.on)
     if args.json:
         plain = {
             "plan": serial.to_json(job.plan) | {"peak_bytes": job.plan.memory.peak_bytes},
@@ -40,5 +60,32 @@ def run(args: argparse.Namespace) -> int:
         json.dump(plain, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        show_plan(Console(highlight=False), job)
+        console = Console(highlight=False)
+        show_plan(console, job)
+        if args.compare:
+            show_alternatives(console, job.plan)
+    return 0
+
+
+def _report(directory: Path, as_json: bool) -> int:
+    """Print what was forecast and what was measured, over the runs in a directory."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from mst.cli.planning import show_track_record
+    from mst.track_record import entries, summary
+
+    if not directory.is_dir():
+        raise UsageError(
+            f"mst plan --report {directory}: no such directory. Give the one that holds the runs;"
+            " `mst train` writes them into ./runs unless --output-dir says otherwise."
+        )
+    found = entries(directory)
+    if as_json:
+        plain = {"runs": [asdict(each) for each in found], "summary": asdict(summary(found))}
+        json.dump(plain, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        show_track_record(Console(highlight=False), directory, found)
     return 0

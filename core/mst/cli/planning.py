@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING
 from mst.job import Job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from rich.console import Console
+
+    from mst.configuration import Configuration
+    from mst.plan import Plan, TimeForecast
+    from mst.track_record import Entry
+
+_PARTS = {
+    "runtime_bytes": "libraries",
+    "weights_bytes": "weights",
+    "trainable_bytes": "adapters and casts",
+    "gradients_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
+    "activations_bytes": "activations",
+    "logits_bytes": "logits",
+    "buffers_bytes": "buffers",
+    "slack_bytes": "slack",
+}
 
 
 def gib(count: float) -> str:
@@ -47,12 +66,108 @@ def show_plan(console: Console, job: Job) -> None:
     console.print(table)
     memory = plan.memory
     available = "" if memory.available_bytes is None else f" of {gib(memory.available_bytes)} free"
-    console.print(
-        f"memory  {gib(memory.peak_bytes)} predicted at the peak{available}: libraries"
-        f" {gib(memory.runtime_bytes)}, weights {gib(memory.weights_bytes)}, adapters and casts"
-        f" {gib(memory.trainable_bytes)}, gradients {gib(memory.gradients_bytes)}, optimizer"
-        f" {gib(memory.optimizer_bytes)}, activations {gib(memory.activations_bytes)}, logits"
-        f" {gib(memory.logits_bytes)}"
+    parts = ", ".join(
+        f"{words} {gib(getattr(memory, name))}"
+        for name, words in _PARTS.items()
+        if getattr(memory, name)
     )
+    many = " on each device" if len(plan.torch_devices) > 1 else ""
+    console.print(
+        f"memory  {gib(memory.peak_bytes)} predicted at the peak{available}{many}: {parts}"
+    )
+    if memory.host_bytes:
+        console.print(f"        and {gib(memory.host_bytes)} of the host's memory")
+    if plan.time is not None:
+        console.print(f"time    {time_text(plan.time)}")
     for warning in plan.warnings:
         console.print(f"note    {warning}")
+
+
+def time_text(time: TimeForecast) -> str:
+    """Return a forecast of time in words, with its uncertainty."""
+    low, high = time.total_seconds / time.uncertainty, time.total_seconds * time.uncertainty
+    return (
+        f"{duration(time.step_seconds)} a step, {duration(time.total_seconds)} in all (between"
+        f" {duration(low)} and {duration(high)}; {time.basis})"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that a person would use."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms"
+
+
+def show_alternatives(console: Console, plan: Plan) -> None:
+    """Print every way to train that the planner looked at: memory, time, and why not."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("tuner", "strategy", "devices", "batch", "memory", "host", "a row", "trained"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("why not")
+    for each in plan.alternatives:
+        made = each.configuration
+        rows = made.micro_batch * made.accumulation * made.world_size
+        seconds = each.step_seconds
+        quantized = "" if made.quantization == "none" else f" {made.quantization}"
+        moments = "" if made.optim == "adamw_torch" else f" {made.optim}"
+        offload = "" if made.offload == "none" else f" {made.offload} on host"
+        table.add_row(
+            f"{made.tuner}{quantized}{moments}",
+            f"{made.strategy}{offload}",
+            str(made.world_size),
+            f"{made.micro_batch}{' ckpt' if made.checkpointing else ''}",
+            gib(each.peak_bytes),
+            gib(each.host_bytes) if each.host_bytes else "",
+            "" if seconds is None else duration(seconds / rows),
+            f"{each.trained_share:.2%}",
+            each.why_not or ("chosen" if _is_plan(made, plan) else ""),
+        )
+    console.print()
+    console.print(table)
+
+
+def _is_plan(made: Configuration, plan: Plan) -> bool:
+    return (made.tuner, made.strategy, made.offload, made.optim, made.world_size) == (
+        plan.tuner, plan.strategy, plan.offload, plan.optim, plan.world_size
+    )  # fmt: skip
+
+
+def show_track_record(console: Console, directory: Path, found: Sequence[Entry]) -> None:
+    """Print forecast and measurement of each run, and how good the forecasts were."""
+    from rich.table import Table
+
+    from mst.track_record import summary
+
+    if not found:
+        console.print(f"{directory} holds no run that was measured. Start one: mst train")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    headings = ("run", "tuner", "batch", "forecast", "measured", "error", "a step", "measured")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for each in found:
+        measured = each.measured_bytes
+        error = "" if not measured else f"{each.forecast_bytes / measured - 1:+.1%}"
+        table.add_row(
+            each.run,
+            each.tuner,
+            str(each.micro_batch),
+            gib(each.forecast_bytes),
+            gib(measured) if measured else "-",
+            "out of memory" if each.missed else error,
+            duration(each.forecast_seconds) if each.forecast_seconds else "-",
+            duration(each.measured_seconds) if each.measured_seconds else "-",
+        )
+    console.print(table)
+    told = summary(found)
+    if told.median_error is not None and told.worst_under is not None:
+        console.print(
+            f"memory  {told.runs} runs: median error {told.median_error:.1%}, at the most"
+            f" {told.worst_under:.1%} too low; {told.misses} times memory ran out"
+        )
+    if told.median_time_ratio is not None:
+        console.print(f"time    forecast over measured: {told.median_time_ratio:.2f} (median)")

@@ -25,8 +25,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mst import rundir
+    from mst.attempts import run_to_end
     from mst.cli.planning import show_plan
-    from mst.job import begin, execute, prepare_job, resume, with_defaults
+    from mst.job import begin, prepare_job, resume, with_defaults
 
     console = Console(highlight=False)
     given = given_options(args)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     show_plan(console, job)
     console.print(f"run     {path}\n", soft_wrap=True)
     with lock:
-        code = execute(path, job, lock, os.environ)
+        code = run_to_end(path, job, lock, os.environ, tell)
     if code == 0:
         show_outcome(console, path, rundir.read_manifest(path))
     return code

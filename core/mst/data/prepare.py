@@ -13,8 +13,8 @@ from mst.data.rows import FileFacts, Row
 from mst.data.split import split
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
-from mst.planner import DataFacts
 from mst.request import TrainRequest
+from mst.workload import DataFacts
 
 # Without --max-length: long enough for most chats, short enough not to be a surprise in memory.
 DEFAULT_MAX_LENGTH = 2048

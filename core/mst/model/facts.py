@@ -44,7 +44,18 @@ class ModelFacts:
         attention_heads: query heads, for the size of an attention matrix.
         vocab_size: rows of the embedding.
         max_position_embeddings: longest context; None when the config doesn't say.
-        linears: every two-dimensional weight but embeddings and the output head.
+        linears: every linear layer but the output head, as the model's modules are named.
+        architecture: the class that transformers builds ("LlamaForCausalLM").
+        key_value_heads: heads of keys and values; 0 when unknown.
+        head_dim: width of one head; 0 when unknown.
+        intermediate_size: inner width of a feed-forward layer; 0 when unknown.
+        tied_embeddings: the output head shares the embedding's weights.
+        embedding_parameters: of the input embeddings; a tied head is in them.
+        head_parameters: of an output head of its own.
+        expert_parameters: in mixture-of-experts layers, all experts.
+        experts: in a layer; 0 in dense models.
+        experts_per_token: of these, how many a token meets.
+        source: "headers" when the files told, "trace" when the model's class was asked.
     """
 
     path: str
@@ -58,6 +69,17 @@ class ModelFacts:
     vocab_size: int
     max_position_embeddings: int | None
     linears: tuple[LinearShape, ...]
+    architecture: str = ""
+    key_value_heads: int = 0
+    head_dim: int = 0
+    intermediate_size: int = 0
+    tied_embeddings: bool = False
+    embedding_parameters: int = 0
+    head_parameters: int = 0
+    expert_parameters: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    source: str = "headers"
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -162,6 +184,10 @@ def _first(config: dict[str, Any], *names: str) -> int | None:
     return None
 
 
+def _is_embedding(name: str) -> bool:
+    return any(each in name for each in ("embed", "wte", "wpe"))
+
+
 def read_facts(directory: Path) -> ModelFacts:
     """Read a model directory's facts; checks that every weight file is whole.
 
@@ -181,12 +207,13 @@ def read_facts(directory: Path) -> ModelFacts:
             f" (model_type {config.get('model_type')!r}; it needs vocab_size, hidden_size and"
             " num_hidden_layers). Give a causal language model's directory."
         )
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads") or 1
     sizes: dict[str, int] = {}
     linears = []
     for name, tensor in headers.items():
         shape: Sequence[int] = tensor["shape"]
         sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(shape)
-        embedding = vocab in shape or any(each in name for each in ("embed", "wte", "wpe"))
+        embedding = vocab in shape or _is_embedding(name)
         if len(shape) == 2 and name.endswith(".weight") and not embedding:
             linears.append(LinearShape(name.removesuffix(".weight"), shape[0], shape[1]))
     return ModelFacts(
@@ -197,10 +224,21 @@ def read_facts(directory: Path) -> ModelFacts:
         dtype=max(sizes, key=lambda kind: sizes[kind]),
         layers=layers,
         hidden_size=hidden,
-        attention_heads=_first(config, "num_attention_heads", "n_head", "n_heads") or 1,
+        attention_heads=heads,
         vocab_size=vocab,
         max_position_embeddings=_first(config, "max_position_embeddings", "n_positions", "n_ctx"),
         linears=tuple(linears),
+        architecture=str((config.get("architectures") or [""])[0]),
+        key_value_heads=_first(config, "num_key_value_heads", "multi_query_group_num") or heads,
+        head_dim=_first(config, "head_dim", "kv_channels") or hidden // heads,
+        intermediate_size=_first(config, "intermediate_size", "n_inner", "ffn_hidden_size") or 0,
+        tied_embeddings=not any(each.startswith("lm_head.") for each in headers),
+        embedding_parameters=sum(
+            math.prod(each["shape"]) for name, each in headers.items() if _is_embedding(name)
+        ),
+        head_parameters=sum(
+            math.prod(each["shape"]) for name, each in headers.items() if name.startswith("lm_head")
+        ),
     )
 
 

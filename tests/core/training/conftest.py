@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mst.configuration import Configuration
 from mst.data.encode import Example
 from mst.data.rows import Row
 from mst.memory import StepShape, forecast
@@ -76,9 +77,10 @@ class Record:
 def tiny_plan(model_dir: Path, **changes: object) -> Plan:
     """Return a plan for the tiny model on the CPU, in float32."""
     shape = StepShape(tokens=64, label_tokens=16)
-    memory = forecast(
-        read_facts(model_dir), "lora", "float32", "float32", 4, ("all-linear",), False, shape, None
+    configuration = Configuration(
+        compute_dtype="float32", weights_dtype="float32", lora_rank=4, micro_batch=2
     )
+    memory = forecast(read_facts(model_dir), configuration, shape, None)
     values: dict[str, object] = {
         "backend": "cpu",
         "torch_devices": ("cpu",),

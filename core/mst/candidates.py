@@ -1,0 +1,341 @@
+"""Every configuration that a request leaves open, with its memory and its time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mst.configuration import ZERO_STAGES, Configuration
+from mst.facts import Capabilities, DeviceFacts
+from mst.memory import StepShape, forecast
+from mst.model.facts import ModelFacts, lora_parameters, lora_targets
+from mst.plan import Alternative, MemoryForecast, TimeForecast
+from mst.request import TrainRequest
+from mst.workload import DataFacts, mean_length
+
+# Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
+# enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
+MICRO_BATCH_TOKENS_CPU = 640
+# An A100's 312 TFLOPS over 2 TB/s want 150 operations a byte: a few thousand tokens a product.
+MICRO_BATCH_TOKENS = 8192
+GLOBAL_BATCH_ROWS = 16
+# The share of the free memory that a plan may fill.
+MEMORY_SHARE = 0.9
+# Forecasts of time are not better than this, so a simpler plan wins within it.
+TIME_TIE = 1.05
+
+
+@dataclass(frozen=True)
+class Space:
+    """What candidates are made from; explicit choices of the request are already checked.
+
+    Attributes:
+        model: its shape.
+        data: the rows.
+        request: what is left open is "auto" or None.
+        devices: of one backend and one kind, those of this machine.
+        capabilities: of the first.
+        dtype: of the matrix products.
+        attention: transformers' implementation.
+        zero: what the user asked of DeepSpeed: "auto", "off" or a stage.
+        host_bytes: free memory of the host, for offloading; None when unknown.
+        shape: the largest step of a micro-batch and a global batch, from `step_shapes`.
+    """
+
+    model: ModelFacts
+    data: DataFacts
+    request: TrainRequest
+    devices: tuple[DeviceFacts, ...]
+    capabilities: Capabilities
+    dtype: str
+    attention: str
+    zero: str
+    host_bytes: int | None
+    shape: Callable[[int, int], StepShape]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration, forecast.
+
+    Attributes:
+        configuration: what it is.
+        devices: of each machine, how many.
+        memory: of one device.
+        time: None when the device's speed is unknown.
+        trained: weights that it changes.
+        why_not: "" when it can be chosen.
+    """
+
+    configuration: Configuration
+    devices: int
+    memory: MemoryForecast
+    time: TimeForecast | None
+    trained: int
+    why_not: str = ""
+
+
+def gib(count: float) -> str:
+    """Return bytes as GiB, for a reason or an error."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def candidates(space: Space) -> list[Candidate]:
+    """Return the best candidate of each way to train, those that can be chosen first, best first.
+
+    A way is a tuner, a quantization, an optimizer, a strategy and a number of devices; within it
+    the micro-batch and the checkpointing are chosen here.
+    """
+    found = [_best(within(space, way)) for way in _ways(space)]
+    return sorted(found, key=lambda each: (bool(each.why_not), *_order(each, space)))
+
+
+def alternative(candidate: Candidate, model: ModelFacts) -> Alternative:
+    """Return the candidate as the plan lists it."""
+    return Alternative(
+        configuration=candidate.configuration,
+        peak_bytes=candidate.memory.peak_bytes,
+        host_bytes=candidate.memory.host_bytes,
+        step_seconds=candidate.time.step_seconds if candidate.time else None,
+        trained_share=candidate.trained / max(1, model.parameters),
+        why_not=candidate.why_not,
+    )
+
+
+def choose(found: list[Candidate], prefer: str | None) -> Candidate | None:
+    """Return the fastest candidate that fits; among those as fast, the simplest.
+
+    Args:
+        found: from `candidates`.
+        prefer: a tuner that is taken before all others when it fits.
+    """
+    fitting = [each for each in found if not each.why_not]
+    preferred = [each for each in fitting if each.configuration.tuner == prefer]
+    pool = preferred or [each for each in fitting if each.configuration.tuner != "full"] or fitting
+    if not pool:
+        return None
+    times = [each.time.step_seconds / _rows(each) for each in pool if each.time]
+    if len(times) == len(pool):
+        pool = [
+            each
+            for each in pool
+            if each.time and each.time.step_seconds / _rows(each) <= TIME_TIE * min(times)
+        ]
+    return min(pool, key=complexity)
+
+
+def _rows(candidate: Candidate) -> int:
+    """Return the rows of an optimizer step: times are compared for the same work."""
+    made = candidate.configuration
+    return made.micro_batch * made.accumulation * made.world_size
+
+
+def complexity(candidate: Candidate) -> tuple[int, ...]:
+    """Return a key by which simpler configurations come first."""
+    made = candidate.configuration
+    return (
+        int(made.tuner == "full"),
+        int(made.quantization != "none"),
+        ("none", "optimizer", "parameters").index(made.offload),
+        ZERO_STAGES[made.strategy],
+        int(made.optim != "adamw_torch"),
+        int(made.checkpointing),
+        # Where no time is known, more devices are taken to be faster.
+        made.world_size if candidate.time else -made.world_size,
+        -made.micro_batch,
+    )
+
+
+def _order(candidate: Candidate, space: Space) -> tuple[float, ...]:
+    """Return a key: those that fit by time for the same work, others by what they lack."""
+    if candidate.why_not:
+        return (candidate.memory.peak_bytes, *complexity(candidate))
+    seconds = candidate.time.step_seconds / _rows(candidate) if candidate.time else 0.0
+    return (seconds, *complexity(candidate))
+
+
+def _ways(space: Space) -> Iterator[Configuration]:
+    """Yield one configuration for each way to train; the batch is not in it yet."""
+    request, able = space.request, space.capabilities
+    for tuner, quantization in _methods(space):
+        for count in _counts(space):
+            world = count * request.nnodes
+            for strategy, offload in _strategies(space, tuner, quantization, world):
+                for optim in _optimizers(request, able, tuner, strategy):
+                    whole = tuner == "full" and strategy in ("single", "ddp")
+                    yield Configuration(
+                        tuner=tuner,
+                        quantization=quantization,
+                        compute_dtype=space.dtype,
+                        # Updates of full tuning are smaller than bfloat16 can add: the weights
+                        # stay float32. ZeRO keeps a float32 copy of its own, in shares.
+                        weights_dtype="float32" if whole else space.dtype,
+                        lora_rank=request.lora_rank,
+                        target_modules=request.target_modules,
+                        use_dora=request.use_dora,
+                        optim=optim,
+                        attention=space.attention,
+                        strategy=strategy,
+                        world_size=world,
+                        offload=offload,
+                    )
+
+
+def _methods(space: Space) -> list[tuple[str, str]]:
+    request, offered = space.request, space.capabilities.quantization
+    bits = {None: "nf4", 4: "nf4", 8: "int8"}[request.quant_bits]
+    if request.tuner == "full":
+        return [("full", "none")]
+    if request.tuner == "qlora" or request.quant_bits is not None:
+        return [("qlora", bits)]
+    if request.tuner == "lora":
+        return [("lora", "none")]
+    found = [("lora", "none")]
+    if bits in offered:
+        found.append(("qlora", bits))
+    if not (request.use_dora or request.use_rslora):
+        found.append(("full", "none"))
+    return found
+
+
+def _counts(space: Space) -> list[int]:
+    asked, here = space.request.nproc_per_node, len(space.devices)
+    if asked is not None:
+        return [asked]
+    if "ddp" not in space.capabilities.strategies:
+        return [1]
+    return sorted({here, *(2**n for n in range(here.bit_length()) if 2**n <= here)})
+
+
+def _strategies(
+    space: Space, tuner: str, quantization: str, world: int
+) -> Iterator[tuple[str, str]]:
+    """Yield (strategy, offload) pairs that the devices and the request allow."""
+    able = space.capabilities.strategies
+    asked, _, suffix = space.zero.partition("_")
+    if asked in ("auto", "off"):
+        if world == 1:
+            yield "single", "none"
+        elif "ddp" in able:
+            yield "ddp", "none"
+    if asked == "off" or quantization != "none":
+        return
+    on_host = space.capabilities.torch_device == "cpu"
+    for stage in ("zero1", "zero2", "zero3"):
+        if stage not in able or asked not in ("auto", stage):
+            continue
+        # Adapters' gradients and moments are too small to be worth sharing out.
+        if asked == "auto" and (stage == "zero1" or (tuner != "full" and stage == "zero2")):
+            continue
+        if (world > 1 or asked == stage) and not suffix:
+            yield stage, "none"
+        if not on_host and (suffix or asked == "auto"):
+            if stage == "zero3":
+                yield stage, "parameters"
+            elif tuner == "full":
+                yield stage, "optimizer"
+
+
+def _optimizers(
+    request: TrainRequest, able: Capabilities, tuner: str, strategy: str
+) -> Iterator[str]:
+    if request.optim != "auto":
+        yield request.optim
+        return
+    yield "adamw_torch"
+    # An adapter's moments are small; and DeepSpeed shares out torch's AdamW.
+    if tuner == "full" and strategy in ("single", "ddp"):
+        for each in ("paged_adamw_8bit", "adamw_8bit"):
+            if each in able.optimizers:
+                yield each
+                return
+
+
+def within(space: Space, way: Configuration) -> list[Candidate]:
+    """Return the candidates of one way: every micro-batch, with and without checkpointing."""
+    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
+    found = []
+    for checkpointing in switches[space.request.gradient_checkpointing]:
+        for size, accumulation in _batches(space, way.world_size):
+            made = replace(
+                way, checkpointing=checkpointing, micro_batch=size, accumulation=accumulation
+            )
+            found.append(_forecast(space, made))
+    return found
+
+
+def _batches(space: Space, world: int) -> list[tuple[int, int]]:
+    """Return (micro-batch, accumulation) pairs, largest first; the global batch stays the same."""
+    request, rows = space.request, len(space.data.lengths)
+    target = min(GLOBAL_BATCH_ROWS, rows)
+    sizes = [request.per_device_train_batch_size]
+    if sizes[0] is None:
+        on_host = space.capabilities.torch_device == "cpu"
+        tokens = MICRO_BATCH_TOKENS_CPU if on_host else MICRO_BATCH_TOKENS
+        share = request.gradient_accumulation_steps or 1
+        most = max(1, GLOBAL_BATCH_ROWS // (world * share))
+        by_tokens = max(1, min(most, round(tokens / mean_length(space.data))))
+        largest = min(2 ** int(math.log2(by_tokens)), max(1, rows // world))
+        sizes = [max(1, largest >> n) for n in range(largest.bit_length())]
+    return [
+        (size, request.gradient_accumulation_steps or max(1, target // (size * world)))
+        for size in sizes
+        if size is not None
+    ]
+
+
+def _forecast(space: Space, made: Configuration) -> Candidate:
+    global_batch = made.micro_batch * made.accumulation * made.world_size
+    step = space.shape(made.micro_batch, global_batch)
+    available = scarcest(space).memory_free_bytes
+    on_host = space.capabilities.torch_device == "cpu"
+    count = made.world_size // space.request.nnodes
+    if on_host and available is not None:
+        available //= count  # they share the machine's memory
+    memory = forecast(space.model, made, step, available, on_host)
+    time: TimeForecast | None = None
+    trained = space.model.parameters
+    if made.tuner != "full":
+        targets = lora_targets(space.model, made.target_modules)
+        trained = lora_parameters(targets, made.lora_rank)
+    return Candidate(made, count, memory, time, trained, _why_not(space, memory, available))
+
+
+def _why_not(space: Space, memory: MemoryForecast, available: int | None) -> str:
+    """Return what is short and by how much, or "" when it fits."""
+    if available is not None and memory.peak_bytes > available * MEMORY_SHARE:
+        short = memory.peak_bytes - available * MEMORY_SHARE
+        return (
+            f"needs {gib(memory.peak_bytes)} a device, {gib(available * MEMORY_SHARE)} may be used:"
+            f" {gib(short)} short"
+        )
+    if memory.host_bytes:
+        if space.host_bytes is None:
+            return f"needs {gib(memory.host_bytes)} of the host's memory, whose size is not known"
+        if memory.host_bytes > space.host_bytes * MEMORY_SHARE:
+            return (
+                f"needs {gib(memory.host_bytes)} of the host's memory,"
+                f" {gib(space.host_bytes * MEMORY_SHARE)} may be used"
+            )
+    return ""
+
+
+def scarcest(space: Space) -> DeviceFacts:
+    """Return the device that limits the others: the one with the least free memory known."""
+    return min(
+        space.devices,
+        key=lambda each: math.inf if each.memory_free_bytes is None else each.memory_free_bytes,
+    )
+
+
+def _best(found: list[Candidate]) -> Candidate:
+    """Return the fastest that fits, the first where no time is known, else the smallest."""
+    fitting = [each for each in found if not each.why_not]
+    if not fitting:
+        return min(found, key=lambda each: each.memory.peak_bytes)
+    times = {id(each): each.time.step_seconds / _rows(each) for each in fitting if each.time}
+    if len(times) < len(fitting):
+        return fitting[0]
+    close = [each for each in fitting if times[id(each)] <= TIME_TIE * min(times.values())]
+    return min(close, key=complexity)

@@ -1,0 +1,50 @@
+"""One way to train: every choice that the memory and the time of a step depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# ZeRO stage of each strategy; 0 for those that hold whole copies.
+ZERO_STAGES = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+# What `--deepspeed` takes beside a file's path.
+ZERO_CHOICES = ("auto", "off", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is trained, in which numbers, and how it is cut over the devices.
+
+    Attributes:
+        tuner: "lora", "qlora" or "full".
+        quantization: of the frozen linear layers: "none", "nf4" (double-quantized) or "int8".
+        compute_dtype: dtype of the matrix products.
+        weights_dtype: dtype in which the weights that are not quantized are held.
+        lora_rank: r of LoRA.
+        target_modules: layers that get an adapter, as in `TrainRequest`.
+        use_dora: adapters are weight-decomposed.
+        optim: "adamw_torch", "adamw_8bit" or "paged_adamw_8bit".
+        attention: transformers' attention implementation.
+        checkpointing: activations are recomputed in the backward pass.
+        strategy: "single", "ddp", "zero1", "zero2" or "zero3".
+        world_size: processes in all, one a device.
+        offload: what ZeRO keeps in the host's memory: "none", "optimizer" or "parameters" (which
+            includes the optimizer).
+        micro_batch: rows a micro-batch on one device.
+        accumulation: micro-batches an optimizer step.
+    """
+
+    tuner: str = "lora"
+    quantization: str = "none"
+    compute_dtype: str = "bfloat16"
+    weights_dtype: str = "bfloat16"
+    lora_rank: int = 8
+    target_modules: tuple[str, ...] = ("all-linear",)
+    use_dora: bool = False
+    optim: str = "adamw_torch"
+    attention: str = "sdpa"
+    checkpointing: bool = False
+    strategy: str = "single"
+    world_size: int = 1
+    offload: str = "none"
+    micro_batch: int = 1
+    accumulation: int = 1

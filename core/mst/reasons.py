@@ -1,0 +1,141 @@
+"""Why a plan is as it is: each choice against the best that was rejected, and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mst.candidates import MEMORY_SHARE, Candidate, Space, gib, scarcest
+from mst.plan import Reason
+from mst.workload import mean_length
+
+_SHARED = {
+    "single": "one process",
+    "ddp": "each process holds the whole model",
+    "zero1": "the processes share the optimizer's moments",
+    "zero2": "the processes share gradients and moments",
+    "zero3": "the processes share weights, gradients and moments",
+}
+_OFFLOADED = {
+    "none": "",
+    "optimizer": ", moments on the host",
+    "parameters": ", weights and moments on the host",
+}
+
+
+def way(candidate: Candidate) -> str:
+    """Return in a few words how a candidate cuts the work over devices."""
+    made = candidate.configuration
+    many = f" on {candidate.devices} devices" if candidate.devices > 1 else ""
+    return f"{made.strategy}{_OFFLOADED[made.offload]}{many}"
+
+
+def against(chosen: Candidate, other: Candidate) -> str:
+    """Return why `other` was not taken: what it lacks, or how much longer it would take."""
+    peak = f"{gib(other.memory.peak_bytes)} a device"
+    if other.why_not:
+        return other.why_not
+    if chosen.time is None or other.time is None:
+        return f"would need {peak}"
+    ratio = other.time.total_seconds / chosen.time.total_seconds
+    if ratio > 1.01:
+        longer = f"{ratio - 1:.0%} longer" if ratio < 3 else f"{ratio:.1f} times as long"
+        return f"would take {longer} and {peak}"
+    return f"would take as long, and {peak}"
+
+
+def method_reasons(
+    space: Space, chosen: Candidate, found: Sequence[Candidate], preference: str
+) -> list[Reason]:
+    """Return why this tuner, strategy and optimizer, against the best of the others.
+
+    Args:
+        space: what could be chosen from.
+        chosen: one of `found`.
+        found: from `mst.candidates.candidates`.
+        preference: why the data asks for full tuning, or "".
+    """
+    reasons = [_tuner_reason(space, chosen, found, preference)]
+    made = chosen.configuration
+    if made.quantization != "none":
+        why = "the frozen linear layers; embeddings, norms and the output head stay as they are"
+        reasons.append(Reason("quantization", made.quantization, why))
+    same = [each for each in found if each.configuration.tuner == made.tuner]
+    reasons.append(_strategy_reason(chosen, same))
+    plain = next((one for one in same if one.configuration.optim == "adamw_torch"), None)
+    if made.optim != "adamw_torch" and plain is not None:
+        why = f"moments in float32: {against(chosen, plain)}"
+        reasons.append(Reason("optim", made.optim, why))
+    return [each for each in reasons if each is not None]
+
+
+def _tuner_reason(
+    space: Space, chosen: Candidate, found: Sequence[Candidate], preference: str
+) -> Reason | None:
+    request, tuner = space.request, chosen.configuration.tuner
+    if request.tuner != "auto":
+        return None
+    parts = [preference] if preference and tuner == "full" else []
+    if tuner != "full":
+        parts.append(f"rank {request.lora_rank}, alpha {request.lora_alpha:g}")
+    if request.use_dora or request.use_rslora:
+        parts.append("a variant of LoRA was asked for")
+    for other in ("lora", "qlora", "full"):
+        best = next((one for one in found if one.configuration.tuner == other), None)
+        if other != tuner and best is not None:
+            parts.append(f"{other} {against(chosen, best)}")
+    if tuner == "lora" and not preference:
+        parts.append("the data is little enough for adapters, which give a file of megabytes")
+    return Reason("tuner", tuner, "; ".join(parts))
+
+
+def _strategy_reason(chosen: Candidate, same: Sequence[Candidate]) -> Reason | None:
+    once = {way(each): each for each in reversed(same)}
+    once.pop(way(chosen), None)
+    if not once and chosen.configuration.world_size == 1:
+        return None
+    others = sorted(once.values(), key=lambda each: same.index(each))
+    parts = [f"{way(each)} {against(chosen, each)}" for each in others[:3]]
+    why = "; ".join([_SHARED[chosen.configuration.strategy], *parts])
+    return Reason("strategy", way(chosen), why)
+
+
+def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) -> list[Reason]:
+    """Return why this micro-batch, accumulation and checkpointing, where they were left open.
+
+    Args:
+        space: what could be chosen from.
+        chosen: the configuration that was taken.
+        within: the same way to train with every micro-batch and checkpointing, largest first.
+    """
+    request, made = space.request, chosen.configuration
+    reasons = []
+    if request.per_device_train_batch_size is None:
+        rows = f"rows have {mean_length(space.data):.0f} tokens on average"
+        largest = max(within, key=lambda each: each.configuration.micro_batch)
+        if largest.configuration.micro_batch != made.micro_batch:
+            rows += f"; {largest.configuration.micro_batch} rows: {against(chosen, largest)}"
+        reasons.append(Reason("per_device_train_batch_size", str(made.micro_batch), rows))
+    if request.gradient_accumulation_steps is None:
+        rows_a_step = made.micro_batch * made.accumulation * made.world_size
+        why = f"{rows_a_step} rows an optimizer step"
+        reasons.append(Reason("gradient_accumulation_steps", str(made.accumulation), why))
+    if request.gradient_checkpointing == "auto":
+        reasons.append(_checkpointing_reason(space, chosen, within))
+    return reasons
+
+
+def _checkpointing_reason(space: Space, chosen: Candidate, within: Sequence[Candidate]) -> Reason:
+    made = chosen.configuration
+    others = [one for one in within if one.configuration.checkpointing != made.checkpointing]
+    other = min(others, key=lambda each: each.memory.peak_bytes)
+    peak, theirs = gib(chosen.memory.peak_bytes), gib(other.memory.peak_bytes)
+    if made.checkpointing:
+        why = f"needs {theirs} without it, {peak} with it"
+    else:
+        why = f"needs {peak} without it"
+    free = scarcest(space).memory_free_bytes
+    if free is not None and math.isfinite(free):
+        own = chosen.memory.available_bytes or free
+        why += f"; {gib(own * MEMORY_SHARE)} may be used"
+    return Reason("gradient_checkpointing", "on" if made.checkpointing else "off", why)

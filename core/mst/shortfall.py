@@ -1,0 +1,186 @@
+"""What to say when no configuration fits: what is short, by how much, and what would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mst.candidates import MEMORY_SHARE, Candidate, Space, candidates, choose, gib, scarcest
+from mst.catalogue import known_chips
+from mst.plan import MemoryForecast
+from mst.reasons import way
+from mst.workload import step_shapes
+
+# Changes that are named; more would be a list to choose from, not advice.
+CHANGES = 3
+# Rows shorter than this carry little; and lengths are multiples of it.
+LENGTH_STEP = 64
+MOST_DEVICES = 16
+PARTS = {
+    "weights_bytes": "weights",
+    "optimizer_bytes": "optimizer states",
+    "gradients_bytes": "gradients",
+    "activations_bytes": "activations",
+    "logits_bytes": "logits",
+    "trainable_bytes": "adapters and their casts",
+    "buffers_bytes": "buffers of the collectives",
+    "runtime_bytes": "libraries",
+}
+
+
+def nothing_fits(space: Space, found: Sequence[Candidate]) -> str:
+    """Return an error's text: the least that was found, what it lacks, and changes that would do.
+
+    Args:
+        space: what could be chosen from.
+        found: all candidates, none of which fits.
+    """
+    least = min(found, key=lambda each: each.memory.peak_bytes)
+    made, device = least.configuration, scarcest(space)
+    free = device.memory_free_bytes or 0
+    quantized = {"nf4": "NF4 ", "int8": "int8 "}.get(made.quantization, "")
+    switch = "on" if made.checkpointing else "off"
+    lines = (
+        f"no plan for {_asked(space)} of {space.model.path} fits: {device.name} has {gib(free)}"
+        f" free, of which {MEMORY_SHARE:.0%} may be planned. The smallest is {made.tuner}"
+        f" ({way(least)}, micro-batch {made.micro_batch}, gradient checkpointing {switch}), which"
+        f" {least.why_not}. The {quantized}{_largest_part(least.memory)}."
+    )
+    changes = []
+    for each in _changes(space, least):
+        changes.append(each)
+        if len(changes) == CHANGES:
+            break
+    if not changes:
+        return f"{lines} No smaller request helps; take a smaller model."
+    return f"{lines} What would do: {'; or '.join(changes)}."
+
+
+def _asked(space: Space) -> str:
+    tuner = space.request.tuner
+    return "tuning" if tuner == "auto" else f"{tuner} tuning"
+
+
+def _largest_part(memory: MemoryForecast) -> str:
+    name = max(PARTS, key=lambda each: int(getattr(memory, each)))
+    return f"{PARTS[name]} alone take {gib(getattr(memory, name))}"
+
+
+def _changes(space: Space, least: Candidate) -> Iterator[str]:
+    """Yield changes that would make it fit, the easiest first."""
+    for words, changed in _relaxed(space):
+        if (taken := _fits(changed)) is not None:
+            yield f"{words} ({gib(taken.memory.peak_bytes)} a device)"
+    if "nf4" not in space.capabilities.quantization and space.request.tuner != "full":
+        able = replace(space.capabilities, quantization=("none", "nf4"))
+        asked = replace(space.request, tuner="auto", quant_bits=None)
+        if (taken := _fits(replace(space, capabilities=able, request=asked))) is not None:
+            yield (
+                f"4-bit weights ({gib(taken.memory.peak_bytes)} a device), which this device does"
+                " not offer here: `mst doctor` says whether bitsandbytes is what is missing"
+            )
+    yield from _shorter(space)
+    yield from _more_devices(space)
+    yield from _larger_chip(space, least)
+
+
+def _fits(space: Space) -> Candidate | None:
+    return choose(candidates(space), None)
+
+
+def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
+    """Yield the request with one explicit choice taken back, and how to say it."""
+    request = space.request
+    options: list[tuple[str, dict[str, Any]]] = []
+    if request.gradient_checkpointing == "off":
+        options.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}))
+    if (request.per_device_train_batch_size or 1) > 1:
+        smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": None}
+        options.append(("--per-device-train-batch-size 1", smaller))
+    if request.tuner == "full":
+        options.append(("--tuner lora", {"tuner": "lora"}))
+    if request.tuner in ("full", "lora") and "nf4" in space.capabilities.quantization:
+        options.append(("--tuner qlora", {"tuner": "qlora"}))
+    if request.quant_bits == 8 and "nf4" in space.capabilities.quantization:
+        options.append(("--quant-bits 4", {"quant_bits": 4}))
+    if request.optim == "adamw_torch" and request.tuner == "full":
+        options.append(("--optim auto", {"optim": "auto"}))
+    for words, change in options:
+        yield words, replace(space, request=replace(request, **change))
+    if space.zero != "auto":
+        yield "--deepspeed auto", replace(space, zero="auto")
+    if request.nproc_per_node is not None and request.nproc_per_node < len(space.devices):
+        asked = replace(request, nproc_per_node=None)
+        yield "no --nproc-per-node", replace(space, request=asked)
+
+
+def _shorter(space: Space) -> Iterator[str]:
+    """Yield the longest --max-length that fits, when cutting the rows helps."""
+    lengths = range(LENGTH_STEP, space.data.max_length, LENGTH_STEP)
+
+    def fits(length: int) -> bool:
+        return _fits(_cut(space, length)) is not None
+
+    longest = _last(lengths, fits)
+    if longest is not None:
+        yield f"--max-length {longest} (the longest row has {space.data.longest})"
+
+
+def _last(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+    """Return the largest value for which `holds`, which is true up to some value, or None."""
+    low, high = 0, len(values)
+    while low < high:
+        middle = (low + high) // 2
+        if holds(values[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return values[low - 1] if low else None
+
+
+def _cut(space: Space, length: int) -> Space:
+    data = space.data
+    shorter = replace(
+        data,
+        lengths=tuple(min(each, length) for each in data.lengths),
+        label_tokens=tuple(min(each, length) for each in data.label_tokens),
+        max_length=length,
+    )
+    return replace(space, data=shorter, shape=step_shapes(shorter, space.request))
+
+
+def _more_devices(space: Space) -> Iterator[str]:
+    """Yield how many devices of the same kind would do."""
+    able = space.capabilities
+    if able.torch_device == "cpu" or "ddp" not in able.strategies:
+        return
+    count = len(space.devices) * 2
+    while count <= MOST_DEVICES:
+        first = space.devices[0]
+        devices = tuple(replace(first, index=index) for index in range(count))
+        asked = replace(space.request, nproc_per_node=count)
+        zero = "auto" if space.zero == "off" else space.zero
+        if (taken := _fits(replace(space, devices=devices, request=asked, zero=zero))) is not None:
+            made = taken.configuration
+            yield f"{count} of {first.name} ({made.tuner}, {way(taken)})"
+            return
+        count *= 2
+
+
+def _larger_chip(space: Space, least: Candidate) -> Iterator[str]:
+    """Yield the smallest chip of the catalogue that holds the least candidate."""
+    device = space.devices[0]
+    needed = least.memory.peak_bytes / MEMORY_SHARE
+    chips = [
+        (chip.memory_bytes.value, chip.name)
+        for chip in known_chips()
+        if chip.backend == device.backend
+        and chip.memory_bytes is not None
+        and chip.memory_bytes.value >= needed
+        and space.dtype in chip.dtypes
+    ]
+    if chips:
+        yield f"a chip with {gib(needed)} free, such as {min(chips)[1]}"
+    elif device.backend == "cpu":
+        yield f"a machine with {gib(needed)} of memory free"
