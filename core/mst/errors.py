@@ -5,6 +5,7 @@ from __future__ import annotations
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_DEVICE_LOST = 4
+EXIT_OUT_OF_MEMORY = 5
 # Between the processes of one job; a command never returns it.
 EXIT_PEER_FAILED = 70
 EXIT_INTERRUPTED = 130
@@ -50,7 +51,24 @@ class TrainingError(MstError):
 
 
 class OutOfMemory(TrainingError):
-    """The device's memory does not hold what the plan put there."""
+    """The device's memory does not hold what the plan put there.
+
+    Attributes:
+        step: optimizer step in which it ran out, from 1; 0 outside the steps.
+        micro_batch: rows that were tried; 0 outside the steps.
+        peak_bytes: what was in use at the most; None when the device doesn't say.
+    """
+
+    exit_code = EXIT_OUT_OF_MEMORY
+
+    def __init__(
+        self, message: str, step: int = 0, micro_batch: int = 0, peak_bytes: int | None = None
+    ) -> None:
+        """Keep what the forecast is judged by."""
+        super().__init__(message)
+        self.step = step
+        self.micro_batch = micro_batch
+        self.peak_bytes = peak_bytes
 
 
 class DeviceLost(TrainingError):

@@ -29,6 +29,31 @@ RENDEZVOUS = ".rendezvous-"
 
 
 @dataclass(frozen=True)
+class ForecastMiss:
+    """A time at which memory ran out although the plan said that it would do.
+
+    Attributes:
+        step: optimizer step in which it did, from 1; 0 while the model was being loaded.
+        micro_batch: rows of the micro-batches.
+        checkpointing: activations were recomputed.
+        forecast_bytes: what the plan expected of one device.
+        measured_bytes: what the process had in use at the most; None when nobody could say.
+        available_bytes: what was free when the plan was made.
+        cause: "out of memory", or "killed" when the kernel ended the worker for its memory.
+        when: UTC, ISO 8601.
+    """
+
+    step: int
+    micro_batch: int
+    checkpointing: bool
+    forecast_bytes: int
+    measured_bytes: int | None
+    available_bytes: int | None
+    cause: str
+    when: str
+
+
+@dataclass(frozen=True)
 class RunManifest:
     """What a run is and how it stands; written first as running, last as done or failed.
 
@@ -47,6 +72,7 @@ class RunManifest:
         error: why it failed; never holds a row.
         results: figures measured at the end.
         outputs: files of the result, to their SHA-256.
+        misses: attempts that ran out of memory.
     """
 
     status: str
@@ -62,6 +88,7 @@ class RunManifest:
     error: str | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
+    misses: tuple[ForecastMiss, ...] = ()
 
 
 def now() -> str:
@@ -200,6 +227,11 @@ def update_manifest(path: Path, **changes: Any) -> RunManifest:
     manifest = replace(read_manifest(path), **changes)
     write_document(path, MANIFEST, manifest)
     return manifest
+
+
+def add_miss(path: Path, miss: ForecastMiss) -> None:
+    """Record in the manifest that memory ran out."""
+    update_manifest(path, misses=(*read_manifest(path).misses, miss))
 
 
 def state_of(path: Path) -> str:

@@ -77,7 +77,8 @@ def named(device: torch.device, doing: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise OutOfMemory(
                 f"{device} ran out of memory {doing} ({memory_state(device)}). End other processes"
-                " on it, or choose a smaller model, --tuner lora, or another --device."
+                " on it, or choose a smaller model, --tuner lora, or another --device.",
+                peak_bytes=peak(device),
             ) from None
         if device.type == "cpu" or answers(device):
             raise
@@ -88,15 +89,27 @@ def named(device: torch.device, doing: str) -> Iterator[None]:
         ) from None
 
 
+def peak(device: torch.device) -> int | None:
+    """Return the most bytes that this process had in use on the device; None when it can't say."""
+    import torch
+
+    if device.type == "cpu":
+        return None
+    try:
+        return int(torch.accelerator.max_memory_allocated(device))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return None
+
+
 def memory_state(device: torch.device) -> str:
     """Return how full the device was at the most, for a message."""
     import torch
 
+    used = peak(device)
     with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
-        if device.type != "cpu":
+        if used is not None:
             total = torch.accelerator.get_memory_info(device)[1]
-            peak = torch.accelerator.max_memory_allocated(device)
-            return f"{_size(peak)} of {_size(total)} in use by this process at the peak"
+            return f"{_size(used)} of {_size(total)} in use by this process at the peak"
     return "how full it was, it does not say"
 
 
@@ -136,5 +149,8 @@ def too_large(
         f"{device} ran out of memory in step {step} with micro-batches of {micro_batch} rows"
         f" ({memory_state(device)}); the plan had expected {_size(plan.memory.peak_bytes)}."
         f" Try {'; or '.join(ways)}."
-        + (" What was trained before this step is saved." if step > 1 else "")
+        + (" What was trained before this step is saved." if step > 1 else ""),
+        step,
+        micro_batch,
+        peak(device),
     )

@@ -14,7 +14,7 @@ import pytest
 from tests.simulated import simchip_environment
 from tests.simulated_ascend import ascend_environment
 
-from mst.errors import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_INTERRUPTED
+from mst.errors import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
 from mst.plan import Plan
 from mst.rundir import CHECKPOINTS, PLAN, read_document, read_manifest, read_metrics
 from mst.training import checkpoint
@@ -182,14 +182,32 @@ def test_an_overfull_chip_says_what_to_lower(
     roomy: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    done = train(arguments(tiny_model, chat_rows, run, **WIDE), overfull(roomy))
+    command = arguments(tiny_model, chat_rows, run, **WIDE, on_oom="stop")
+    done = train(command, overfull(roomy))
 
-    assert done.returncode == EXIT_FAILED, done.stdout + done.stderr
+    assert done.returncode == EXIT_OUT_OF_MEMORY, done.stdout + done.stderr
     assert "OutOfMemory: simchip:0 ran out of memory in step 1" in done.stderr
     assert "--per-device-train-batch-size 8 --gradient-accumulation-steps 2" in done.stderr
     assert "--on-oom shrink" in done.stderr
     assert "Traceback" not in done.stderr
     assert read_manifest(run).status == "failed"
+
+
+def test_a_plan_that_did_not_fit_is_followed_by_the_next_smaller_one(
+    roomy: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = trained(arguments(tiny_model, chat_rows, run, **WIDE), overfull(roomy))
+
+    manifest, plan = read_manifest(run), read_document(Plan, run, PLAN)
+    assert "once more with the next smaller one: micro-batches of 8 rows" in done.stdout
+    assert (plan.per_device_train_batch_size, plan.global_batch) == (8, 16)
+    assert losses(run) == pytest.approx(losses(roomy), rel=1e-5)
+    assert [(each.step, each.micro_batch, each.cause) for each in manifest.misses] == [
+        (1, 16, "out of memory")
+    ]
+    assert manifest.misses[0].forecast_bytes > plan.memory.peak_bytes
+    assert manifest.misses[0].measured_bytes
 
 
 @pytest.mark.parametrize("processes", [1, 2])

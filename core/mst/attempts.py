@@ -1,0 +1,98 @@
+"""A job's attempts: once more, with the next smaller plan, when memory ran out after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from mst import rundir
+from mst.errors import EXIT_OUT_OF_MEMORY, RunError
+from mst.job import Job, execute, write_documents
+from mst.retry import next_smaller
+from mst.rundir import ForecastMiss
+
+
+def run_to_end(
+    path: Path,
+    job: Job,
+    lock: IO[str],
+    environ: Mapping[str, str],
+    tell: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Run a job's worker; after its memory ran out, once more with the next smaller plan.
+
+    Args:
+        path: the run directory.
+        job: as written there.
+        lock: of the directory, held.
+        environ: the process's environment.
+        tell: shown to the user before a second attempt.
+
+    Returns:
+        The exit code of the last attempt.
+
+    Raises:
+        RunError: the worker died without a word.
+    """
+    before = oom_kills()
+    killed: RunError | None = None
+    try:
+        code = execute(path, job, lock, environ)
+    except RunError as error:
+        if oom_kills() == before:
+            raise
+        killed, code = error, EXIT_OUT_OF_MEMORY
+        rundir.add_miss(path, _killed(job))
+    if code != EXIT_OUT_OF_MEMORY:
+        return code
+    smaller = None
+    if job.request.on_oom == "retry":
+        smaller = next_smaller(job.plan, job.model, job.data, job.request)
+    if smaller is None:
+        if killed is not None:
+            raise killed
+        return code
+    switch = "on" if smaller.gradient_checkpointing else "off"
+    tell(
+        "the plan did not fit; once more with the next smaller one: micro-batches of"
+        f" {smaller.per_device_train_batch_size} rows, gradient checkpointing {switch},"
+        f" {smaller.memory.peak_bytes / 2**30:.2f} GiB predicted. The global batch stays"
+    )
+    request = replace(job.request, resume="last")
+    manifest = replace(rundir.read_manifest(path), status="running", finished=None, error=None)
+    again = replace(job, plan=smaller, request=request, manifest=manifest)
+    write_documents(path, again)
+    return execute(path, again, lock, environ)
+
+
+def _killed(job: Job) -> ForecastMiss:
+    plan = job.plan
+    return ForecastMiss(
+        step=0,
+        micro_batch=plan.per_device_train_batch_size,
+        checkpointing=plan.gradient_checkpointing,
+        forecast_bytes=plan.memory.peak_bytes,
+        measured_bytes=None,
+        available_bytes=plan.memory.available_bytes,
+        cause="killed",
+        when=rundir.now(),
+    )
+
+
+def oom_kills(root: Path = Path("/")) -> int:
+    """Return how many processes the kernel has ended for their memory since it was started.
+
+    Counted are the machine's and this process's control group's; 0 where neither is told.
+
+    Args:
+        root: where /proc and /sys are; another tree in tests.
+    """
+    lines: list[str] = []
+    for file in (root / "proc/vmstat", root / "sys/fs/cgroup/memory.events"):
+        try:
+            lines += file.read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
