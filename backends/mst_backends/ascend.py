@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from mst.catalogue import Figure, find
+from mst.catalogue import Figure, cited, find
 from mst.facts import Capabilities, DeviceFacts, Probe
 from mst.hookspecs import hookimpl
 from mst_backends import npu_smi
@@ -218,9 +218,7 @@ def _sources(
         "memory_free_bytes": f"{column}, total less used",
         "dtypes": dtypes,
         **{
-            name: f"unknown: the catalogue has none of {soc}"
-            if figure is None
-            else f"table: {figure.source}, {figure.date}"
+            name: f"unknown: the catalogue has none of {soc}" if figure is None else cited(figure)
             for name, figure in figures.items()
         },
     }

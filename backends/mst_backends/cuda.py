@@ -310,7 +310,7 @@ def _figures(
     )
     bandwidth = chip.bandwidth_bytes_per_second
     if bandwidth is not None:
-        sources["bandwidth_bytes_per_second"] = f"table: {bandwidth.source}, {bandwidth.date}"
+        sources["bandwidth_bytes_per_second"] = catalogue.cited(bandwidth)
     peaks = {dtype: figure.value for dtype, figure in chip.peak_tflops.items()}
     return peaks, None if bandwidth is None else bandwidth.value, sources
 

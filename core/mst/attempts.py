@@ -10,6 +10,7 @@ from typing import IO
 from mst import rundir
 from mst.errors import EXIT_OUT_OF_MEMORY, RunError
 from mst.job import Job, execute, write_documents
+from mst.quantities import gib
 from mst.retry import next_smaller
 from mst.rundir import ForecastMiss
 
@@ -58,7 +59,7 @@ def run_to_end(
     tell(
         "the plan did not fit; once more with the next smaller one: micro-batches of"
         f" {smaller.per_device_train_batch_size} rows, gradient checkpointing {switch},"
-        f" {smaller.memory.peak_bytes / 2**30:.2f} GiB predicted. The global batch stays"
+        f" {gib(smaller.memory.peak_bytes)} predicted. The global batch stays"
     )
     request = replace(job.request, resume="last")
     manifest = replace(rundir.read_manifest(path), status="running", finished=None, error=None)

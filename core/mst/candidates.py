@@ -11,6 +11,7 @@ from mst.facts import Capabilities, DeviceFacts
 from mst.memory import StepShape, forecast
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Alternative, MemoryForecast, TimeForecast
+from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.workload import DataFacts, mean_length
 
@@ -74,11 +75,6 @@ class Candidate:
     time: TimeForecast | None
     trained: int
     why_not: str = ""
-
-
-def gib(count: float) -> str:
-    """Return bytes as GiB, for a reason or an error."""
-    return f"{count / 2**30:.2f} GiB"
 
 
 def candidates(space: Space) -> list[Candidate]:

@@ -49,6 +49,11 @@ class Figure:
     date: str
 
 
+def cited(figure: Figure) -> str:
+    """Return a figure's source as `DeviceFacts.sources` gives it."""
+    return f"table: {figure.source}, {figure.date}"
+
+
 @dataclass(frozen=True)
 class KnownChip:
     """A chip of the catalogue; None and absent keys are unknown.

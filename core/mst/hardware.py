@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from mst.catalogue import KnownChip, known_chips
+from mst.catalogue import KnownChip, cited, known_chips
 from mst.errors import UsageError
 from mst.facts import Capabilities, DeviceFacts
 from mst.registry import PLUGIN_SECONDS, Registry, guarded
@@ -125,9 +125,9 @@ def _device(chip: KnownChip, index: int, count: int) -> DeviceFacts:
     bandwidth = chip.bandwidth_bytes_per_second
     if bandwidth is not None:
         table["bandwidth_bytes_per_second"] = bandwidth
-    sources = {key: f"table: {each.source}, {each.date}" for key, each in table.items()}
+    sources = {key: cited(each) for key, each in table.items()}
     for each in list(chip.peak_tflops.values())[:1]:
-        sources["peak_tflops"] = f"table: {each.source}, {each.date}"
+        sources["peak_tflops"] = cited(each)
     return DeviceFacts(
         backend=chip.backend,
         index=index,

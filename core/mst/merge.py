@@ -15,6 +15,7 @@ from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
 from mst.launch import run_worker, worker_environment
 from mst.model.facts import ModelFacts, read_config, read_facts
 from mst.plan import Plan
+from mst.quantities import gib
 from mst.tuned import TunedModel, of_run
 
 REPORT = "merge.json"
@@ -144,7 +145,7 @@ def merge(job: MergeJob, environ: Mapping[str, str]) -> MergeReport:
             need = read_facts(Path(job.source.weights)).parameters * DTYPES["float32"]
             cause = (
                 "the worker was killed (SIGKILL); the kernel does that when memory runs out."
-                f" Merging holds the weights in float32: {need / 2**30:.1f} GiB"
+                f" Merging holds the weights in float32: {gib(need)}"
             )
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
@@ -193,7 +194,7 @@ def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RunError(
-            f"the merged model takes {needed / 2**30:.2f} GiB; {place} has {free / 2**30:.2f} GiB"
+            f"the merged model takes {gib(needed)}; {place} has {gib(free)}"
             " free. Free some space, or pass --output-dir on another disk."
         )
 

@@ -238,7 +238,7 @@ def plan(
     prefer, preference = _preferred_tuner(space)
     chosen = choose(found, prefer)
     if chosen is None:
-        raise PlanError(nothing_fits(space, found))
+        raise nothing_fits(space, found)
     return _plan(backend, environment, space, chosen, found, preference)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mst.candidates import MEMORY_SHARE, Candidate, Space, gib, scarcest
+from mst.candidates import MEMORY_SHARE, Candidate, Space, scarcest
 from mst.plan import Reason
+from mst.quantities import gib
 from mst.workload import mean_length
 
 _SHARED = {

@@ -9,6 +9,7 @@ from mst.configuration import Configuration
 from mst.memory import forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
+from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.workload import DataFacts, largest_step
 
@@ -66,7 +67,7 @@ def next_smaller(
     )
     if made is None or memory.peak_bytes >= failed:
         return None
-    why = f"the plan before needed more than its {failed / 2**30:.2f} GiB"
+    why = f"the plan before needed more than its {gib(failed)}"
     switch = "on" if made.checkpointing else "off"
     return replace(
         plan,

@@ -6,9 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mst.candidates import MEMORY_SHARE, Candidate, Space, candidates, choose, gib, scarcest
+from mst.candidates import (
+    MEMORY_SHARE,
+    Candidate,
+    Space,
+    alternative,
+    candidates,
+    choose,
+    scarcest,
+)
 from mst.catalogue import known_chips
-from mst.plan import MemoryForecast
+from mst.errors import PlanError
+from mst.plan import Alternative, MemoryForecast
+from mst.quantities import gib
 from mst.reasons import way
 from mst.workload import step_shapes
 
@@ -29,13 +39,31 @@ PARTS = {
 }
 
 
-def nothing_fits(space: Space, found: Sequence[Candidate]) -> str:
-    """Return an error's text: the least that was found, what it lacks, and changes that would do.
+class NothingFits(PlanError):
+    """No configuration fits.
+
+    Attributes:
+        alternatives: all that were looked at.
+    """
+
+    def __init__(self, message: str, alternatives: tuple[Alternative, ...]) -> None:
+        """Keep what was looked at, so that it can be shown."""
+        super().__init__(message)
+        self.alternatives = alternatives
+
+
+def nothing_fits(space: Space, found: Sequence[Candidate]) -> NothingFits:
+    """Return the error: the least that was found, what it lacks, and changes that would do.
 
     Args:
         space: what could be chosen from.
         found: all candidates, none of which fits.
     """
+    looked_at = tuple(alternative(each, space.model) for each in found)
+    return NothingFits(_words(space, found), looked_at)
+
+
+def _words(space: Space, found: Sequence[Candidate]) -> str:
     least = min(found, key=lambda each: each.memory.peak_bytes)
     made, device = least.configuration, scarcest(space)
     free = device.memory_free_bytes or 0

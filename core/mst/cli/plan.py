@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from mst import serial
     from mst.cli.planning import show_alternatives, show_plan
     from mst.job import prepare_job, resumed_request, with_defaults
+    from mst.shortfall import NothingFits
 
     if args.report is not None:
         return _report(Path(args.report), args.json)
@@ -50,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         _, request = resumed_request(request, given)
     said = Console(stderr=True, highlight=False)
-    job = prepare_job(request, os.environ, lambda line: said.print(line + " …"), args.on)
+    try:
+        job = prepare_job(request, os.environ, lambda line: said.print(line + " …"), args.on)
+    except NothingFits as error:
+        if args.compare and not args.json:
+            show_alternatives(Console(highlight=False), error.alternatives)
+        raise
     if args.json:
         plain = {
             "plan": serial.to_json(job.plan) | {"peak_bytes": job.plan.memory.peak_bytes},
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         console = Console(highlight=False)
         show_plan(console, job)
         if args.compare:
-            show_alternatives(console, job.plan)
+            show_alternatives(console, job.plan.alternatives, job.plan)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mst.job import Job
+from mst.quantities import duration, gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mst.configuration import Configuration
-    from mst.plan import Plan, TimeForecast
+    from mst.plan import Alternative, Plan, TimeForecast
     from mst.track_record import Entry
 
 _PARTS = {
@@ -27,11 +28,6 @@ _PARTS = {
     "buffers_bytes": "buffers",
     "slack_bytes": "slack",
 }
-
-
-def gib(count: float) -> str:
-    """Return bytes as GiB, or MiB when small."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def show_data(console: Console, job: Job) -> None:
@@ -92,15 +88,9 @@ def time_text(time: TimeForecast) -> str:
     )
 
 
-def duration(seconds: float) -> str:
-    """Return seconds in the unit that a person would use."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms"
-
-
-def show_alternatives(console: Console, plan: Plan) -> None:
+def show_alternatives(
+    console: Console, looked_at: Sequence[Alternative], plan: Plan | None = None
+) -> None:
     """Print every way to train that the planner looked at: memory, time, and why not."""
     from rich.table import Table
 
@@ -108,7 +98,7 @@ def show_alternatives(console: Console, plan: Plan) -> None:
     for heading in ("tuner", "strategy", "devices", "batch", "memory", "host", "a row", "trained"):
         table.add_column(heading, no_wrap=True)
     table.add_column("why not")
-    for each in plan.alternatives:
+    for each in looked_at:
         made = each.configuration
         rows = made.micro_batch * made.accumulation * made.world_size
         seconds = each.step_seconds
@@ -124,7 +114,7 @@ def show_alternatives(console: Console, plan: Plan) -> None:
             gib(each.host_bytes) if each.host_bytes else "",
             "" if seconds is None else duration(seconds / rows),
             f"{each.trained_share:.2%}",
-            each.why_not or ("chosen" if _is_plan(made, plan) else ""),
+            each.why_not or ("chosen" if plan and _is_plan(made, plan) else ""),
         )
     console.print()
     console.print(table)

@@ -134,8 +134,8 @@ def _draw(console: Console, paths: Sequence[Path]) -> None:
 
 def _show(console: Console, path: Path, as_json: bool) -> None:
     from mst import rundir, serial
-    from mst.cli.planning import gib
     from mst.plan import Plan
+    from mst.quantities import gib
     from mst.runs import curves
 
     manifest = rundir.read_manifest(path)

@@ -56,7 +56,7 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
     """Print what was measured, and three commands to type next."""
     from rich.table import Table
 
-    from mst.cli.planning import gib
+    from mst.quantities import gib
 
     results = manifest.results
     if "accuracy_after_restricted" in results:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mst.errors import DeviceLost, OutOfMemory, TrainingError
+from mst.quantities import gib
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +110,8 @@ def memory_state(device: torch.device) -> str:
     with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
         if used is not None:
             total = torch.accelerator.get_memory_info(device)[1]
-            return f"{_size(used)} of {_size(total)} in use by this process at the peak"
+            return f"{gib(used)} of {gib(total)} in use by this process at the peak"
     return "how full it was, it does not say"
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def too_large(
@@ -147,7 +144,7 @@ def too_large(
         ways.append("--tuner lora")
     return OutOfMemory(
         f"{device} ran out of memory in step {step} with micro-batches of {micro_batch} rows"
-        f" ({memory_state(device)}); the plan had expected {_size(plan.memory.peak_bytes)}."
+        f" ({memory_state(device)}); the plan had expected {gib(plan.memory.peak_bytes)}."
         f" Try {'; or '.join(ways)}."
         + (" What was trained before this step is saved." if step > 1 else ""),
         step,
