@@ -13,7 +13,8 @@ from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Alternative, MemoryForecast, TimeForecast
 from mst.quantities import gib
 from mst.request import TrainRequest
-from mst.workload import DataFacts, mean_length
+from mst.time_forecast import Timer, over_steps
+from mst.workload import DataFacts, mean_length, total_steps
 
 # Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
 # enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
@@ -42,6 +43,7 @@ class Space:
         zero: what the user asked of DeepSpeed: "auto", "off" or a stage.
         host_bytes: free memory of the host, for offloading; None when unknown.
         shape: the largest step of a micro-batch and a global batch, from `step_shapes`.
+        timer: how long a step takes, from `step_timer`.
     """
 
     model: ModelFacts
@@ -54,6 +56,7 @@ class Space:
     zero: str
     host_bytes: int | None
     shape: Callable[[int, int], StepShape]
+    timer: Timer
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,13 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     if on_host and available is not None:
         available //= count  # they share the machine's memory
     memory = forecast(space.model, made, step, available, on_host)
-    time: TimeForecast | None = None
+    rows = min(len(space.data.lengths), global_batch)
+    mean = mean_length(space.data)
+    labels = sum(space.data.label_tokens) / len(space.data.label_tokens)
+    time = space.timer(made, mean * rows, labels * rows, mean)
+    if time is not None:
+        steps = total_steps(space.request, len(space.data.lengths), global_batch)
+        time = over_steps(time, steps)
     trained = space.model.parameters
     if made.tuner != "full":
         targets = lora_targets(space.model, made.target_modules)

@@ -1,11 +1,23 @@
-"""Torch's vendor extensions: only the one whose backend was activated may be loaded."""
+"""What libraries load because they find it: a worker's process has only what its plan needs."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Collection
 
 GROUP = "torch.backends"
+# PEFT 0.21 imports bitsandbytes, and transformers 5.23 DeepSpeed when it saves, wherever they are
+# installed: that costs seconds, writes to the terminal and makes caches. With `kernels`,
+# bitsandbytes 0.50 and transformers fetch native code from a hub.
+OPTIONAL = ("bitsandbytes", "deepspeed", "kernels")
+
+
+def hide_packages(keep: Collection[str] = ()) -> None:
+    """Make optional packages look as if they were not installed, but for those in `keep`."""
+    for name in OPTIONAL:
+        if name not in keep:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def hide_extensions() -> None:

@@ -16,7 +16,7 @@ GIB = 2**30
 # a few hundred MiB in use on an idle card.
 FREE_SHARE = 0.98
 MOST = 1024
-_CPU = re.compile(r"cpu-(\d+)c-(\d+)gb(?:-([a-z0-9_-]+))?")
+_CPU = re.compile(r"cpu-(\d+)c-(\d+)gb(?:-([a-z0-9_]+))?(?:@(\d+(?:\.\d+)?)ghz)?")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def read_hardware(text: str, registry: Registry) -> Hardware:
     """Return the machine that `text` names.
 
     Args:
-        text: "CHIP[:COUNT][+cpu-CORESc-MEMORYgb]" or "cpu-CORESc-MEMORYgb[-FEATURE]", as in
-            "a100-80gb:4", "rtx-3090:2+cpu-32c-128gb" and "cpu-16c-64gb-amx_bf16". Chips are
-            those of the catalogue (`mst devices --known`), named by the parts that tell them.
+        text: "CHIP[:COUNT][+cpu-CORESc-MEMORYgb]" or "cpu-CORESc-MEMORYgb[-FEATURE][@CLOCKghz]",
+            as in "a100-80gb:4", "rtx-3090:2+cpu-32c-128gb" and "cpu-16c-64gb-amx_bf16@2.6ghz".
+            Chips are those of the catalogue (`mst devices --known`), named by the parts that tell
+            them.
         registry: asked what each backend's devices can do.
 
     Raises:
@@ -148,7 +149,7 @@ def _cpu(text: str) -> DeviceFacts:
     if found is None:
         raise UsageError(
             f"--on … {text}: a CPU is written cpu-CORESc-MEMORYgb, as in cpu-16c-64gb, with a"
-            " feature such as -amx_bf16 or -avx512_bf16 where it has one."
+            " feature such as -amx_bf16 or -avx512_bf16 where it has one, and its clock: @2.6ghz."
         )
     cores, size, feature = int(found[1]), int(found[2]) * GIB, found[3] or "avx2"
     chips = {name: chip for chip in known_chips() if chip.backend == "cpu" for name in chip.names}
@@ -158,6 +159,12 @@ def _cpu(text: str) -> DeviceFacts:
             f" {', '.join(sorted(chips))})."
         )
     chip = chips[feature]
+    hertz = float(found[4] or 0) * 1e9
+    peaks = {
+        dtype: figure.value * hertz * cores / 1e12
+        for dtype, figure in chip.flop_per_cycle.items()
+        if hertz
+    }
     return DeviceFacts(
         backend="cpu",
         index=0,
@@ -168,6 +175,7 @@ def _cpu(text: str) -> DeviceFacts:
         dtypes=chip.dtypes,
         compute_units=cores,
         features=(feature,),
+        peak_tflops=peaks,
         sources={key: "named by --on" for key in ("memory_total_bytes", "compute_units")},
     )
 

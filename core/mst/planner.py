@@ -16,6 +16,7 @@ from mst.plan import Plan, Reason
 from mst.reasons import batch_reasons, method_reasons
 from mst.request import TrainRequest
 from mst.shortfall import nothing_fits
+from mst.time_forecast import step_timer
 from mst.workload import DataFacts, step_shapes, total_steps
 
 # LoRA wants about ten times the rate of full tuning (Schulman et al. 2025, "LoRA Without Regret").
@@ -198,6 +199,7 @@ def _space(
         zero=zero,
         host_bytes=host_bytes,
         shape=step_shapes(data, request),
+        timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
     )
 
 

@@ -19,10 +19,10 @@ from mst import rundir
 from mst.data.prepare import Prepared, prepare
 from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
-from mst.errors import Interrupted, PeerFailed, RunError
+from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError
 from mst.plan import Plan
 from mst.request import TrainRequest
-from mst.rundir import CHECKPOINTS, PLAN, REQUEST, RunManifest
+from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
 from mst.training import checkpoint
 from mst.training.adapters import (
     enable_checkpointing,
@@ -62,9 +62,16 @@ def _load(
     manifest: RunManifest, plan: Plan, request: TrainRequest, device: torch.device
 ) -> torch.nn.Module:
     with named(device, "while the model was being loaded"):
-        model = load_model(Path(manifest.model_path), plan.weights_dtype, plan.attention, device)
+        model = load_model(
+            Path(manifest.model_path),
+            plan.weights_dtype,
+            plan.attention,
+            device,
+            plan.quantization,
+            plan.compute_dtype,
+        )
         _seed(request.seed)
-        model = prepare_model(model, lora_config(request) if plan.tuner == "lora" else None)
+        model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
     if plan.gradient_checkpointing:
         enable_checkpointing(model)
     return model
@@ -149,7 +156,7 @@ def _write_result(run: Path, plan: Plan, manifest: RunManifest, model: torch.nn.
     """Write the tuned adapter or model, with the tokenizer, so that it stands alone."""
     import torch
 
-    name = "adapter" if plan.tuner == "lora" else "model"
+    name = "model" if plan.tuner == "full" else "adapter"
     source = Path(manifest.model_path)
 
     def fill(part: Path) -> None:
@@ -362,6 +369,7 @@ def _figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[s
         "tokens": float(state.tokens),
         "train_seconds": round(seconds, 3),
         "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9), 1),
+        "step_seconds": round(state.train_seconds / max(state.step, 1), 6),
         "peak_memory_bytes": float(peak),
         "predicted_memory_bytes": float(plan.memory.peak_bytes),
     }
@@ -370,12 +378,32 @@ def _figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[s
     return figures
 
 
+def _judged(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
+    """Do the work; where memory runs out, keep what the forecast had said."""
+    try:
+        work(run, rank, meeting, stop)
+    except OutOfMemory as error:
+        plan = rundir.read_document(Plan, run, PLAN)
+        miss = ForecastMiss(
+            step=error.step,
+            micro_batch=error.micro_batch or plan.per_device_train_batch_size,
+            checkpointing=plan.gradient_checkpointing,
+            forecast_bytes=plan.memory.peak_bytes,
+            measured_bytes=error.peak_bytes,
+            available_bytes=plan.memory.available_bytes,
+            cause="out of memory",
+            when=rundir.now(),
+        )
+        rundir.add_miss(run, miss)
+        raise
+
+
 def main(argv: list[str]) -> int:
     """Train one run directory, as one of its ranks."""
     die_with_parent()
     stop = StopAsked()
     run, rank, meeting = Path(argv[0]), int(argv[1]), argv[2]
-    return guarded(lambda: work(run, rank, meeting, stop), run)
+    return guarded(lambda: _judged(run, rank, meeting, stop), run)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,8 @@ def test_a_plan_that_did_not_fit_is_followed_by_the_next_smaller_one(
     roomy: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    done = trained(arguments(tiny_model, chat_rows, run, **WIDE), overfull(roomy))
+    command = arguments(tiny_model, chat_rows, run, **WIDE, nproc_per_node=1)
+    done = trained(command, overfull(roomy))
 
     manifest, plan = read_manifest(run), read_document(Plan, run, PLAN)
     assert "once more with the next smaller one: micro-batches of 8 rows" in done.stdout
