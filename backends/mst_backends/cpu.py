@@ -14,6 +14,7 @@ from pathlib import Path
 from mst.facts import Capabilities, DeviceFacts, Probe
 from mst.hookspecs import hookimpl
 from mst_backends.cgroups import cpu_quota, memory_limits
+from mst_backends.cpu_peak import peak_tflops
 
 # Names as in /proc/cpuinfo: "flags" on x86, "Features" on ARM.
 FEATURES = {
@@ -107,6 +108,7 @@ def read_facts(
     features = tuple(name for name in FEATURES.get(machine, ()) if name in flags)
     cores, cores_source = _usable_cores(root, logical)
     total, free, total_source, free_source = _memory(root)
+    peaks, peaks_source = peak_tflops(root, first_cpu, features, cores, min(logical, default=0))
     return DeviceFacts(
         backend="cpu",
         index=0,
@@ -117,10 +119,12 @@ def read_facts(
         dtypes=_dtypes(features),
         compute_units=cores,
         features=features,
+        peak_tflops=peaks,
         sources={
             "memory_total_bytes": f"probe: {total_source}",
             "memory_free_bytes": f"probe: {free_source}",
             "compute_units": f"probe: {cores_source}",
+            "peak_tflops": peaks_source,
         },
     )
 

@@ -274,8 +274,18 @@ def test_this_machine_is_within_what_psutil_sees() -> None:
 def test_every_number_has_a_source(tmp_path: Path) -> None:
     device = facts(tree(tmp_path, {}))
 
-    assert set(device.sources) == {"memory_total_bytes", "memory_free_bytes", "compute_units"}
-    assert all(source.startswith("probe: ") for source in device.sources.values())
+    assert set(device.sources) == {
+        "memory_total_bytes",
+        "memory_free_bytes",
+        "compute_units",
+        "peak_tflops",
+    }
+    assert device.sources["peak_tflops"].startswith("unknown: ")
+    assert all(
+        source.startswith("probe: ")
+        for name, source in device.sources.items()
+        if name != "peak_tflops"
+    )
 
 
 def test_the_environment_governs_the_threads_of_torch() -> None:
