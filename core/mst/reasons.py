@@ -97,7 +97,9 @@ def _strategy_reason(chosen: Candidate, same: Sequence[Candidate]) -> Reason | N
         return None
     others = sorted(once.values(), key=lambda each: same.index(each))
     parts = [f"{way(each)} {against(chosen, each)}" for each in others[:3]]
-    why = "; ".join([_SHARED[chosen.configuration.strategy], *parts])
+    made = chosen.configuration
+    how = _SHARED[made.strategy if made.world_size > 1 else "single"]
+    why = "; ".join([how, *parts])
     return Reason("strategy", way(chosen), why)
 
 
@@ -113,7 +115,8 @@ def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) 
     reasons = []
     if request.per_device_train_batch_size is None:
         rows = f"rows have {mean_length(space.data):.0f} tokens on average"
-        largest = max(within, key=lambda each: each.configuration.micro_batch)
+        alike = [one for one in within if one.configuration.checkpointing == made.checkpointing]
+        largest = max(alike, key=lambda each: each.configuration.micro_batch)
         if largest.configuration.micro_batch != made.micro_batch:
             rows += f"; {largest.configuration.micro_batch} rows: {against(chosen, largest)}"
         reasons.append(Reason("per_device_train_batch_size", str(made.micro_batch), rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,7 +65,9 @@ def nothing_fits(space: Space, found: Sequence[Candidate]) -> NothingFits:
 
 
 def _words(space: Space, found: Sequence[Candidate]) -> str:
-    least = min(found, key=lambda each: each.memory.peak_bytes)
+    # What the device itself lacks is the plainer answer; offloading is among the changes.
+    whole = [each for each in found if each.configuration.offload == "none"] or found
+    least = min(whole, key=lambda each: each.memory.peak_bytes)
     made, device = least.configuration, scarcest(space)
     free = device.memory_free_bytes or 0
     quantized = {"nf4": "NF4 ", "int8": "int8 "}.get(made.quantization, "")
@@ -76,7 +79,7 @@ def _words(space: Space, found: Sequence[Candidate]) -> str:
         f" {least.why_not}. The {quantized}{_largest_part(least.memory)}."
     )
     changes = []
-    for each in _changes(space, least):
+    for each in _changes(space, least, found):
         changes.append(each)
         if len(changes) == CHANGES:
             break
@@ -95,7 +98,7 @@ def _largest_part(memory: MemoryForecast) -> str:
     return f"{PARTS[name]} alone take {gib(getattr(memory, name))}"
 
 
-def _changes(space: Space, least: Candidate) -> Iterator[str]:
+def _changes(space: Space, least: Candidate, found: Sequence[Candidate]) -> Iterator[str]:
     """Yield changes that would make it fit, the easiest first."""
     for words, changed in _relaxed(space):
         if (taken := _fits(changed)) is not None:
@@ -108,6 +111,7 @@ def _changes(space: Space, least: Candidate) -> Iterator[str]:
                 f"4-bit weights ({gib(taken.memory.peak_bytes)} a device), which this device does"
                 " not offer here: `mst doctor` says whether bitsandbytes is what is missing"
             )
+    yield from _with_host(space, found)
     yield from _shorter(space)
     yield from _more_devices(space)
     yield from _larger_chip(space, least)
@@ -118,7 +122,7 @@ def _fits(space: Space) -> Candidate | None:
 
 
 def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
-    """Yield the request with one explicit choice taken back, and how to say it."""
+    """Yield the request with one or two explicit choices taken back, and how to say it."""
     request = space.request
     options: list[tuple[str, dict[str, Any]]] = []
     if request.gradient_checkpointing == "off":
@@ -134,13 +138,31 @@ def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
         options.append(("--quant-bits 4", {"quant_bits": 4}))
     if request.optim == "adamw_torch" and request.tuner == "full":
         options.append(("--optim auto", {"optim": "auto"}))
-    for words, change in options:
-        yield words, replace(space, request=replace(request, **change))
+    for count in (1, 2):
+        for chosen in itertools.combinations(options, count):
+            changes = {key: value for _, change in chosen for key, value in change.items()}
+            if len(changes) == sum(len(change) for _, change in chosen):
+                words = " ".join(each for each, _ in chosen)
+                yield words, replace(space, request=replace(request, **changes))
     if space.zero != "auto":
         yield "--deepspeed auto", replace(space, zero="auto")
     if request.nproc_per_node is not None and request.nproc_per_node < len(space.devices):
         asked = replace(request, nproc_per_node=None)
         yield "no --nproc-per-node", replace(space, request=asked)
+
+
+def _with_host(space: Space, found: Sequence[Candidate]) -> Iterator[str]:
+    """Yield how much of the host's memory would do, where only that is missing."""
+    limit = MEMORY_SHARE * (scarcest(space).memory_free_bytes or 0)
+    enough = [
+        each.memory.host_bytes
+        for each in found
+        if each.memory.host_bytes and each.memory.peak_bytes <= limit
+    ]
+    if enough:
+        needed = min(enough) / MEMORY_SHARE
+        here = "whose size is not known" if space.host_bytes is None else "which has less"
+        yield f"{gib(needed)} of memory free on the host, {here}, to offload to"
 
 
 def _shorter(space: Space) -> Iterator[str]:
