@@ -7,9 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mst.cli.options import add_train_options, given_options, train_request
 from mst.errors import UsageError
+
+if TYPE_CHECKING:
+    from mst.job import Job
+    from mst.memory_trace import TraceEstimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare", action="store_true", help="all plans that were looked at, as a table"
+    )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="a second estimate of the memory: a step of the model is run on tensors without data",
     )
     parser.add_argument(
         "--report",
@@ -39,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mst import serial
-    from mst.cli.planning import show_alternatives, show_plan
+    from mst.cli.planning import show_alternatives, show_plan, show_trace
     from mst.job import prepare_job, resumed_request, with_defaults
     from mst.shortfall import NothingFits
 
@@ -57,20 +67,53 @@ def run(args: argparse.Namespace) -> int:
         if args.compare and not args.json:
             show_alternatives(Console(highlight=False), error.alternatives)
         raise
+    traced = _trace(job) if args.trace else None
     if args.json:
-        plain = {
+        plain: dict[str, object] = {
             "plan": serial.to_json(job.plan) | {"peak_bytes": job.plan.memory.peak_bytes},
             "model": {k: v for k, v in serial.to_json(job.model).items() if k != "linears"},
             "data": [serial.to_json(each) for each in job.manifest.data],
         }
+        if traced is not None:
+            plain["trace"] = serial.to_json(traced) | {"peak_bytes": traced.peak_bytes}
         json.dump(plain, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
         console = Console(highlight=False)
         show_plan(console, job)
+        if traced is not None:
+            show_trace(console, job.plan.memory, traced)
         if args.compare:
             show_alternatives(console, job.plan.alternatives, job.plan)
     return 0
+
+
+def _trace(job: Job) -> TraceEstimate:
+    """Return the second estimate of the plan's memory.
+
+    Raises:
+        PlanError: this plan can't be traced.
+        ModelError: the model's step doesn't run without data.
+    """
+    from mst.memory_trace import trace
+    from mst.retry import configuration_of
+    from mst.workload import largest_step
+
+    plan = job.plan
+    step = largest_step(
+        job.data,
+        plan.per_device_train_batch_size,
+        plan.global_batch,
+        job.request.seed,
+        plan.total_steps,
+    )
+    return trace(
+        Path(job.manifest.model_path),
+        configuration_of(plan, job.request),
+        step,
+        os.environ,
+        on_host=plan.torch_devices[0] == "cpu",
+    )
 
 
 def _report(directory: Path, as_json: bool) -> int:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mst.configuration import Configuration
-    from mst.plan import Alternative, Plan, TimeForecast
+    from mst.memory_trace import TraceEstimate
+    from mst.plan import Alternative, MemoryForecast, Plan, TimeForecast
     from mst.track_record import Entry
 
 _PARTS = {
@@ -124,6 +125,16 @@ def _is_plan(made: Configuration, plan: Plan) -> bool:
     return (made.tuner, made.strategy, made.offload, made.optim, made.world_size) == (
         plan.tuner, plan.strategy, plan.offload, plan.optim, plan.world_size
     )  # fmt: skip
+
+
+def show_trace(console: Console, memory: MemoryForecast, traced: TraceEstimate) -> None:
+    """Print the second estimate beside the first, both without what no tensor holds."""
+    own = memory.peak_bytes - memory.runtime_bytes - memory.slack_bytes - memory.buffers_bytes
+    console.print(
+        f"trace   {gib(traced.peak_bytes)} of tensors at the peak of a simulated step"
+        f" ({duration(traced.seconds)}); the forecast has {gib(own)} of them:"
+        f" {own / traced.peak_bytes - 1:+.1%}"
+    )
 
 
 def show_track_record(console: Console, directory: Path, found: Sequence[Entry]) -> None:
