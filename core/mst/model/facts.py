@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mst.errors import ModelError
+from mst.model.files import read_config, read_header, weight_files
+from mst.model.sizes import impossible_size, text_part
+
+__all__ = [
+    "LinearShape", "ModelFacts", "lora_parameters", "lora_targets", "read_config", "read_facts",
+    "read_header", "weight_files",
+]  # fmt: skip
 
 _DTYPE_BYTES = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-# The format's own limit (safetensors, `MAX_HEADER_SIZE`), so a corrupt length can't eat memory.
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -82,164 +85,133 @@ class ModelFacts:
     source: str = "headers"
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return a safetensors file's header: tensor name to dtype, shape and offsets.
+def read_facts(
+    directory: Path,
+    *,
+    weights: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+    cache_dir: Path | None = None,
+) -> ModelFacts:
+    """Return a model directory's facts; checks that every weight file is whole.
+
+    The files alone tell those of the families in families.json; the class of transformers is
+    asked for the others, and for a directory without weights.
+
+    Args:
+        directory: with config.json and safetensors.
+        weights: False to plan for a model whose weights are not here.
+        tell: shown to the user before it takes some seconds.
+        cache_dir: keeps what a class said; default the user's cache.
 
     Raises:
-        ModelError: not a safetensors file, or its length is not what the header says.
-
-    Source: https://github.com/huggingface/safetensors#format
+        ModelError: as `read_config`, `weight_files` and `read_header`; the files contradict
+            each other; they are quantized; or the architecture is not known.
     """
-    size = path.stat().st_size
-    again = "Copy the file again and compare its checksum with the source's."
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{path} is not a whole safetensors file ({size} bytes). {again}")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((each["data_offsets"][1] for each in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ModelError(f"{path}: the safetensors header is damaged. {again}") from None
-    if size != 8 + length + end:
-        raise ModelError(
-            f"{path} is truncated or damaged: its header asks for {8 + length + end} bytes,"
-            f" the file has {size}. {again}"
-        )
-    return header
+    from mst.model.families import find_family, header_facts
+    from mst.model.trace import traced_facts
 
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return config.json.
-
-    Raises:
-        ModelError: missing or malformed.
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        found = ", ".join(sorted(each.name for each in directory.iterdir())[:8]) or "nothing"
-        raise ModelError(
-            f"{directory} is no model directory: it has no config.json (found: {found})."
-            " Give the directory that holds config.json, tokenizer.json and *.safetensors."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
-        raise ModelError(f"{path} is not valid JSON. Copy it again from the source.") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object. Copy it again from the source.")
-    return config
-
-
-def weight_files(directory: Path) -> tuple[Path, ...]:
-    """Return the safetensors files of a model directory.
-
-    Raises:
-        ModelError: none, a missing shard, or only pickle files (which can run code when read).
-    """
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
-            raise ModelError(f"{index} is damaged. Copy it again from the source.") from None
-        missing = [each for each in names if not (directory / each).is_file()]
-        if missing:
-            raise ModelError(
-                f"{directory} lacks {len(missing)} of {len(names)} weight files: {missing[0]} …"
-                " Copy the missing files from the source."
-            )
-        return tuple(directory / each for each in names)
-    if (directory / "model.safetensors").is_file():
-        return (directory / "model.safetensors",)
-    found = tuple(sorted(directory.glob("model*.safetensors")))
-    if found:
-        return found
-    pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
-    if pickles:
-        raise ModelError(
-            f"{directory} holds its weights as {pickles[0].name} only: a pickle, which can run code"
-            " when it is read, so mst refuses it. If you trust where it came from, convert it:"
-            ' python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;'
-            f" M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors');"
-            f" T.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
-        )
-    raise ModelError(
-        f"{directory} has a config.json but no weights (*.safetensors)."
-        " Copy the model's weight files there too."
-    )
-
-
-def _first(config: dict[str, Any], *names: str) -> int | None:
-    # Multimodal configs keep the language model's sizes one level down.
-    for source in (config, config.get("text_config") or {}):
-        for name in names:
-            value = source.get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-    return None
-
-
-def _is_embedding(name: str) -> bool:
-    return any(each in name for each in ("embed", "wte", "wpe"))
-
-
-def read_facts(directory: Path) -> ModelFacts:
-    """Read a model directory's facts; checks that every weight file is whole.
-
-    Raises:
-        ModelError: as `read_config`, `weight_files` and `read_header`.
-    """
     config = read_config(directory)
+    _check_config(directory, config, weights)
     headers: dict[str, Any] = {}
-    for path in weight_files(directory):
-        headers |= read_header(path)
-    hidden = _first(config, "hidden_size", "n_embd", "d_model", "dim")
-    layers = _first(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    vocab = _first(config, "vocab_size")
-    if not (hidden and layers and vocab and config.get("model_type")):
+    found = None
+    if weights:
+        for path in weight_files(directory):
+            headers |= read_header(path)
+        family = find_family(config)
+        found = header_facts(family, config, headers) if family else None
+    if found is None:
+        found = traced_facts(directory, cache_dir or _cache_dir(), tell)
+    if weights:
+        _check_agree(directory, found, headers)
+        found = replace(found, **on_disk(headers))
+    return replace(found, path=str(directory))
+
+
+def _cache_dir() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("mst")
+
+
+def _check_config(directory: Path, config: Mapping[str, Any], weights: bool) -> None:
+    if not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"{directory}/config.json does not describe a language model that mst knows"
-            f" (model_type {config.get('model_type')!r}; it needs vocab_size, hidden_size and"
-            " num_hidden_layers). Give a causal language model's directory."
+            f"{directory}/config.json names no model_type, so nobody can tell what it describes."
+            " Give a causal language model's directory, with the config.json of its source."
         )
-    heads = _first(config, "num_attention_heads", "n_head", "n_heads") or 1
+    if wrong := impossible_size(config):
+        raise ModelError(
+            f"{directory}/config.json is damaged: {wrong}, which no model has."
+            " Copy it again from the source."
+        )
+    quantized = config.get("quantization_config") or text_part(config).get("quantization_config")
+    if quantized and weights:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise ModelError(
+            f"{directory} holds weights that {method or 'another tool'} has quantized; mst trains"
+            " from the original ones, and quantizes them itself (--tuner qlora). Give the"
+            " directory of the model that this one was made from, in bfloat16 or float16."
+        )
+
+
+def on_disk(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `ModelFacts` that the weight files alone decide."""
     sizes: dict[str, int] = {}
-    linears = []
-    for name, tensor in headers.items():
-        shape: Sequence[int] = tensor["shape"]
-        sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(shape)
-        embedding = vocab in shape or _is_embedding(name)
-        if len(shape) == 2 and name.endswith(".weight") and not embedding:
-            linears.append(LinearShape(name.removesuffix(".weight"), shape[0], shape[1]))
-    return ModelFacts(
-        path=str(directory),
-        model_type=str(config["model_type"]),
-        parameters=sum(sizes.values()),
-        weight_bytes=sum(_DTYPE_BYTES.get(kind, 2) * count for kind, count in sizes.items()),
-        dtype=max(sizes, key=lambda kind: sizes[kind]),
-        layers=layers,
-        hidden_size=hidden,
-        attention_heads=heads,
-        vocab_size=vocab,
-        max_position_embeddings=_first(config, "max_position_embeddings", "n_positions", "n_ctx"),
-        linears=tuple(linears),
-        architecture=str((config.get("architectures") or [""])[0]),
-        key_value_heads=_first(config, "num_key_value_heads", "multi_query_group_num") or heads,
-        head_dim=_first(config, "head_dim", "kv_channels") or hidden // heads,
-        intermediate_size=_first(config, "intermediate_size", "n_inner", "ffn_hidden_size") or 0,
-        tied_embeddings=not any(each.startswith("lm_head.") for each in headers),
-        embedding_parameters=sum(
-            math.prod(each["shape"]) for name, each in headers.items() if _is_embedding(name)
-        ),
-        head_parameters=sum(
-            math.prod(each["shape"]) for name, each in headers.items() if name.startswith("lm_head")
-        ),
-    )
+    for tensor in headers.values():
+        sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    return {
+        "weight_bytes": sum(_DTYPE_BYTES.get(kind, 2) * count for kind, count in sizes.items()),
+        "dtype": max(sizes, key=lambda kind: sizes[kind]),
+    }
+
+
+def _check_agree(directory: Path, facts: ModelFacts, headers: Mapping[str, Any]) -> None:
+    """Make sure that the files hold the model that config.json describes.
+
+    Raises:
+        ModelError: they don't; says which size differs.
+    """
+    again = "They don't belong together: copy both again from the source."
+    for each in facts.linears:
+        tensor = headers.get(f"{each.name}.weight")
+        shape = (each.out_features, each.in_features)
+        if tensor is not None and tuple(tensor["shape"]) not in (shape, shape[::-1]):
+            raise ModelError(
+                f"{directory}: config.json makes {each.name} {shape[0]} x {shape[1]}, the weight"
+                f" files hold {tuple(tensor['shape'])}. {again}"
+            )
+    matrices = {tuple(each["shape"]) for each in headers.values() if len(each["shape"]) == 2}
+    if facts.vocab_size and not any(facts.vocab_size in shape for shape in matrices):
+        raise ModelError(
+            f"{directory}: config.json says vocab_size {facts.vocab_size}, hidden_size"
+            f" {facts.hidden_size}; no tensor in the weight files has so many rows. {again}"
+        )
+    if facts.source == "headers":
+        _check_layers(directory, facts, headers)
+        return
+    held = sum(math.prod(each["shape"]) for each in headers.values())
+    # A checkpoint may leave out what is computed, tied or shared; not a tenth of the model.
+    if held < 0.9 * facts.parameters:
+        raise ModelError(
+            f"{directory}: config.json describes {facts.parameters} weights, the files hold"
+            f" {held}. {again}"
+        )
+
+
+def _check_layers(directory: Path, facts: ModelFacts, headers: Mapping[str, Any]) -> None:
+    numbers = {int(part) for name in headers for part in name.split(".")[:4] if part.isdigit()}
+    widths = {tuple(each["shape"])[-1] for name, each in headers.items() if "norm" in name}
+    again = "They don't belong together: copy both again from the source."
+    if len(numbers) != facts.layers:
+        raise ModelError(
+            f"{directory}: config.json says {facts.layers} layers, the weight files hold"
+            f" {len(numbers)}. {again}"
+        )
+    if widths and facts.hidden_size not in widths:
+        raise ModelError(
+            f"{directory}: config.json says hidden_size {facts.hidden_size}, the norms in the"
+            f" weight files are {', '.join(map(str, sorted(widths)))} wide. {again}"
+        )
 
 
 def lora_targets(facts: ModelFacts, target_modules: Sequence[str]) -> tuple[LinearShape, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mst.data.encode import IGNORE as IGNORE_INDEX
@@ -37,9 +37,19 @@ def compute_in(model: torch.nn.Module, device_type: str, dtype: torch.dtype) -> 
 
 def keeps_logits(model: torch.nn.Module) -> bool:
     """Return whether the model can compute logits at chosen positions only."""
+    return "logits_to_keep" in _parameters(model)
+
+
+def _parameters(model: torch.nn.Module) -> Mapping[str, inspect.Parameter]:
     whole: Any = model
     inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return inspect.signature(inner.forward).parameters
+
+
+def accepts(model: torch.nn.Module, name: str) -> bool:
+    """Return whether the forward pass takes an argument, by name or among any others."""
+    parameters = _parameters(model)
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
@@ -55,11 +65,11 @@ def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.
     """
     import torch.nn.functional as functional
 
-    arguments: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-    }
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids}
+    # Models without positions (Mamba) or without a cache take no such argument.
+    for name, value in (("position_ids", batch.position_ids), ("use_cache", False)):
+        if accepts(model, name):
+            arguments[name] = value
     if batch.attention_mask is not None:
         arguments["attention_mask"] = batch.attention_mask
     if selective:
