@@ -6,8 +6,10 @@ A vendor may take this module as an example. torch knows the CPU by itself, so t
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +35,9 @@ ARM_CORES = {
 }
 # torch, its optimizer and the smallest model take about this much (SmolLM2-135M, LoRA: 1.1 GiB).
 LEAST_FREE_BYTES = 2 * 2**30
+# The first version whose 8-bit optimizers run on a CPU (bitsandbytes pull request 1901); its layers
+# in 4 and 8 bits did before.
+LEAST_BITSANDBYTES = (0, 50)
 
 
 @hookimpl
@@ -51,12 +56,17 @@ def mst_probe() -> Probe:
 
 @hookimpl
 def mst_capabilities() -> Capabilities:
-    """Return what torch does on any CPU."""
+    """Return what torch does on any CPU, and what bitsandbytes adds when it is installed."""
+    quantized = _bitsandbytes() >= LEAST_BITSANDBYTES
+    zero = ("zero1", "zero2", "zero3") if importlib.util.find_spec("deepspeed") else ()
     return Capabilities(
         torch_device="cpu",
         distributed_backend="gloo",
-        strategies=("single", "ddp"),
+        strategies=("single", "ddp", *zero),
+        quantization=("none", "nf4", "int8") if quantized else ("none",),
         attention=("sdpa", "eager"),
+        # Paged moments need memory that device and host share: bitsandbytes has none here.
+        optimizers=("adamw_torch", "adamw_8bit") if quantized else ("adamw_torch",),
     )
 
 
@@ -183,6 +193,16 @@ def _memory(root: Path) -> tuple[int | None, int | None, str, str]:
 
 def _kib(text: str) -> int:
     return int(text.removesuffix("kB")) * 1024
+
+
+def _bitsandbytes() -> tuple[int, int]:
+    """Return the installed version, without importing it; (0, 0) for none."""
+    try:
+        found = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        return (0, 0)
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _name(fields: Mapping[str, str], machine: str) -> str:

@@ -89,6 +89,11 @@ def mst_capabilities(device: DeviceFacts) -> Capabilities:
         ),
         attention=(*(("flash_attention_2",) if flash else ()), "sdpa", "eager"),
         visible_devices_env=VARIABLE,
+        # The kernels are in the same library, for the same cards as NF4's.
+        optimizers=(
+            "adamw_torch",
+            *(("adamw_8bit", "paged_adamw_8bit") if quantized and capability >= LEAST_NF4 else ()),
+        ),
     )
 
 

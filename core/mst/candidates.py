@@ -24,6 +24,8 @@ MICRO_BATCH_TOKENS = 8192
 GLOBAL_BATCH_ROWS = 16
 # The share of the free memory that a plan may fill.
 MEMORY_SHARE = 0.9
+# Devices on which torch, or the vendor's extension, has an attention that spares the matrices.
+FUSED_ATTENTION = frozenset({"cpu", "cuda", "npu", "xpu"})
 # Forecasts of time are not better than this, so a simpler plan wins within it.
 TIME_TIE = 1.05
 
@@ -292,7 +294,10 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     count = made.world_size // space.request.nnodes
     if on_host and available is not None:
         available //= count  # they share the machine's memory
-    memory = forecast(space.model, made, step, available, on_host)
+    kind = space.capabilities.torch_device
+    memory = forecast(
+        space.model, made, step, available, on_host, attention_kernel(kind), device=kind
+    )
     rows = min(len(space.data.lengths), global_batch)
     mean = mean_length(space.data)
     labels = sum(space.data.label_tokens) / len(space.data.label_tokens)
@@ -324,6 +329,11 @@ def _why_not(space: Space, memory: MemoryForecast, available: int | None) -> str
                 f" {gib(space.host_bytes * MEMORY_SHARE)} may be used"
             )
     return ""
+
+
+def attention_kernel(torch_device: str) -> str:
+    """Return what `scaled_dot_product_attention` runs on such devices, as `forecast` takes it."""
+    return "fused" if torch_device in FUSED_ATTENTION else "math"
 
 
 def scarcest(space: Space) -> DeviceFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mst.candidates import attention_kernel
 from mst.configuration import Configuration
 from mst.memory import forecast
 from mst.model.facts import ModelFacts
@@ -100,4 +101,13 @@ def _forecast(
 ) -> MemoryForecast:
     step = largest_step(data, made.micro_batch, plan.global_batch, request.seed, plan.total_steps)
     on_host = plan.torch_devices[0] == "cpu"
-    return forecast(model, made, step, plan.memory.available_bytes, on_host)
+    kind = plan.torch_devices[0].partition(":")[0]
+    return forecast(
+        model,
+        made,
+        step,
+        plan.memory.available_bytes,
+        on_host,
+        attention_kernel(kind),
+        device=kind,
+    )

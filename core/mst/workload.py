@@ -55,6 +55,7 @@ def largest_step(
     """Return the largest micro-batch that the run will meet: the order is known beforehand."""
     per_epoch = -(-len(data.lengths) // global_batch)
     tokens = labels = mask = height = width = 0
+    masked = False
     # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
     for step in range(min(steps, 3 * per_epoch, max(1, ROWS_LOOKED_AT // global_batch))):
         batches = step_micro_batches(len(data.lengths), step, micro_batch, global_batch, seed)
@@ -63,9 +64,12 @@ def largest_step(
             high, wide = batch_shape(lengths, packing=True)
             if (high * wide, wide) > (tokens, width):
                 tokens, height, width = high * wide, high, wide
-            mask = max(mask, wide * wide if is_packed(lengths, packing=True) else 0)
+            packed = is_packed(lengths, packing=True)
+            mask = max(mask, wide * wide if packed else 0)
+            # As `collate` decides: a lone row needs no mask.
+            masked = masked or (not packed and high > 1 and min(lengths) < wide)
             labels = max(labels, sum(data.label_tokens[i] for i in rows))
-    return StepShape(tokens, labels, mask, height, width)
+    return StepShape(tokens, labels, mask, height, width, masked=masked)
 
 
 def step_shapes(data: DataFacts, request: TrainRequest) -> Callable[[int, int], StepShape]:

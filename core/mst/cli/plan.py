@@ -95,6 +95,7 @@ def _trace(job: Job) -> TraceEstimate:
         PlanError: this plan can't be traced.
         ModelError: the model's step doesn't run without data.
     """
+    from mst.candidates import attention_kernel
     from mst.memory_trace import trace
     from mst.retry import configuration_of
     from mst.workload import largest_step
@@ -113,6 +114,7 @@ def _trace(job: Job) -> TraceEstimate:
         step,
         os.environ,
         on_host=plan.torch_devices[0] == "cpu",
+        attention_kernel=attention_kernel(plan.torch_devices[0].partition(":")[0]),
     )
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.cli.options import add_train_options, given_options, train_request
+from mst.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mst.request import TrainRequest
     from mst.rundir import RunManifest
+    from mst.seats import Seats
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or continue a run."""
+    """Train, or continue a run; alone, or as one of several commands that share a job."""
+    from mst.placement import placement
+
+    request = train_request(args)
+    place = placement(os.environ, request)
+    if place is None:
+        return _run(args, request, None)
+    from mst.seats import dismiss, meet
+    from mst.shared_job import placed_request, work_along
+
+    with meet(place, os.environ) as seats:
+        if place.seat:
+            return work_along(seats, os.environ, lambda line: print(line + " …", flush=True))
+        code = EXIT_FAILED
+        try:
+            code = _run(args, placed_request(request, place), seats)
+        finally:
+            dismiss(seats, code)
+        return code
+
+
+def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -> int:
     from rich.console import Console
 
     from mst import rundir
@@ -31,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     given = given_options(args)
-    request = train_request(args)
+    if seats is not None:  # the starter has said so
+        given |= {"nnodes", "nproc_per_node"} if request.nproc_per_node else {"nnodes"}
 
     def tell(line: str) -> None:
         console.print(line + " …")
@@ -43,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             tell("no --dataset: taking the embedded rows, 12 intents of banking77")
         job = prepare_job(with_defaults(request, given), os.environ, tell)
         path, lock = begin(job)
+    job = replace(job, seats=seats)
     show_plan(console, job)
     console.print(f"run     {path}\n", soft_wrap=True)
     with lock:

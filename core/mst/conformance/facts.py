@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mst import serial
+from mst.configuration import ZERO_STAGES
 from mst.conformance.findings import Context, Finding, failed, passed, skipped, verdict
 from mst.conformance.hooks import observed
 from mst.conformance.processes import device_environment, ending, last_line, start, wait
@@ -18,8 +19,9 @@ DTYPES = frozenset(
         "float8_e4m3fnuz", "float8_e5m2fnuz", "int8",
     }
 )  # fmt: skip
-STRATEGIES = frozenset({"single", "ddp", "fsdp", "zero2", "zero3"})
+STRATEGIES = frozenset(ZERO_STAGES)
 QUANTIZATION = frozenset({"none", "nf4", "int8"})
+OPTIMIZERS = frozenset({"adamw_torch", "adamw_8bit", "paged_adamw_8bit"})
 ATTENTION = frozenset(
     {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "npu_fusion"}
 )
@@ -122,6 +124,7 @@ def capabilities_are_known(context: Context) -> Finding:
 def _unknown(capabilities: Capabilities) -> Iterator[str]:
     for field, known in (
         ("strategies", STRATEGIES), ("quantization", QUANTIZATION), ("attention", ATTENTION),
+        ("optimizers", OPTIMIZERS),
     ):  # fmt: skip
         values = getattr(capabilities, field)
         unknown = [value for value in values if value not in known]

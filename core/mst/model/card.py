@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mst.plan import Plan
     from mst.request import TrainRequest
 
+_KINDS = {"nf4": "NF4 (double-quantized)", "int8": "int8"}
 # In the order of the card; other figures of a run are of no interest to who loads the model.
 _FIGURES = {
     "accuracy_before_restricted": ("accuracy before, best of the answers", "{:.1%}"),
@@ -36,8 +37,11 @@ def model_card(
     say whose records it holds.
     """
     method = "all weights"
-    if plan.tuner == "lora":
+    if plan.tuner != "full":
         method = f"LoRA, rank {request.lora_rank}, alpha {request.lora_alpha:g}, merged"
+    if plan.quantization != "none":
+        kind = _KINDS[plan.quantization]
+        method = f"Q{method} into the base's weights in {kind}, dequantized"
     facts = {
         "base model": f"{manifest.model} (fingerprint `{manifest.model_sha256}`)",
         "tuned": method,

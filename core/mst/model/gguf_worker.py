@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mst.extensions import hide_extensions
+from mst.extensions import hide_extensions, hide_packages
 
 
 def main(source: Path, target: Path) -> None:
@@ -31,4 +31,5 @@ def main(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     hide_extensions()
+    hide_packages()
     main(Path(sys.argv[1]), Path(sys.argv[2]))

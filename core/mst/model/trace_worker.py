@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mst import serial
 from mst.errors import ModelError
-from mst.extensions import hide_extensions
+from mst.extensions import hide_extensions, hide_packages
 
 
 def main(directory: Path) -> int:
@@ -25,4 +25,5 @@ def main(directory: Path) -> int:
 
 if __name__ == "__main__":
     hide_extensions()
+    hide_packages()
     sys.exit(main(Path(sys.argv[1])))

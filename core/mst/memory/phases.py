@@ -1,0 +1,219 @@
+"""The phases of a training step, and what is alive in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mst.memory.activations import (
+    Scheme,
+    attention_backward_bytes,
+    cast_bytes,
+    early_bytes,
+    late_bytes,
+    mlp_backward_bytes,
+    norm_backward_bytes,
+    norm_bytes,
+)
+from mst.memory.layer import DecoderLayer
+from mst.memory.shape import StepShape, logit_columns, mask_values, row_width
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is alive beside weights, adapters and moments; bytes.
+
+    Attributes:
+        name: of the phase.
+        gradients: of trained weights.
+        activations: kept and in flight, autocast's copies of base weights with them.
+        logits: the loss's tensors.
+        casts: autocast's copies of the adapters.
+        step_copy: of the optimizer's step.
+        whole: every layer's kept tensors are there.
+    """
+
+    name: str
+    gradients: int = 0
+    activations: int = 0
+    logits: int = 0
+    casts: int = 0
+    step_copy: int = 0
+    whole: bool = True
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.gradients + self.activations + self.logits + self.casts + self.step_copy
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the phases are made from.
+
+    Attributes:
+        layer: an average decoder layer.
+        layers: how many.
+        shape: the micro-batch.
+        scheme: numbers, and what is trained.
+        checkpointing: layers are recomputed in the backward pass.
+        vocabulary: logits a position.
+        head_width: input of the output head.
+        tied: head and embedding share their weights.
+        weights_bytes: of a held weight that is not quantized.
+        gradients: of all trained weights, bytes.
+        accumulates: gradients of an earlier micro-batch are there.
+        step_copy: of the optimizer's step.
+        quantized: base weights are packed and unpacked for each product.
+    """
+
+    layer: DecoderLayer
+    layers: int
+    shape: StepShape
+    scheme: Scheme
+    checkpointing: bool
+    vocabulary: int
+    head_width: int
+    tied: bool
+    weights_bytes: int
+    gradients: int
+    accumulates: bool
+    step_copy: int
+    quantized: bool
+
+
+def step_phases(step: Step) -> Iterator[Phase]:
+    """Yield the phases of an optimizer step in which memory may peak."""
+    scheme, layer = step.scheme, step.layer
+    tokens = step.shape.tokens
+    before = step.gradients if step.accumulates else 0
+    logits = step.shape.rows * logit_columns(step.shape) * step.vocabulary
+    final = _final_norm(step)
+    whole = early_bytes(layer, step.shape, scheme) + late_bytes(layer, step.shape, scheme)
+    base_casts = cast_bytes(layer, scheme, step.weights_bytes) if not step.quantized else 0
+    adapters = 0 if scheme.full else int(_adapter_casts(step))
+    base_casts = max(0, base_casts - (0 if scheme.full else adapters))
+    head_cast = _head_values(step) * scheme.compute if scheme.casts else 0
+    stream = tokens * layer.hidden * scheme.stream
+    shared = _shared(step)
+    kept = step.layers * (stream if step.checkpointing else whole) + final + shared
+    if not (scheme.full or step.checkpointing):
+        # Nothing before the first adapter needs a gradient, so the first norm keeps nothing.
+        kept -= tokens * norm_bytes(layer.hidden, 1, scheme, layer.layer_norm, scheme.stream)
+    # Checkpointing drops what a layer keeps, but autocast's cache of trained weights lives on
+    # until the forward pass is over.
+    cached = step.layers * base_casts if scheme.full or not step.checkpointing else base_casts
+    yield Phase(
+        "loss",
+        before,
+        kept + cached + head_cast,
+        logits * (scheme.compute + (4 if scheme.compute != 4 else 0) + 4),
+        step.layers * adapters,
+    )
+    remain = 0 if step.checkpointing else step.layers * base_casts
+    remain_adapters = 0 if step.checkpointing else step.layers * adapters
+    yield Phase("loss, backward", before, kept + remain + head_cast, 12 * logits, remain_adapters)
+    head_gradient = _head_values(step) * 4 if scheme.full else 0
+    if scheme.full:
+        yield Phase(
+            "head, backward",
+            before + head_gradient,
+            kept + remain + head_cast + _head_values(step) * (scheme.compute % 4),
+            logits * scheme.compute,
+            remain_adapters,
+        )
+    yield Phase(
+        "last norm, backward",
+        before + head_gradient,
+        kept + remain + norm_backward_bytes(layer, tokens, scheme),
+        0,
+        remain_adapters,
+    )
+    after = kept - final + remain
+    if step.checkpointing:
+        # Where the stream is float32, the norm's input is what checkpointing has kept.
+        after += whole + base_casts + (stream if scheme.stream < 4 else 0)
+        remain_adapters = adapters
+    unpacked = _unpacked(step)
+    yield Phase(
+        "feed-forward, backward",
+        before + head_gradient,
+        after + mlp_backward_bytes(layer, tokens, scheme) + unpacked,
+        0,
+        remain_adapters,
+    )
+    yield Phase(
+        "attention, backward",
+        before + head_gradient,
+        after
+        - late_bytes(layer, step.shape, scheme)
+        + attention_backward_bytes(layer, step.shape, scheme)
+        + unpacked,
+        0,
+        remain_adapters,
+    )
+    largest = 4 * layer.weights if not step.tied else step.vocabulary * step.head_width * 4
+    extra = largest if scheme.full and (step.accumulates or step.tied) else 0
+    in_flight = max(norm_backward_bytes(layer, tokens, scheme), stream)
+    first = whole + base_casts + stream if step.checkpointing else 0
+    # The embedding's gradient is the last to come, unless the head has made a place for it.
+    late = 0 if step.tied or step.accumulates or not scheme.full else _head_values(step) * 4
+    yield Phase("embedding, backward", step.gradients + extra, shared + in_flight, whole=False)
+    yield Phase(
+        "first layer, backward",
+        step.gradients - late - (4 * layer.weights if scheme.full else 0),
+        shared + (first or whole) + in_flight,
+        0,
+        adapters,
+        whole=False,
+    )
+    yield Phase(
+        "first attention, backward",
+        step.gradients - late - (4 * layer.attention_weights if scheme.full else 0),
+        shared
+        + early_bytes(layer, step.shape, scheme)
+        + base_casts
+        + attention_backward_bytes(layer, step.shape, scheme),
+        0,
+        adapters,
+        whole=False,
+    )
+    yield Phase("optimizer step", step.gradients, step_copy=step.step_copy, whole=False)
+
+
+def _final_norm(step: Step) -> int:
+    scheme, layer = step.scheme, step.layer
+    tokens = step.shape.tokens
+    kept = tokens * norm_bytes(layer.hidden, 1, scheme, layer.layer_norm, scheme.stream)
+    if scheme.full:
+        # the head's input at the chosen positions
+        columns = step.shape.rows * logit_columns(step.shape)
+        kept += columns * layer.hidden * scheme.compute
+    return kept
+
+
+def _adapter_casts(step: Step) -> float:
+    if step.scheme.compute == 4:
+        return 0
+    return step.layer.adapted_width * step.scheme.rank * step.scheme.compute
+
+
+def _head_values(step: Step) -> int:
+    return step.vocabulary * step.head_width
+
+
+def _shared(step: Step) -> int:
+    """Return what all layers share: the mask, cosines and sines, token ids and positions."""
+    width = row_width(step.shape)
+    head = step.layer.queries // step.layer.heads
+    angles = 0 if step.layer.layer_norm else 2 * width * head * step.scheme.stream
+    kind = step.scheme.stream if step.scheme.attention == "eager" else 1
+    mask = mask_values(step.shape) or (width * width if step.scheme.attention == "eager" else 0)
+    return mask * kind + angles + step.shape.tokens * 24
+
+
+def _unpacked(step: Step) -> int:
+    """Return the one layer's weight that a product with quantized weights unpacks."""
+    if not step.quantized:
+        return 0
+    return step.layer.hidden * max(step.layer.inner, step.layer.queries) * step.scheme.compute

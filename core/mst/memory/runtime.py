@@ -1,0 +1,86 @@
+"""What no tensor holds: libraries, contexts, allocators' slack and kernels' scratch space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mst.memory.phases import Step
+from mst.memory.shape import mask_values
+
+# Resident size of Python with torch, transformers and peft imported, before a model is loaded, on
+# Linux x86_64 with torch 2.13.0 (CPU build), transformers 5.23.0 and peft 0.21.2: 428 to 432 MiB in
+# benchmarks/memory_forecast.py.
+LIBRARIES_BYTES = 432 * 2**20
+# The model's and PEFT's code, the kernels that oneDNN compiles and their scratch space: what is
+# resident beyond tensors where no tensor is small, 40 to 90 MiB in benchmarks/memory_forecast.py.
+KERNELS_BYTES = 75 * 2**20
+# glibc maps allocations from this size on and gives them back at once (M_MMAP_THRESHOLD, which the
+# CPU's backend sets); smaller ones come from the heap, whose holes stay resident.
+MAPPED_FROM_BYTES = 2**20
+# Of small tensors, what lies between them in the heap: fitted on SmolLM2-135M with 512 tokens,
+# where 80 MiB of them went with 110 MiB that nobody used.
+HEAP_HOLES = 1.4
+
+# One process's context on the device, CUDA kernels' code included: a table, not measured here.
+# torch's documentation of CUDA memory speaks of "several hundred MiB"; nvidia-smi shows 300 to 600.
+CONTEXT_BYTES = {"cuda": 500 * 2**20, "npu": 500 * 2**20}
+# torch's caching allocator takes 2 MiB segments for tensors up to 1 MiB, 20 MiB for those under
+# 10 MiB, else multiples of 2 MiB (c10/core/AllocatorConfig.h); what is cut off stays with it.
+SMALL_SEGMENT_BYTES = 2 * 2**20
+LARGE_SEGMENT_BYTES = 20 * 2**20
+SEGMENTED = ("cuda", "npu", "xpu")
+# Of the tensors' bytes, in segments that are only partly used; a table value, not measured here.
+SEGMENT_SHARE = 0.03
+
+
+def context_bytes(device: str) -> int:
+    """Return what the driver and its libraries take on a device of this type."""
+    return CONTEXT_BYTES.get(device, 0)
+
+
+def segments_bytes(tensors: int, device: str) -> int:
+    """Return what torch's caching allocator reserves beyond the tensors."""
+    if device not in SEGMENTED:
+        return 0
+    return LARGE_SEGMENT_BYTES + SMALL_SEGMENT_BYTES + int(tensors * SEGMENT_SHARE)
+
+
+def heap_bytes(step: Step, layers_alive: int) -> int:
+    """Return what the CPU's heap has beyond the tensors that are alive at the peak.
+
+    Args:
+        step: of the forecast.
+        layers_alive: layers whose kept tensors are counted as alive.
+    """
+    small = sum(size for size in _kept_tensors(step) if size < MAPPED_FROM_BYTES)
+    layers = step.layers
+    if step.checkpointing:
+        stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
+        inputs = stream * step.layers if stream < MAPPED_FROM_BYTES else 0
+        return int(KERNELS_BYTES + HEAP_HOLES * small + inputs)
+    gone = small * (layers - layers_alive)
+    return int(KERNELS_BYTES + gone + HEAP_HOLES * small * layers_alive)
+
+
+def _kept_tensors(step: Step) -> Iterator[int]:
+    """Yield the size of each tensor that a layer keeps, as `mst.memory.activations` adds them."""
+    layer, scheme, tokens = step.layer, step.scheme, step.shape.tokens
+    c, h = scheme.compute, layer.hidden
+    masked = mask_values(step.shape) or scheme.attention == "eager"
+    keys = layer.queries if masked else layer.keys
+    for readers in (layer.attention_inputs, layer.mlp_inputs):
+        yield tokens * h * (scheme.stream if layer.layer_norm else 4)
+        if scheme.full:
+            yield tokens * h * scheme.stream
+        yield from [tokens * h * c] * (readers if scheme.casts else 1)
+    yield tokens * layer.queries * c
+    yield tokens * layer.queries * c
+    yield from [tokens * keys * c] * 2
+    yield from [tokens * layer.inner * c] * (4 if layer.gated else 2)
+    if layer.qk_norm:
+        yield from (tokens * layer.queries * 4, tokens * layer.keys * 4)
+    if scheme.casts and scheme.full:
+        yield from [h * layer.queries * c] * 2
+        yield from [h * layer.keys * c] * 2
+    if not scheme.full:
+        yield from [tokens * scheme.rank * c] * round(layer.adapters)

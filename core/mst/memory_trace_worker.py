@@ -1,0 +1,241 @@
+"""Run as `python -m mst.memory_trace_worker`: a trace request on stdin, its estimate on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mst.configuration import Configuration
+from mst.extensions import hide_extensions, hide_packages
+from mst.live_storages import LiveStorages, counted
+from mst.memory import StepShape
+from mst.memory_trace import TraceEstimate, TraceRequest
+from mst.memory_trace_model import build, build_config, layer_period, materialized
+from mst.request import TrainRequest
+from mst.serial import from_json, to_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from mst.training.batches import Batch
+
+PHASES = ("forward", "late", "early", "optimizer")
+# Models up to so many layers are traced whole.
+WHOLE_LAYERS = 4
+
+
+def estimate(asked: TraceRequest) -> TraceEstimate:
+    """Return what the step takes: traced at two depths and extended to the model's own."""
+    began = time.perf_counter()
+    layers = build_config(asked, None).num_hidden_layers
+    period = layer_period(asked)
+    depths = [2 * period, 3 * period] if period > 1 else [2, 4]
+    if layers <= max(WHOLE_LAYERS, depths[1]):
+        depths = [layers]
+    traced = [_step(asked, depth) for depth in depths]
+    found = {name: _extended(depths, [each[name] for each in traced], layers) for name in traced[0]}
+    return TraceEstimate(
+        weights_bytes=found["weights"],
+        steady_bytes=found["steady"],
+        forward_bytes=found["forward"],
+        late_bytes=found["late"],
+        early_bytes=found["early"],
+        optimizer_bytes=found["optimizer"],
+        layers_traced=tuple(depths),
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def _extended(depths: list[int], values: list[int], layers: int) -> int:
+    if len(depths) == 1:
+        return values[0]
+    slope = (values[1] - values[0]) / (depths[1] - depths[0])
+    return round(values[0] + slope * (layers - depths[0]))
+
+
+def _step(asked: TraceRequest, layers: int) -> dict[str, int]:
+    """Return the bytes that are live in each phase of the second step at this depth."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from mst.training.optimizers import make_optimizer
+
+    made = asked.configuration
+    model = build(asked, layers)
+    live = LiveStorages()
+    marks: dict[str, int] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True), _autocast_lists(asked.on_host), counted(live):
+        materialized(model)
+        marks["weights"] = live.bytes
+        optimizer = make_optimizer(model, TrainRequest(), 1e-4)
+        for group in optimizer.param_groups:
+            # torch's own choice: the loop over lists of tensors on accelerators only.
+            group["foreach"] = not asked.on_host
+        batches = [_batch(asked.step, made) for _ in range(min(made.accumulation, 2))]
+        _watch_layers(model, live, marks)
+        with _attention(asked.attention_kernel), _masks_as_given():
+            for _ in range(2):
+                optimizer.zero_grad(set_to_none=True)
+                marks |= dict.fromkeys(PHASES, 0)
+                marks["steady"] = live.bytes
+                live.restart()
+                for batch in batches:
+                    _gradients(model, batch, made, live, marks)
+                weights = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.step()
+                _mark(live, marks, "optimizer")
+    return marks
+
+
+def _mark(live: LiveStorages, marks: dict[str, int], name: str) -> None:
+    """Close a phase: note its peak, and begin the next one."""
+    marks[name] = max(marks.get(name, 0), live.peak)
+    live.restart()
+
+
+def _gradients(
+    model: torch.nn.Module,
+    batch: Batch,
+    made: Configuration,
+    live: LiveStorages,
+    marks: dict[str, int],
+) -> None:
+    import torch
+
+    from mst.training.loss import compute_in, keeps_logits, summed_loss
+
+    with compute_in(model, "cpu", getattr(torch, made.compute_dtype)):
+        loss = summed_loss(model, batch, keeps_logits(model))
+    loss = loss / 2.0
+    _mark(live, marks, "forward")
+    (loss * 1.0).backward()  # type: ignore[no-untyped-call]
+    del loss
+    _mark(live, marks, "early")
+
+
+def _watch_layers(model: torch.nn.Module, live: LiveStorages, marks: dict[str, int]) -> None:
+    """Note the peak when the backward pass leaves the last layer, and when it nears the first."""
+    inner: Any = model
+    if hasattr(model, "peft_config"):
+        inner = inner.get_base_model()
+    layers = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    from mst.memory_trace_model import decoder_layers
+
+    stack = decoder_layers(layers)
+
+    def watch(layer: torch.nn.Module, name: str) -> None:
+        def before(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden = arguments[0] if arguments else named.get("hidden_states")
+            if hidden is not None and hidden.requires_grad and not hidden.is_leaf:
+                hidden.register_hook(lambda _: _mark(live, marks, name))
+
+        layer.register_forward_pre_hook(before, with_kwargs=True)
+
+    if len(stack) > 1:
+        watch(stack[-1], "late")
+    if len(stack) > 2:
+        watch(stack[1], "middle")
+
+
+@contextlib.contextmanager
+def _attention(kernel: str) -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if kernel != "math":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Keep transformers from making masks for packed rows, which it does wherever it can't look.
+
+    A real step reads from the positions whether rows are packed; here the batch says so.
+    """
+    from transformers import masking_utils
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
+@contextlib.contextmanager
+def _autocast_lists(on_host: bool) -> Iterator[None]:
+    """Give the fake tensors, which are of the CPU, the accelerators' float32 operators."""
+    import torch
+    import torch.nn.functional as F
+    from torch.overrides import TorchFunctionMode
+
+    class Accelerator(TorchFunctionMode):
+        # torch's list for accelerators (ATen/autocast_mode.h, AT_FORALL_FP32) has these, the CPU's
+        # has not; what else differs doesn't occur in decoders, or is float32 there anyway.
+        float32 = (F.layer_norm, F.softmax, torch.pow, torch.Tensor.pow)
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function in self.float32 and torch.is_autocast_enabled("cpu"):
+                args = tuple(
+                    each.float()
+                    if isinstance(each, torch.Tensor) and each.is_floating_point()
+                    else each
+                    for each in args
+                )
+            return function(*args, **(kwargs or {}))
+
+    if on_host:
+        yield
+        return
+    with Accelerator():
+        yield
+
+
+def _batch(step: StepShape, made: Configuration) -> Batch:
+    """Return a micro-batch of the step's shape, without data."""
+    import torch
+
+    from mst.memory.shape import logit_columns, mask_values
+    from mst.training.batches import Batch
+
+    rows, width = step.rows, step.width or step.tokens // step.rows
+    kept = logit_columns(step)
+    ids = torch.zeros(rows, width, dtype=torch.long)
+    mask = None
+    if mask_values(step) or made.attention == "eager":
+        # As transformers makes it: boolean for torch's own attention, to be added otherwise.
+        whole = made.attention == "eager"
+        height = rows if mask_values(step) > width * width else 1
+        kind = getattr(torch, made.weights_dtype) if whole else torch.bool
+        mask = torch.zeros(height, 1, width, width, dtype=kind)
+    return Batch(
+        input_ids=ids,
+        position_ids=torch.zeros(rows, width, dtype=torch.long),
+        attention_mask=mask,
+        keep=torch.zeros(kept, dtype=torch.long),
+        targets=torch.zeros(rows, kept, dtype=torch.long),
+        tokens=rows * width,
+        label_tokens=rows * kept,
+    )
+
+
+def main() -> int:
+    """Trace what stdin asks for; the last line of stdout is the estimate."""
+    found = estimate(from_json(TraceRequest, json.load(sys.stdin)))
+    print(json.dumps(to_json(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    hide_extensions()
+    hide_packages(keep=("bitsandbytes",))
+    sys.exit(main())
