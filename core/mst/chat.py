@@ -51,6 +51,7 @@ class ChatJob:
         sampling: how tokens are chosen.
         system: system message at the start of the conversation, if any.
         prompt: asked once; None for a conversation in the terminal.
+        dequantized: the base was quantized in training, but this device has no kernels for it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ChatJob:
     sampling: Sampling
     system: str | None = field(default=None, repr=False)
     prompt: str | None = field(default=None, repr=False)
+    dequantized: bool = False
 
 
 def choose_model(
@@ -147,6 +149,7 @@ def prepare_chat(
         sampling=sampling,
         system=system,
         prompt=prompt,
+        dequantized=model.quantization not in capabilities.quantization,
     )
 
 

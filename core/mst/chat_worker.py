@@ -17,8 +17,9 @@ from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import DataError, Interrupted, MstError
+from mst.extensions import hide_packages
 from mst.generate import as_text, generate
-from mst.tuned import load
+from mst.tuned import load, load_dequantized
 from mst.worker_process import die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ class Talker:
         self._job = job
         self._tokenizer: TextTokenizer = load_tokenizer(directory)
         self._template: ChatTemplate = load_template(directory, job.model.template)
-        self._model: torch.nn.Module = load(job.model, job.dtype, job.attention, device)
+        self._model: torch.nn.Module = (
+            load_dequantized(job.model, job.attention, device, job.dtype)
+            if job.dequantized
+            else load(job.model, job.dtype, job.attention, device)
+        )
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:
         """Yield the next answer's text as it comes.
@@ -193,6 +198,7 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ChatJob, json.loads(argv[0]))
+    hide_packages(keep=() if job.model.quantization == "none" else ("bitsandbytes",))
     return guarded(lambda: converse(job) if job.prompt is None else ask_once(job))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
 from mst.launch import run_worker, worker_environment
-from mst.model.facts import ModelFacts, read_config, read_facts
+from mst.model.facts import ModelFacts, read_facts
 from mst.plan import Plan
 from mst.quantities import gib
 from mst.tuned import TunedModel, of_run
@@ -77,6 +78,8 @@ class MergeReport:
         data_sha256: of the training files.
         merged: base and adapter against the merged model, both float32.
         stored: base and adapter in float32 against the written files, loaded in their dtype.
+        base: what the adapter was added into: "none" for the base's own weights, "nf4" or "int8"
+            for those that its quantized layers held, dequantized.
     """
 
     mst_version: str
@@ -89,6 +92,7 @@ class MergeReport:
     data_sha256: tuple[str, ...]
     merged: Agreement
     stored: Agreement
+    base: str = "none"
 
 
 def prepare_merge(
@@ -108,7 +112,7 @@ def prepare_merge(
     target = (run / "merged" if output_dir is None else output_dir).absolute()
     _check_output(target)
     source = of_run(run, which)
-    _refuse_quantized(source)
+    _check_bitsandbytes(source)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     facts = read_facts(Path(source.weights))
     chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
@@ -210,9 +214,10 @@ def _dtype(facts: ModelFacts, source: TunedModel, plan: Plan) -> str:
     return _SAFETENSORS[facts.dtype]
 
 
-def _refuse_quantized(source: TunedModel) -> None:
-    if "quantization_config" in read_config(Path(source.weights)):
+def _check_bitsandbytes(source: TunedModel) -> None:
+    if source.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
         raise RunError(
-            f"{source.weights} is quantized; adding an adapter into rounded weights would lose"
-            " most of it. Serve the base with the adapter, or train on the unquantized model."
+            f"the adapter was trained on weights in {source.quantization}, which bitsandbytes makes"
+            " again before they are merged, and it is not installed here. Install it:"
+            " python -m pip install 'mst-train[qlora]'"
         )

@@ -32,6 +32,10 @@ class TunedModel:
         tokenizer: directory that holds tokenizer.json.
         template: jinja file that overrides the tokenizer's own template; None for none.
         step: optimizer steps it was trained for; None when it comes from no run.
+        quantization: of the base's linear layers while the adapter was trained: "none", "nf4" or
+            "int8".
+        weights_dtype: torch name of the dtype that the base was quantized from; other weights
+            were held in it. Another one would give other quantized weights.
     """
 
     weights: str
@@ -39,6 +43,8 @@ class TunedModel:
     tokenizer: str
     template: str | None = None
     step: int | None = None
+    quantization: str = "none"
+    weights_dtype: str = "bfloat16"
 
 
 def of_model(directory: Path) -> TunedModel:
@@ -63,7 +69,8 @@ def of_run(run: Path, which: str | None = None) -> TunedModel:
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     source, step = _result(run, plan) if which is None else _checkpoint(run, which)
-    if plan.tuner == "lora" and not (source / ADAPTER_WEIGHTS).is_file():
+    has_adapter = plan.tuner != "full"
+    if has_adapter and not (source / ADAPTER_WEIGHTS).is_file():
         raise RunError(
             f"{source} holds no {ADAPTER_WEIGHTS}. Restore it from a backup, or train again."
         )
@@ -77,11 +84,13 @@ def of_run(run: Path, which: str | None = None) -> TunedModel:
             " another template would give the model other prompts than it has learnt."
         )
     return TunedModel(
-        weights=str(base if plan.tuner == "lora" else source.absolute()),
-        adapter=str(source.absolute()) if plan.tuner == "lora" else None,
+        weights=str(base if has_adapter else source.absolute()),
+        adapter=str(source.absolute()) if has_adapter else None,
         tokenizer=str(base),
         template=None if template is None else str(Path(template).expanduser().absolute()),
         step=step,
+        quantization=plan.quantization,
+        weights_dtype=plan.weights_dtype,
     )
 
 
@@ -118,7 +127,7 @@ def _result(run: Path, plan: Plan) -> tuple[Path, int]:
             f"{run} is {state}, so it has no result yet. Go on with it"
             f" (mst train --output-dir {run} --resume), or pass --checkpoint last."
         )
-    source = run / ("adapter" if plan.tuner == "lora" else "model")
+    source = run / ("model" if plan.tuner == "full" else "adapter")
     if not checkpoint.is_whole(source):
         raise RunError(
             f"{source} is damaged: a file is missing or differs from its manifest. Restore it from"
@@ -156,24 +165,62 @@ def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
 
 
 def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) -> torch.nn.Module:
-    """Load the model in evaluation mode, the adapter on top of its base.
+    """Load the model in evaluation mode, the adapter on top of its base, quantized as trained.
 
     Args:
         tuned: which files.
-        dtype: torch dtype name of the base weights; an adapter's are float32.
+        dtype: torch dtype name of the products and of the base weights, which a quantized base
+            has in the dtype of its training; an adapter's are float32.
         attention: transformers' attention implementation.
         device: where it goes.
 
     Raises:
-        ModelError: the files can't be loaded.
+        ModelError: the files can't be loaded, or the base was quantized and bitsandbytes is not
+            here.
     """
-    from mst.training.adapters import load_model, quiet_peft
+    from mst.training.adapters import load_model
 
-    model = load_model(Path(tuned.weights), dtype, attention, device)
+    quantized = tuned.quantization != "none"
+    held = tuned.weights_dtype if quantized else dtype
+    model = load_model(Path(tuned.weights), held, attention, device, tuned.quantization, dtype)
+    return _with_adapter(model, tuned)
+
+
+def load_dequantized(
+    tuned: TunedModel, attention: str, device: torch.device, dtype: str = "float32"
+) -> torch.nn.Module:
+    """Load the model in evaluation mode, in ordinary layers with the quantized weights' values.
+
+    Args:
+        tuned: which files; one that was not quantized is loaded as it is.
+        attention: transformers' attention implementation.
+        device: where it goes; the weights are quantized and restored on the CPU.
+        dtype: torch dtype name of the base weights; float32 keeps the values exactly.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    import torch
+
+    from mst.training.adapters import load_model
+    from mst.training.quantization import dequantize
+
+    if tuned.quantization == "none":
+        return load(tuned, dtype, attention, device)
+    host = torch.device("cpu")
+    directory = Path(tuned.weights)
+    model = load_model(directory, tuned.weights_dtype, attention, host, tuned.quantization)
+    model = dequantize(model)
+    # Not `model.to(dtype)`: it would round buffers too, such as the rotary frequencies.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return _with_adapter(model.to(device), tuned)
+
+
+def _with_adapter(model: torch.nn.Module, tuned: TunedModel) -> torch.nn.Module:
     if tuned.adapter is not None:
-        from peft import PeftModel
+        from mst.training.adapters import with_adapter
 
-        with quiet_peft():
-            model = PeftModel.from_pretrained(model, tuned.adapter)
+        model = with_adapter(model, tuned.adapter)
     model.eval()
     return model

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_quantized_base_is_refused(run: Path, tiny_model: Path, tmp_path: Path
     quantized = config | {"quantization_config": {"quant_method": "gptq"}}
     (other / "config.json").write_text(json.dumps(quantized))
     rundir.update_manifest(run, model_path=str(other), model_sha256=model_sha256(other))
-    with pytest.raises(RunError, match="is quantized"):
+    with pytest.raises(ModelError, match="gptq has quantized"):
         prepare_merge(run)
 
 
@@ -292,3 +293,84 @@ def test_a_job_survives_json() -> None:
     job = MergeJob("/run", source, "/out", "bfloat16", "sdpa", 2)
 
     assert serial.from_json(MergeJob, json.loads(serial.dumps(job))) == job
+
+
+@pytest.fixture(scope="session")
+def qlora_run(tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a base in NF4: 2 steps and an evaluation."""
+    path = tmp_path_factory.mktemp("runs") / "qlora"
+    options = {
+        "model": tiny_model, "dataset": chat_rows, "output-dir": path, "device": "cpu",
+        "max-steps": 2, "per-device-train-batch-size": 8, "gradient-accumulation-steps": 1,
+        "val-size": 8, "learning-rate": 0.01, "label-accuracy": "off", "threads": 1,
+        "tuner": "qlora",
+    }  # fmt: skip
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "mst", "train", *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def answer(run: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "mst", "chat", str(run), "--prompt", "hi", "--max-new-tokens", "8"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_chat_talks_to_a_qlora_run(qlora_run: Path) -> None:
+    assert answer(qlora_run)
+
+
+@pytest.mark.slow
+def test_where_no_kernels_are_a_qlora_run_is_loaded_dequantized(qlora_run: Path) -> None:
+    import torch
+
+    from mst.training.quantization import compute_in_float32, quantized_layers
+    from mst.tuned import load, load_dequantized
+
+    cpu = torch.device("cpu")
+    quantized = load(of_run(qlora_run), "float32", "sdpa", cpu)
+    compute_in_float32(quantized)
+    ordinary = load_dequantized(of_run(qlora_run), "sdpa", cpu)
+    half = load_dequantized(of_run(qlora_run), "sdpa", cpu, "bfloat16")
+
+    torch.testing.assert_close(logits(ordinary), logits(quantized), rtol=1e-4, atol=1e-5)
+    assert not list(quantized_layers(ordinary))
+    dtypes = {name: each.dtype for name, each in half.named_parameters()}
+    assert {kind for name, kind in dtypes.items() if "lora_" not in name} == {torch.bfloat16}
+    assert {kind for name, kind in dtypes.items() if "lora_" in name} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_qlora_run_is_merged_into_the_weights_that_it_was_trained_on(
+    qlora_run: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from mst.training.quantization import compute_in_float32
+    from mst.tuned import load
+
+    done = merge(qlora_run, "--output-dir", tmp_path / "merged", "--dtype", "float32")
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    source = load(of_run(qlora_run), "float32", "sdpa", torch.device("cpu"))
+    compute_in_float32(source)
+    other = replace(of_run(qlora_run), quantization="none")
+    unquantized = load(other, "float32", "sdpa", torch.device("cpu"))
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    report = json.loads((tmp_path / "merged" / merging.REPORT).read_text())
+
+    torch.testing.assert_close(found, logits(source), rtol=1e-4, atol=1e-4)
+    assert (found - logits(unquantized)).abs().max() > 0.01
+    assert report["base"] == "nf4"
+    assert "QLoRA" in (tmp_path / "merged" / "README.md").read_text()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mst.errors import ModelError
+from mst.model.files import read_config
+from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class
+from mst.training.quantization import hold_still, quantization_config
 
 if TYPE_CHECKING:
     import torch
@@ -18,21 +21,32 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    directory: Path, dtype: str, attention: str, device: torch.device
+    directory: Path,
+    dtype: str,
+    attention: str,
+    device: torch.device,
+    quantization: str = "none",
+    compute_dtype: str | None = None,
 ) -> torch.nn.Module:
     """Load a causal language model from a local directory, safetensors only, no code from it.
+
+    Quantized layers go from the file to the device one by one: the whole model in `dtype` is
+    never in memory.
 
     Args:
         directory: may be read-only.
         dtype: torch dtype name of the weights ("bfloat16", "float32").
         attention: transformers' attention implementation; models that lack it get eager.
         device: where the weights go.
+        quantization: of the linear layers: "none", "nf4" or "int8".
+        compute_dtype: of the products with quantized weights; default `dtype`.
 
     Raises:
-        ModelError: transformers can't load it; says why.
+        ModelError: transformers can't load it, or it is to be quantized and bitsandbytes is not
+            here; says why.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     untyped: Any = logging
@@ -44,25 +58,38 @@ def load_model(
         "use_safetensors": True,
         "trust_remote_code": False,
     }
-    try:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, attn_implementation=attention, **arguments
+    if quantization != "none":
+        if "quantization_config" in read_config(directory):
+            raise ModelError(
+                f"{directory} is quantized already. Give the model that it was made from."
             )
+        arguments["quantization_config"] = quantization_config(quantization, compute_dtype or dtype)
+        arguments["device_map"] = {"": device}
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        auto = auto_class(config)
+        if quantization != "none" and config.model_type in NOT_QUANTIZED:
+            left = [*NOT_QUANTIZED[config.model_type], "lm_head"]
+            arguments["quantization_config"].llm_int8_skip_modules = left
+        try:
+            model = auto.from_pretrained(directory, attn_implementation=attention, **arguments)
         except ValueError as error:
             if "attn_implementation" not in str(error) and "attention" not in str(error):
                 raise
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, attn_implementation="eager", **arguments
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            model = auto.from_pretrained(directory, attn_implementation="eager", **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
             f"cannot load the model in {directory}: {lines[0][:300]}."
             " Check that transformers knows the architecture and that every file is whole."
         ) from None
     loaded: torch.nn.Module = model
-    return loaded.to(device)
+    if quantization == "none":
+        return loaded.to(device)
+    hold_still(loaded)
+    return loaded
 
 
 def lora_config(request: TrainRequest) -> LoraConfig:
@@ -101,10 +128,33 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
     else:
         from peft import get_peft_model
 
+        if config.target_modules == "all-linear":
+            config.target_modules = _all_linear(model)
         with quiet_peft():
             model = get_peft_model(model, config)
     model.train()
     return model
+
+
+def _all_linear(model: torch.nn.Module) -> list[str]:
+    """Return what PEFT is told for all-linear: the layers' last names where these tell them apart.
+
+    PEFT's own rule refuses Mamba, breaks on routers that look like linear layers, and adapts
+    towers for images that no text passes.
+    """
+    names = set(adaptable(model))
+    last = {name.rpartition(".")[2] for name in names}
+    found = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last if found == names else names)
+
+
+def with_adapter(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
+    """Return the model with the adapter of a directory on top."""
+    from peft import PeftModel
+
+    with quiet_peft():
+        found: torch.nn.Module = PeftModel.from_pretrained(cast("Any", model), adapter)
+    return found
 
 
 def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
@@ -122,11 +172,39 @@ def enable_checkpointing(model: torch.nn.Module) -> None:
     """Recompute each layer's activations in the backward pass."""
     whole = cast("Any", model)
     inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
+    arguments = {"use_reentrant": False, "context_fn": _same_casts(model)}
     # transformers 5.23 renamed it and warns at the old name; 5.17 knows only the old one.
     if hasattr(inner, "activation_checkpointing_enable"):
-        inner.activation_checkpointing_enable({"use_reentrant": False})
+        inner.activation_checkpointing_enable(arguments)
     else:
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        inner.gradient_checkpointing_enable(arguments)
+
+
+def _same_casts(model: torch.nn.Module) -> Callable[[], tuple[Any, Any]]:
+    """Return torch's `context_fn`: adapters cast their inputs in both passes, or in neither.
+
+    torch puts autocast back for the second pass, but PEFT's switch, which `compute_in` turns off,
+    is on again by then: with dropout the two passes would keep unlike tensors, and torch raises.
+    """
+    switch = "cast_input_dtype_enabled"
+    layers = [each for each in model.modules() if hasattr(each, switch)]
+
+    @contextlib.contextmanager
+    def switched(on: bool) -> Iterator[None]:
+        before = [getattr(each, switch) for each in layers]
+        for each in layers:
+            setattr(each, switch, on)
+        try:
+            yield
+        finally:
+            for each, value in zip(layers, before, strict=True):
+                setattr(each, switch, value)
+
+    def contexts() -> tuple[Any, Any]:
+        on = all(getattr(each, switch) for each in layers)
+        return contextlib.nullcontext(), switched(on)
+
+    return contexts
 
 
 def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mst import serial
 from mst.durable import seal_directory, sha256
 from mst.errors import RunError, TrainingError
-from mst.training.parallel import rank_name
+from mst.training import zero as sharded
+from mst.training.optimizers import optimizer_tensors, restore_optimizer
+from mst.training.parallel import ALONE, Group, rank_name, share_text, shared_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -55,52 +57,45 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
-def write_weights(model: torch.nn.Module, target: Path) -> None:
-    """Write the trained weights in the layout of PEFT (adapters) or transformers (whole models)."""
-    # safetensors only: no pickle can hide in a checkpoint.
-    model.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[int, str]
-) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state as named tensors: "exp_avg/<parameter>" and so on.
+def write_weights(
+    model: torch.nn.Module, target: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write the trained weights in the layout of PEFT (adapters) or transformers (whole models).
 
     Args:
-        optimizer: AdamW.
-        names: `id` of each parameter to its name.
+        model: ready to be trained.
+        target: a directory.
+        weights: the trained weights by name, where the model's own are only a share.
     """
-    return {
-        f"{key}/{names[id(parameter)]}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    whole: Any = model
+    # safetensors only: no pickle can hide in a checkpoint.
+    arguments: dict[str, Any] = {"safe_serialization": True}
+    if weights is not None:
+        arguments["state_dict"] = {**_persistent_buffers(model), **weights}
+    if weights is not None and hasattr(model, "peft_config"):
+        # Left to itself, PEFT looks for changes in embeddings that this rank has no copy of.
+        arguments |= {"state_dict": dict(weights), "save_embedding_layers": False}
+    whole.save_pretrained(target, **arguments)
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    names: dict[int, str],
-    tensors: dict[str, torch.Tensor],
-) -> None:
-    """Put back what `optimizer_tensors` returned.
+def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    kept = model.state_dict().keys()
+    return {name: buffer.cpu() for name, buffer in model.named_buffers() if name in kept}
 
-    Raises:
-        RunError: the tensors belong to other parameters.
-    """
-    by_name = {
-        names[id(p)]: (p, group) for group in optimizer.param_groups for p in group["params"]
-    }
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        if name not in by_name:
-            raise RunError(
-                f"the checkpoint's optimizer holds {name!r}, which this run does not train."
-                " Resume with the options that the run was started with."
-            )
-        parameter, group = by_name[name]
-        # AdamW keeps its step counter on the host unless it is fused or capturable.
-        on_host = kind == "step" and not (group.get("fused") or group.get("capturable"))
-        optimizer.state[parameter][kind] = value if on_host else value.to(parameter.device)
+
+def trained_names(model: torch.nn.Module) -> dict[str, str]:
+    """Return the name of each weight in a checkpoint's file, to its name in the model."""
+    import torch
+
+    names = [name for name, each in model.named_parameters() if each.requires_grad]
+    if not hasattr(model, "peft_config"):
+        return {name: name for name in names}
+    from peft import get_peft_model_state_dict
+
+    untyped: Any = get_peft_model_state_dict
+    places = {name: torch.tensor(place) for place, name in enumerate(names)}
+    renamed = untyped(model, state_dict=places, save_embedding_layers=False)
+    return {key: names[int(place)] for key, place in renamed.items()}
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -131,6 +126,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     names: dict[int, str],
     random: dict[str, torch.Tensor],
+    gathered: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write a checkpoint and return its path; it appears under its name only when it is whole.
 
@@ -141,6 +137,8 @@ def save(
         optimizer: its state is written.
         names: `id` of each trained weight to its name.
         random: `random_states`, of every rank.
+        gathered: the trained weights and the optimizer's tensors, where DeepSpeed has shared them
+            out.
 
     Raises:
         TrainingError: it can't be written (a full disk, say); nothing half-written is left.
@@ -149,8 +147,8 @@ def save(
     from safetensors.torch import save_file
 
     def fill(part: Path) -> None:
-        write_weights(model, part)
-        tensors = optimizer_tensors(optimizer, names)
+        weights, tensors = gathered or (None, optimizer_tensors(optimizer, names))
+        write_weights(model, part, weights)
         host = {key: value.cpu().contiguous() for key, value in tensors.items()}
         save_file(host, part / OPTIMIZER)
         save_file(random, part / RANDOM)
@@ -250,15 +248,74 @@ def restore(
     optimizer: torch.optim.Optimizer,
     names: dict[int, str],
     device: torch.device,
-    rank: int = 0,
+    group: Group = ALONE,
+    zero: sharded.Zero | None = None,
 ) -> TrainState:
-    """Load weights, optimizer, this rank's random state and position from a whole checkpoint."""
+    """Load weights, optimizer, random states and position from a whole checkpoint, on every rank.
+
+    Rank 0 reads and the others are told: they may be on machines that don't have the file. How
+    many ranks wrote it, and with which strategy, makes no difference.
+
+    Args:
+        checkpoint: a directory; looked into by rank 0 only.
+        model: prepared as it was when the checkpoint was written.
+        optimizer: over its trained weights.
+        names: `id` of each trained weight to its name.
+        device: of this rank.
+        group: this rank's place.
+        zero: what DeepSpeed holds, if it does.
+    """
     from safetensors.torch import load_file
 
-    load_weights(checkpoint, model)
-    restore_optimizer(optimizer, names, load_file(checkpoint / OPTIMIZER))
-    _restore_random(device, load_file(checkpoint / RANDOM), rank)
-    return read_state(checkpoint)
+    def read(name: str) -> dict[str, torch.Tensor]:
+        return load_file(checkpoint / name) if group.first else {}
+
+    if zero is not None:
+        restore_weights(checkpoint, model, group, zero)
+        sharded.set_optimizer(zero, shared_tensors(group, read(OPTIMIZER)))
+    else:
+        if group.first:
+            load_weights(checkpoint, model)
+        restore_optimizer(optimizer, names, dict(shared_tensors(group, read(OPTIMIZER))))
+    _restore_random(device, dict(shared_tensors(group, read(RANDOM))), group.rank)
+    text = share_text(group, (checkpoint / STATE).read_text("utf-8") if group.first else "")
+    state = serial.from_json(TrainState, json.loads(text))
+    if zero is not None and state.loss_scale not in (None, 1.0):
+        sharded.set_loss_scale(zero, float(state.loss_scale or 1.0))
+    return state
+
+
+def restore_weights(
+    checkpoint: Path, model: torch.nn.Module, group: Group, zero: sharded.Zero
+) -> None:
+    """Put a checkpoint's trained weights into a model that DeepSpeed has shared out.
+
+    Raises:
+        RunError: the checkpoint's weights don't fit the model.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    if group.first:
+        names = trained_names(model)
+        # A buffer has no share.
+        buffers = _persistent_buffers(model)
+        tensors = {
+            names.get(key, key): value
+            for key, value in _read_weights(checkpoint).items()
+            if key not in buffers
+        }
+    sharded.set_weights(zero, shared_tensors(group, tensors))
+
+
+def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for each in (
+        *checkpoint.glob("adapter_model*.safetensors"),
+        *checkpoint.glob("model*.safetensors"),
+    ):
+        tensors |= load_file(each)
+    return tensors
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mst.errors import TrainingError
+from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
 from mst.training.loss import keeps_logits
+from mst.training.optimizers import make_optimizer
 from mst.training.parallel import ALONE, Group
 from mst.training.report import Reporter
 
@@ -42,6 +44,8 @@ class Session:
         reporter: told of each step, evaluation and save.
         stop_asked: True once the user wants the run to end.
         group: this process's place among the ranks.
+        zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
+            and `optimizer` its own.
     """
 
     model: torch.nn.Module
@@ -60,28 +64,7 @@ class Session:
     reporter: Reporter
     stop_asked: Callable[[], bool]
     group: Group = ALONE
-
-
-def make_optimizer(
-    model: torch.nn.Module, request: TrainRequest, rate: float
-) -> torch.optim.Optimizer:
-    """Return AdamW over the trained weights; norms and biases don't decay, as in transformers."""
-    import torch
-
-    decayed: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for _, parameter in trained_parameters(model):
-        (decayed if parameter.ndim >= 2 else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": request.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=rate,
-        betas=(request.adam_beta1, request.adam_beta2),
-        eps=request.adam_epsilon,
-    )
+    zero: sharded.Zero | None = None
 
 
 def make_session(
@@ -97,19 +80,27 @@ def make_session(
     reporter: Reporter,
     stop_asked: Callable[[], bool],
     group: Group = ALONE,
+    zero_config: Mapping[str, Any] | None = None,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer.
+
+    With `zero_config` the model is handed to DeepSpeed; for stage 3 it may lie on the host.
 
     Raises:
         TrainingError: the model does not sit on the device that was asked for.
     """
     import torch
 
-    check_placement(model, device)
-
+    # DeepSpeed moves the weights of stage 3 itself.
+    check_placement(model, torch.device("cpu") if plan.strategy == "zero3" else device)
+    optimizer = make_optimizer(model, request, plan.learning_rate, plan.optim)
+    zero = None
+    if zero_config is not None:
+        zero = sharded.start(model, optimizer, zero_config, device, group)
+        optimizer = zero.engine.optimizer
     return Session(
-        model=model,
-        optimizer=make_optimizer(model, request, plan.learning_rate),
+        model=zero.engine if zero else model,
+        optimizer=optimizer,
         names={id(parameter): name for name, parameter in trained_parameters(model)},
         device=device,
         dtype=getattr(torch, plan.compute_dtype),
@@ -124,6 +115,7 @@ def make_session(
         reporter=reporter,
         stop_asked=stop_asked,
         group=group,
+        zero=zero,
     )
 
 

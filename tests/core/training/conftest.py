@@ -142,9 +142,12 @@ def begin(
         plan = tiny_plan(tiny_model, **{k: v for k, v in changes.items() if k in of_plan})
         options = {k: v for k, v in changes.items() if k not in of_plan}
         request = TrainRequest(**({"lora_rank": 4, "logging_steps": 1} | options))
-        model = load_model(tiny_model, "float32", "sdpa", torch.device("cpu"))
+        cpu = torch.device("cpu")
+        model = load_model(
+            tiny_model, plan.weights_dtype, "sdpa", cpu, plan.quantization, plan.compute_dtype
+        )
         torch.manual_seed(0)
-        model = prepare_model(model, lora_config(request) if plan.tuner == "lora" else None)
+        model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
         if plan.gradient_checkpointing:
             enable_checkpointing(model)
         return make_session(
