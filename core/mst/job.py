@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -15,8 +15,16 @@ from typing import IO, Any
 
 import mst
 from mst import rundir
+from mst.configuration import ZERO_CHOICES, ZERO_STAGES
 from mst.demo import demo_defaults
-from mst.errors import EXIT_FAILED, MstError, RunError, UsageError
+from mst.errors import (
+    EXIT_FAILED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PEER_FAILED,
+    MstError,
+    RunError,
+    UsageError,
+)
 from mst.facts import Capabilities, DeviceFacts, MachineFacts
 from mst.model.facts import ModelFacts, read_facts, weight_files
 from mst.model.locate import ModelSource, locate
@@ -26,15 +34,18 @@ from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seats import Seats
 from mst.workload import DataFacts
 
-# What a resumed run may change: its cadence, its end, and the device, which may have died. A new
-# end moves the rest of a cosine or linear schedule; everything else that shapes a step stays.
+# What a resumed run may change: its cadence, its end, and the devices, of which one may have died,
+# with how the job is cut over them: the global batch stays. A new end moves the rest of a cosine or
+# linear schedule; everything else that shapes a step stays.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
         "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
-        "max_steps", "num_train_epochs", "device", "on_oom",
+        "max_steps", "num_train_epochs", "device", "on_oom", "nproc_per_node", "nnodes",
+        "node_rank", "master_addr", "master_port", "deepspeed", "offload_dir",
     }
 )  # fmt: skip
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -42,7 +53,10 @@ _VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
 @dataclass(frozen=True)
 class Job:
-    """A planned job: everything that is written into its run directory."""
+    """A planned job: everything that is written into its run directory.
+
+    `seats` is where the other machines' commands are met, when they share the job.
+    """
 
     request: TrainRequest
     machine: MachineFacts
@@ -51,6 +65,7 @@ class Job:
     data: DataFacts
     plan: Plan
     manifest: RunManifest
+    seats: Seats | None = None
 
 
 def model_sha256(directory: Path) -> str:
@@ -129,7 +144,8 @@ def prepare_job(
         from mst.model.gguf import convert
 
         directory = convert(source.path, cache_dir(), tell)
-    model = read_facts(directory)
+    weights = not on or bool(list(directory.glob("*.safetensors")))
+    model = read_facts(directory, weights=weights, tell=tell)
     tell("reading and tokenizing the data")
     prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)
     data = data_facts(prepared)
@@ -142,6 +158,7 @@ def prepare_job(
         data,
         request,
         where.host_bytes,
+        _zero_of_file(request.deepspeed),
     )
     return Job(
         request=replace(request, model=str(source.path.absolute())),
@@ -156,12 +173,19 @@ def prepare_job(
             versions=_versions(),
             model=source.name,
             model_path=str(directory.absolute()),
-            model_sha256=model_sha256(directory),
+            model_sha256=model_sha256(directory) if weights else "",
             data=prepared.files,
             val_data=prepared.val_files,
             created=rundir.now(),
         ),
     )
+
+
+def _zero_of_file(asked: str) -> str | None:
+    """Return the stage that a DeepSpeed file asks for; None where `--deepspeed` names no file."""
+    from mst.training.deepspeed_config import read_config, stage_of
+
+    return None if asked in ZERO_CHOICES else stage_of(read_config(Path(asked)))
 
 
 @dataclass(frozen=True)
@@ -269,7 +293,32 @@ def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path,
             " steps: leave these options out, or start a new run in another --output-dir."
         )
     changes: dict[str, Any] = {name: after[name] for name in given & CHANGEABLE_ON_RESUME}
-    return path, replace(stored, **(changes | {"resume": resume, "output_dir": str(path)}))
+    changed_request = replace(stored, **(changes | {"resume": resume, "output_dir": str(path)}))
+    return path, _same_global_batch(stored, changed_request)
+
+
+def _same_global_batch(stored: TrainRequest, request: TrainRequest) -> TrainRequest:
+    """Return the request with its global batch cut over its devices as they are now.
+
+    Raises:
+        RunError: it can't be cut into as many parts.
+    """
+    before = (stored.nproc_per_node or 1) * stored.nnodes
+    world = (request.nproc_per_node or 1) * request.nnodes
+    micro, accumulation = stored.per_device_train_batch_size, stored.gradient_accumulation_steps
+    if world == before or micro is None or accumulation is None:
+        return request
+    rows = micro * accumulation * before
+    if rows % world:
+        raise RunError(
+            f"{request.output_dir} takes {rows} rows a step, which {world} devices can't share"
+            f" evenly. Pass --nproc-per-node so that the number of devices divides {rows}."
+        )
+    share = rows // world
+    size = max(each for each in range(1, min(micro, share) + 1) if share % each == 0)
+    return replace(
+        request, per_device_train_batch_size=size, gradient_accumulation_steps=share // size
+    )
 
 
 def _same_paths(before: object, after: object) -> bool:
@@ -341,27 +390,33 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
 
     A worker that dies without a word (killed, out of memory) is recorded as failed.
     """
-    from mst.launch import run_ranks, worker_environment
+    from mst.shared_job import hand_over_run
+    from mst.workers import run_workers, write_deepspeed
 
-    environment = worker_environment(environ, job.plan.environment)
-    ranks = range(len(job.plan.torch_devices))
-    # Ranks meet in a file of this attempt's own; what a killed one left is not met again.
-    meeting = rundir.RENDEZVOUS + secrets.token_hex(8)
     try:
-        code = run_ranks(
-            "mst.training.worker",
-            [[str(path), str(rank), meeting] for rank in ranks],
-            environment,
-            keep_open=(lock.fileno(),),
-        )
-    finally:
-        for each in path.glob(f"{rundir.RENDEZVOUS}*"):
-            each.unlink(missing_ok=True)
+        if job.plan.nnodes > 1 and job.seats is None:
+            raise RunError(
+                f"the run in {path} is for {job.plan.nnodes} machines. Type `mst train --nnodes"
+                f" {job.plan.nnodes} --master-addr …` on each, with its --node-rank (and --resume"
+                " on machine 0), or pass --nnodes 1."
+            )
+        if ZERO_STAGES[job.plan.strategy]:
+            write_deepspeed(path, job.plan, job.request)
+        if job.seats:
+            hand_over_run(path, job.manifest, job.seats)
+    except MstError as error:
+        rundir.update_manifest(path, status="failed", finished=rundir.now(), error=str(error))
+        raise
+    code = run_workers(path, job.plan, environ, job.seats, (lock.fileno(),))
     if code != 0 and rundir.read_manifest(path).status == "running":
         cause = f"the worker ended with code {code}"
+        if code == EXIT_PEER_FAILED:
+            cause = "another process of this job was lost"
         if code == 128 + 9:
             cause = "the worker was killed (SIGKILL); the kernel does that when memory runs out"
         rundir.update_manifest(path, status="failed", finished=rundir.now(), error=cause)
+        if code == EXIT_OUT_OF_MEMORY:  # told on the machine where it was
+            return code
         raise RunError(
             f"{cause}. What was saved is whole; go on with: mst train --output-dir {path} --resume"
         )

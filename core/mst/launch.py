@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mst.errors import EXIT_PEER_FAILED
 
 # After one rank has failed, the time that the others have to notice and to end by themselves: a
 # save of a whole model may be under way.
-PEER_SECONDS = 60.0
+PEER_SECONDS = 40.0
+# How often another machine's end is looked for.
+WATCH_SECONDS = 1.0
+SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
 
 
 def offline_environment() -> dict[str, str]:
@@ -31,15 +34,25 @@ def offline_environment() -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         # Ranks of one machine meet on loopback only.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
-        "HCCL_SOCKET_IFNAME": "lo",
+        **dict.fromkeys(SOCKET_INTERFACES, "lo"),
     }
 
 
-def worker_environment(environ: Mapping[str, str], plan: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's whole environment: the user's, made offline, then the plan's."""
-    return {**environ, **offline_environment(), **plan}
+def worker_environment(
+    environ: Mapping[str, str], plan: Mapping[str, str], interface: str = "lo"
+) -> dict[str, str]:
+    """Return the worker's whole environment: the user's, made offline, then the plan's.
+
+    Args:
+        environ: the user's.
+        plan: the plan's.
+        interface: network interface of the collectives. Where it leads to other machines, the
+            user's own variables win.
+    """
+    sockets = {}
+    if interface != "lo":
+        sockets = {name: environ.get(name, interface) for name in SOCKET_INTERFACES}
+    return {**environ, **offline_environment(), **sockets, **plan}
 
 
 def run_worker(
@@ -67,6 +80,7 @@ def run_ranks(
     ranks: Sequence[Sequence[str]],
     environment: Mapping[str, str],
     keep_open: Sequence[int] = (),
+    failed: Callable[[], str] | None = None,
 ) -> int:
     """Run one worker a rank, as `run_worker` does, and return the exit code of the first to fail.
 
@@ -77,6 +91,7 @@ def run_ranks(
         ranks: the command line of each.
         environment: of all.
         keep_open: file descriptors that they inherit.
+        failed: says how workers on another machine have ended, "" while they have not.
     """
     workers: list[subprocess.Popen[bytes]] = []
 
@@ -102,29 +117,39 @@ def run_ranks(
                 stdin=None if len(ranks) == 1 else subprocess.DEVNULL,
             )
             workers.append(worker)
-        code = workers[0].wait() if len(workers) == 1 else _first_failure(workers)
+        alone = len(workers) == 1 and failed is None
+        code = workers[0].wait() if alone else _first_failure(workers, failed)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code
 
 
-def _first_failure(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+def _first_failure(
+    workers: Sequence[subprocess.Popen[bytes]], failed: Callable[[], str] | None
+) -> int:
     """Wait for all and return 0, or the code of the first that failed by itself."""
     codes: list[int] = []
     running = list(workers)
     deadline = None
+    look = time.monotonic()
     while running:
         for each in [one for one in running if one.poll() is not None]:
             running.remove(each)
             codes.append(each.returncode)
-        if any(codes) and deadline is None:
+        elsewhere = ""
+        if failed is not None and deadline is None and time.monotonic() > look:
+            elsewhere = failed()
+            look = time.monotonic() + WATCH_SECONDS
+        if (any(codes) or elsewhere) and deadline is None:
             deadline = time.monotonic() + PEER_SECONDS
+            if elsewhere:
+                codes.append(EXIT_PEER_FAILED)
         if deadline is not None and time.monotonic() > deadline:
             for each in running:
                 # A rank in a collective that never ends does not come to handle SIGTERM.
                 each.kill()
             deadline = None
         time.sleep(0.05)
-    failed = [code for code in codes if code not in (0, EXIT_PEER_FAILED)]
-    return next(iter(failed), max(codes))
+    own = [code for code in codes if code not in (0, EXIT_PEER_FAILED)]
+    return next(iter(own), max(codes))

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.memory_forecast import SHAPES, cases, compared
@@ -85,8 +86,8 @@ def test_a_step_that_is_run_takes_what_forecast_and_trace_say(device: str, tmp_p
         assert abs(line["trace_error"]) <= 0.03
 
 
-def peak(model: ModelFacts, step: StepShape = STEP, **changes: object) -> int:
-    made = replace(LORA, **changes)  # type: ignore[arg-type]
+def peak(model: ModelFacts, step: StepShape = STEP, **changes: Any) -> int:
+    made = replace(LORA, **changes)
     return forecast(model, made, step, None, on_host=False).peak_bytes
 
 
@@ -104,14 +105,14 @@ def peak(model: ModelFacts, step: StepShape = STEP, **changes: object) -> int:
         ({"strategy": "zero3", "world_size": 8}, {"strategy": "zero3", "world_size": 4}),
     ],
 )
-def test_more_takes_more(less: dict[str, object], more: dict[str, object]) -> None:
+def test_more_takes_more(less: dict[str, Any], more: dict[str, Any]) -> None:
     assert peak(LLAMA_2_7B, **less) < peak(LLAMA_2_7B, **more)
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
 def test_each_stage_of_zero_shares_out_more(stage: str) -> None:
     before = {"zero1": "ddp", "zero2": "zero1", "zero3": "zero2"}[stage]
-    full = {"tuner": "full", "world_size": 8}
+    full: dict[str, Any] = {"tuner": "full", "world_size": 8}
 
     assert peak(LLAMA_2_7B, strategy=stage, **full) < peak(
         LLAMA_2_7B,
@@ -139,8 +140,8 @@ def test_4_bit_weights_of_70b_take_what_the_qlora_paper_says() -> None:
 
 
 def test_offloading_moves_bytes_to_the_host() -> None:
-    full = {"tuner": "full", "strategy": "zero2"}
-    made = replace(LORA, **full, offload="optimizer")  # type: ignore[arg-type]
+    full: dict[str, Any] = {"tuner": "full", "strategy": "zero2"}
+    made = replace(LORA, **full, offload="optimizer")
     found = forecast(LLAMA_2_7B, made, STEP, None, on_host=False)
 
     assert found.host_bytes > 12 * LLAMA_2_7B.parameters

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mst.errors import PeerFailed, TrainingError
-from mst.training import checkpoint, faults, parallel, precision
+from mst.training import checkpoint, faults, parallel, precision, zero
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Batch, collate, step_micro_batches
 from mst.training.checkpoint import TrainState
@@ -45,7 +45,7 @@ def run(session: Session, state: TrainState) -> Outcome:
             with faults.named(session.device, f"in step {state.step + 1}"):
                 state = _one_step(session, state)
         except _Agreed as error:
-            if saved_at != state.step and _weights_are_finite(session):
+            if saved_at != state.step and error.whole and _weights_are_finite(session):
                 _save(session, state)
             raise error.reason if session.group.first else PeerFailed from None
         last = state.step == plan.total_steps
@@ -67,16 +67,19 @@ def run(session: Session, state: TrainState) -> Outcome:
 
 
 class _Agreed(Exception):
-    """Every rank has come to the same end, with whole weights; rank 0 tells the reason."""
+    """Every rank has come to the same end; rank 0 tells the reason, after a save when `whole`."""
 
-    def __init__(self, reason: TrainingError) -> None:
+    def __init__(self, reason: TrainingError, whole: bool = True) -> None:
         super().__init__()
         self.reason = reason
+        self.whole = whole
 
 
 def _weights_are_finite(session: Session) -> bool:
     import torch
 
+    if session.zero is not None:  # a share each; DeepSpeed has not stepped yet
+        return True
     return all(bool(torch.isfinite(p).all()) for _, p in trained_parameters(session.model))
 
 
@@ -88,9 +91,14 @@ def _save(session: Session, state: TrainState) -> None:
     directory = session.checkpoints
     with faults.named(session.device, f"while step {state.step} was being saved"):
         random = parallel.gathered(session.group, checkpoint.random_states(session.device))
+        shares = None
+        if session.zero is not None:
+            weights = zero.weights(session.zero, session.group)
+            shares = weights, zero.optimizer_tensors(session.zero, session.group)
         if not session.group.first:
             return
-        checkpoint.save(directory, state, session.model, session.optimizer, session.names, random)
+        model = session.zero.engine.module if session.zero else session.model
+        checkpoint.save(directory, state, model, session.optimizer, session.names, random, shares)
     checkpoint.prune(directory, session.request.save_total_limit, state.best_step)
     session.reporter.saved(state.step)
 
@@ -100,7 +108,11 @@ def _micro_batch(session: Session, state: TrainState) -> int:
 
 
 def _batches(session: Session, state: TrainState) -> list[Batch]:
-    """Return this rank's micro-batches of the next step."""
+    """Return this rank's micro-batches of the next step.
+
+    DeepSpeed wants as many passes of every rank: those with fewer rows repeat some of another's,
+    which count for nothing.
+    """
     chosen = step_micro_batches(
         len(session.train),
         state.step,
@@ -109,6 +121,8 @@ def _batches(session: Session, state: TrainState) -> list[Batch]:
         session.request.seed,
     )
     own = chosen[session.group.rank :: session.group.world_size]
+    if session.zero is not None:
+        own += chosen[:1] * (-(-len(chosen) // session.group.world_size) - len(own))
     return [
         collate([session.train[i] for i in rows], session.pad_token_id, session.packing)
         for rows in own
@@ -128,18 +142,56 @@ def _set_rate(session: Session, step: int) -> float:
     return plan.learning_rate * factor
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """An optimizer step: its loss, its gradients' norm, its tokens and float16's scale after it."""
+
+    loss: float
+    norm: float
+    tokens: float
+    scale: float
+    good_steps: int
+    micro_batch: int | None
+
+
 def _one_step(session: Session, state: TrainState) -> TrainState:
-    """Take one optimizer step; the weights are untouched when it raises _Agreed."""
+    """Take one optimizer step; the weights are untouched when it raises a whole _Agreed."""
+    began = time.perf_counter()
+    rate = _set_rate(session, state.step)
+    taken = _take_own(session, state) if session.zero is None else _take_zero(session, state)
+    seconds = time.perf_counter() - began
+    state = replace(
+        state,
+        step=state.step + 1,
+        tokens=state.tokens + int(taken.tokens),
+        train_seconds=state.train_seconds + seconds,
+        loss_scale=taken.scale,
+        good_steps=taken.good_steps,
+        micro_batch=taken.micro_batch,
+    )
+    session.reporter.step(
+        StepMetrics(
+            step=state.step,
+            epoch=round(state.step / session.plan.steps_per_epoch, 4),
+            loss=taken.loss,
+            learning_rate=rate,
+            grad_norm=taken.norm,
+            tokens=state.tokens,
+            tokens_per_second=taken.tokens / seconds,
+        )
+    )
+    return state
+
+
+def _take_own(session: Session, state: TrainState) -> _Taken:
+    """Sum the gradients over the ranks, and let the optimizer step."""
     import torch
 
-    began = time.perf_counter()
     scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
+    good = state.good_steps
     while True:
         batches = _batches(session, state)
-        label_tokens, tokens = parallel.summed(
-            session.group,
-            [sum(each.label_tokens for each in batches), sum(each.tokens for each in batches)],
-        )
+        label_tokens, tokens = _counted(session, batches, len(batches))
         loss = _gradients(session, batches, label_tokens, scale)
         if loss is None:
             state = _shrunk(session, state)
@@ -159,32 +211,75 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
         smaller = precision.after_overflow(scale) if math.isfinite(loss_sum) else None
         if smaller is None:
             raise _Agreed(_not_finite(state.step + 1, loss_sum, norm))
-        scale = smaller
-        state = replace(state, loss_scale=scale, good_steps=0)
-    rate = _set_rate(session, state.step)
+        scale, good = smaller, 0
     session.optimizer.step()
-    scale, good = precision.after_good_step(scale, state.good_steps, session.plan.compute_dtype)
-    seconds = time.perf_counter() - began
-    state = replace(
-        state,
-        step=state.step + 1,
-        tokens=state.tokens + int(tokens),
-        train_seconds=state.train_seconds + seconds,
-        loss_scale=scale,
-        good_steps=good,
-    )
-    session.reporter.step(
-        StepMetrics(
-            step=state.step,
-            epoch=round(state.step / session.plan.steps_per_epoch, 4),
-            loss=loss_sum,
-            learning_rate=rate,
-            grad_norm=norm,
-            tokens=state.tokens,
-            tokens_per_second=tokens / seconds,
-        )
-    )
-    return state
+    scale, good = precision.after_good_step(scale, good, session.plan.compute_dtype)
+    return _Taken(loss_sum, norm, tokens, scale, good, state.micro_batch)
+
+
+def _counted(session: Session, batches: Sequence[Batch], own: int) -> list[float]:
+    """Return the label tokens and the tokens of the step, of all ranks' own micro-batches."""
+    mine = batches[:own]
+    sums = [sum(each.label_tokens for each in mine), sum(each.tokens for each in mine)]
+    return parallel.summed(session.group, sums)
+
+
+def _take_zero(session: Session, state: TrainState) -> _Taken:
+    """Let DeepSpeed reduce the gradients and step."""
+    assert session.zero is not None
+    batches = _batches(session, state)
+    rows = min(session.plan.global_batch, len(session.train))
+    chosen = -(-rows // _micro_batch(session, state))
+    own = len(range(session.group.rank, chosen, session.group.world_size))
+    label_tokens, tokens = _counted(session, batches, own)
+    while True:
+        with parallel.peers_may_fail(session.device):
+            loss = _zero_gradients(session, state, batches, own, label_tokens)
+        (loss_sum,) = parallel.summed(session.group, [loss])
+        if not math.isfinite(loss_sum):
+            raise _Agreed(_not_finite(state.step + 1, loss_sum, math.nan))
+        scale = zero.loss_scale(session.zero)
+        with parallel.peers_may_fail(session.device):
+            norm, changed = zero.step(session.zero)
+        if changed and math.isfinite(norm):
+            break
+        if changed or scale <= 1:
+            # The weights have been changed by then: only what was saved before is whole.
+            raise _Agreed(_not_finite(state.step + 1, loss_sum, norm), whole=False)
+    scale = zero.loss_scale(session.zero)
+    return _Taken(loss_sum, norm, tokens, scale, state.good_steps, state.micro_batch)
+
+
+def _zero_gradients(
+    session: Session,
+    state: TrainState,
+    batches: Sequence[Batch],
+    own: int,
+    label_tokens: float,
+) -> float:
+    """Leave the gradients with DeepSpeed and return this rank's part of the mean loss.
+
+    Raises:
+        OutOfMemory: on this rank alone: the others are in a collective, and end with it.
+    """
+    assert session.zero is not None
+    total = 0.0
+    try:
+        for place, batch in enumerate(batches):
+            with compute_in(session.model, session.device.type, session.dtype):
+                loss = summed_loss(session.model, batch.to(session.device), session.selective)
+            loss = loss * (place < own) / label_tokens
+            zero.backward(session.zero, loss)
+            total += float(loss.detach())
+            del loss
+    except RuntimeError as error:
+        if not faults.is_out_of_memory(error):
+            raise
+        size = _micro_batch(session, state)
+        raise faults.too_large(
+            session.device, state.step + 1, size, session.plan, session.request
+        ) from None
+    return total
 
 
 def _gradients(
@@ -263,17 +358,23 @@ def held_out_loss(session: Session, micro_batch: int | None = None) -> float:
     import torch
 
     size = micro_batch or session.plan.per_device_train_batch_size
-    starts = range(0, len(session.val), size)[session.group.rank :: session.group.world_size]
+    every = range(0, len(session.val), size)
+    starts = list(every[session.group.rank :: session.group.world_size])
+    own = len(starts)
+    if session.zero is not None:  # every rank makes as many passes
+        starts += [0] * (-(-len(every) // session.group.world_size) - own)
     session.model.eval()
     total, count = 0.0, 0
     try:
-        with torch.no_grad():
-            for start in starts:
+        with torch.no_grad(), parallel.peers_may_fail(session.device):
+            for place, start in enumerate(starts):
                 rows = session.val[start : start + size]
                 batch = collate(rows, session.pad_token_id, session.packing).to(session.device)
                 with compute_in(session.model, session.device.type, session.dtype):
-                    total += float(summed_loss(session.model, batch, session.selective))
-                count += batch.label_tokens
+                    loss = float(summed_loss(session.model, batch, session.selective))
+                if place < own:
+                    total += loss
+                    count += batch.label_tokens
     finally:
         session.model.train()
     total, count_sum = parallel.summed(session.group, [total, count])

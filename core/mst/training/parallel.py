@@ -7,11 +7,13 @@ that runs out of memory would hang all others. Here the ranks first agree that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mst.errors import MstError, PeerFailed
 from mst.training.faults import answers
@@ -42,7 +44,14 @@ class Group:
 ALONE = Group()
 
 
-def join(rank: int, world_size: int, device: torch.device, backend: str, rendezvous: Path) -> Group:
+def join(
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    backend: str,
+    rendezvous: Any,
+    always: bool = False,
+) -> Group:
     """Meet the other ranks and return this one's place.
 
     Args:
@@ -50,7 +59,9 @@ def join(rank: int, world_size: int, device: torch.device, backend: str, rendezv
         world_size: ranks in all; 1 meets nobody.
         device: of this rank.
         backend: torch.distributed's name for the device's collectives.
-        rendezvous: a file that no earlier job has used; every rank gets the same.
+        rendezvous: path of a file that no earlier job has used, or torch's store that all ranks
+            reach; every rank gets the same.
+        always: form a group of one too; DeepSpeed wants one.
 
     Raises:
         MstError: the collectives can't be started.
@@ -59,14 +70,19 @@ def join(rank: int, world_size: int, device: torch.device, backend: str, rendezv
 
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index or 0)
-    if world_size == 1:
+    if world_size == 1 and not always:
         return ALONE
     # Small agreements go over the host, so that they work while a device is out of memory.
     both = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}"
+    where: dict[str, Any] = (
+        {"init_method": rendezvous.as_uri()}
+        if isinstance(rendezvous, Path)
+        else {"store": rendezvous}
+    )
     try:
         torch.distributed.init_process_group(
             both,
-            init_method=rendezvous.as_uri(),
+            **where,
             rank=rank,
             world_size=world_size,
             timeout=TIMEOUT,
@@ -84,7 +100,7 @@ def leave(group: Group) -> None:
     """Part from the other ranks."""
     import torch
 
-    if group.world_size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
@@ -173,6 +189,10 @@ def share_weights(group: Group, parameters: Iterable[torch.nn.Parameter]) -> Non
 def share_text(group: Group, text: str) -> str:
     """Return the text that rank 0 has.
 
+    Args:
+        group: this rank's place.
+        text: of rank 0; that of the others is not looked at.
+
     Raises:
         PeerFailed: another rank has died.
     """
@@ -182,15 +202,49 @@ def share_text(group: Group, text: str) -> str:
         return text
     data = text.encode()
     length = highest(group, len(data) if group.first else 0)
-    buffer = torch.zeros(length, dtype=torch.uint8)
-    if group.first:
-        buffer[:] = torch.tensor(list(data), dtype=torch.uint8)
+    buffer = (
+        torch.frombuffer(bytearray(data if group.first else length), dtype=torch.uint8)
+        if length
+        else torch.zeros(0, dtype=torch.uint8)
+    )
     try:
         if length:
             torch.distributed.broadcast(buffer, 0)
     except RuntimeError as error:
         raise PeerFailed from error
-    return bytes(buffer.tolist()).decode()
+    return buffer.numpy().tobytes().decode()
+
+
+def shared_tensors(
+    group: Group, tensors: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the names and tensors that rank 0 has, on every rank, one at a time.
+
+    Args:
+        group: this rank's place.
+        tensors: on the host; those of the other ranks are not looked at.
+
+    Raises:
+        PeerFailed: another rank has died.
+    """
+    import torch
+
+    if group.world_size == 1:
+        yield from tensors.items()
+        return
+    shapes = [[key, str(each.dtype)[6:], list(each.shape)] for key, each in tensors.items()]
+    for name, dtype, shape in json.loads(share_text(group, json.dumps(shapes))):
+        value = (
+            tensors[name].contiguous()
+            if group.first
+            else torch.empty(shape, dtype=getattr(torch, dtype))
+        )
+        try:
+            # As bytes: gloo knows few dtypes.
+            torch.distributed.broadcast(value.reshape(-1).view(torch.uint8), 0)
+        except RuntimeError as error:
+            raise PeerFailed from error
+        yield name, value
 
 
 def gathered(group: Group, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -222,6 +276,28 @@ def gathered(group: Group, states: Mapping[str, torch.Tensor]) -> dict[str, torc
 def rank_name(name: str, rank: int) -> str:
     """Return the name under which `gathered` returns a rank's tensor."""
     return f"{name}.{rank}" if rank else name
+
+
+@contextlib.contextmanager
+def peers_may_fail(device: torch.device) -> Iterator[None]:
+    """Tell a peer's end in the middle of a library's collective from a fault of this rank.
+
+    Args:
+        device: of this rank.
+
+    Raises:
+        PeerFailed: the connection to another rank has ended.
+    """
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain errors, with the place in its source; NCCL and HCCL have a class.
+        of_peers = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, torch.OutOfMemoryError) or not of_peers or not answers(device):
+            raise
+        raise PeerFailed from error
 
 
 def _reduce(tensor: torch.Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> None:

@@ -8,18 +8,19 @@ leaves and talks to the user; the others compute.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import json
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mst import rundir
+from mst.configuration import ZERO_STAGES
 from mst.data.prepare import Prepared, prepare
-from mst.data.tokens import TOKENIZER_FILES
-from mst.durable import sha256
 from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError
+from mst.extensions import hide_packages
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
@@ -32,15 +33,23 @@ from mst.training.adapters import (
     trained_parameters,
 )
 from mst.training.checkpoint import TrainState
+from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
-from mst.training.parallel import Group, join, leave, share_text, share_weights
+from mst.training.parallel import (
+    Group,
+    join,
+    leave,
+    peers_may_fail,
+    share_text,
+    share_weights,
+)
+from mst.training.result import finish, loop_figures, measured_accuracy
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from mst.evaluate.labels import LabelAccuracy
     from mst.training.loop import Outcome
     from mst.training.session import Session
 
@@ -52,6 +61,13 @@ def _activate(backend: str) -> None:
     activate(load(), backend)
 
 
+def _packages(plan: Plan) -> tuple[str, ...]:
+    """Return the optional packages that the plan needs; others cost seconds and make caches."""
+    eight_bit = plan.quantization != "none" or plan.optim != "adamw_torch"
+    found = ("bitsandbytes",) if eight_bit else ()
+    return (*found, "deepspeed") if ZERO_STAGES[plan.strategy] else found
+
+
 def _seed(seed: int) -> None:
     import torch
 
@@ -61,12 +77,16 @@ def _seed(seed: int) -> None:
 def _load(
     manifest: RunManifest, plan: Plan, request: TrainRequest, device: torch.device
 ) -> torch.nn.Module:
+    import torch
+
     with named(device, "while the model was being loaded"):
+        # ZeRO-3 takes the model from the host weight by weight: no device holds it whole.
+        place = torch.device("cpu") if plan.strategy == "zero3" else device
         model = load_model(
             Path(manifest.model_path),
             plan.weights_dtype,
             plan.attention,
-            device,
+            place,
             plan.quantization,
             plan.compute_dtype,
         )
@@ -75,39 +95,6 @@ def _load(
     if plan.gradient_checkpointing:
         enable_checkpointing(model)
     return model
-
-
-def _measure(
-    console: Console, model: torch.nn.Module, prepared: Prepared, plan: Plan, when: str
-) -> LabelAccuracy | None:
-    import torch
-
-    from mst.evaluate.labels import chosen_rows, label_accuracy
-
-    if not plan.label_accuracy or prepared.val is None or prepared.answers is None:
-        return None
-    rows = chosen_rows([each.row for each in prepared.val.examples])
-    device = next(model.parameters()).device
-    doing = f"while the accuracy was being measured {when} training"
-    with console.status(f"measuring {when}") as status, named(device, doing):
-
-        def show(done: int) -> None:
-            status.update(f"measuring {when}: {done} of {len(rows)} held-out rows")
-
-        found = label_accuracy(
-            model,
-            rows,
-            prepared.answers,
-            prepared.tokenizer,
-            prepared.template,
-            getattr(torch, plan.compute_dtype),
-            show,
-        )
-    console.print(
-        f"{when}: {found.restricted:.1%} right restricted to the {len(prepared.answers)} answers,"
-        f" {found.free:.1%} right in free generation ({found.rows} held-out rows)"
-    )
-    return found
 
 
 def _checkpoint_to_restore(run: Path, asked: str | None, console: Console) -> Path | None:
@@ -142,32 +129,41 @@ def _restored(found: Path, session: Session, console: Console) -> TrainState:
     """Take over what the checkpoint holds, on every rank."""
     state = checkpoint.restore(
         found,
-        session.model,
+        session.zero.engine.module if session.zero else session.model,
         session.optimizer,
         session.names,
         session.device,
-        session.group.rank,
+        session.group,
+        session.zero,
     )
     console.print(f"continuing after step {state.step} from {found.name}")
     return state
 
 
-def _write_result(run: Path, plan: Plan, manifest: RunManifest, model: torch.nn.Module) -> Path:
-    """Write the tuned adapter or model, with the tokenizer, so that it stands alone."""
+def _meeting(meeting: str, run: Path, rank: int, world_size: int) -> Any:
+    """Return where the ranks meet: a file in `run`, or a store when they are on several machines.
+
+    Raises:
+        RunError: the ranks don't all reach each other.
+    """
+    if not meeting.startswith("{"):
+        return run / meeting
+    from datetime import timedelta
+
     import torch
 
-    name = "model" if plan.tuner == "full" else "adapter"
-    source = Path(manifest.model_path)
+    from mst.training.parallel import TIMEOUT
+    from mst.training.preflight import preflight
 
-    def fill(part: Path) -> None:
-        whole = model.to(getattr(torch, plan.compute_dtype)) if plan.tuner == "full" else model
-        checkpoint.write_weights(whole, part)
-        for each in (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json"):
-            if (source / each).is_file() and not (part / each).is_file():
-                shutil.copyfile(source / each, part / each)
-
-    checkpoint.write_sealed(run / name, fill)
-    return run / name
+    where = json.loads(meeting)
+    distributed: Any = torch.distributed
+    store = distributed.TCPStore(
+        where["address"], where["port"], wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
+    store = distributed.PrefixStore(where["prefix"], store)
+    preflight(store, rank, world_size, where["interface"], where["own"])
+    store.set_timeout(TIMEOUT)
+    return store
 
 
 def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
@@ -176,7 +172,7 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
     Args:
         run: the run directory.
         rank: this worker's place in the plan's devices.
-        meeting: name of the file in `run` in which the ranks meet.
+        meeting: name of the file in `run` in which the ranks meet, or their store as JSON.
         stop: says when the user wants the run to end.
 
     Raises:
@@ -189,26 +185,37 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
     request = rundir.read_document(TrainRequest, run, REQUEST)
     plan = rundir.read_document(Plan, run, PLAN)
     manifest = rundir.read_manifest(run)
+    hide_packages(keep=_packages(plan))
     with console.status("loading the model and the data"):
         _activate(plan.backend)
         import torch
 
-        device = torch.device(plan.torch_devices[rank])
+        device = torch.device(plan.torch_devices[rank % len(plan.torch_devices)])
         if device.type == "cpu" or len(plan.torch_devices) > 1 or request.threads is not None:
             torch.set_num_threads(plan.threads)
         with named(device, "at its first use"):
             group = join(
-                rank, len(plan.torch_devices), device, plan.distributed_backend, run / meeting
+                rank,
+                plan.world_size,
+                device,
+                plan.distributed_backend,
+                _meeting(meeting, run, rank, plan.world_size),
+                always=ZERO_STAGES[plan.strategy] > 0,
             )
         prepared = prepare(
             request, [each.path for each in manifest.data], Path(manifest.model_path), None
         )
         model = _load(manifest, plan, request, device)
     training = Training(run, console, stop, request, plan, manifest, prepared, model, device, group)
-    outcome, figures = _train(training)
-    leave(group)
-    if group.first:
-        _finish(training, outcome, figures)
+    session, outcome, figures = _train(training)
+    if session.zero is None:
+        leave(group)
+        if group.first:
+            finish(training, session, outcome, figures)
+    else:
+        with peers_may_fail(device):
+            finish(training, session, outcome, figures)
+        leave(group)
 
 
 @dataclass(frozen=True)
@@ -240,8 +247,8 @@ class Training:
     group: Group
 
 
-def _train(training: Training) -> tuple[Outcome, dict[str, float]]:
-    """Go through the loop; return how it ended, and the figures that were measured until then.
+def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
+    """Go through the loop; return it, how it ended, and the figures measured until then.
 
     Raises:
         Interrupted: the user stopped it; it was saved.
@@ -254,12 +261,17 @@ def _train(training: Training) -> tuple[Outcome, dict[str, float]]:
     text = share_text(group, str(found) if found else "")
     found = Path(text) if text else None
     figures = dict(training.manifest.results)
-    if group.first and found is None:
-        figures |= _measured(training, "before")
-        rundir.update_manifest(run, results=figures)
-    session = _session(training)
+    # Where no rank holds the whole model, all of them measure, in step.
+    together = training.plan.strategy == "zero3"
+    session = _session(training) if together else None
+    if found is None and (group.first or together):
+        figures |= measured_accuracy(training, "before")
+        if group.first:
+            rundir.update_manifest(run, results=figures)
+    session = session or _session(training)
     state = TrainState() if found is None else _restored(found, session, console)
-    share_weights(group, (each for _, each in trained_parameters(training.model)))
+    if session.zero is None:
+        share_weights(group, (each for _, each in trained_parameters(training.model)))
     outcome, seconds, peak = _loop(training, session, state)
     if outcome.ending == "interrupted":
         if not group.first:
@@ -268,7 +280,7 @@ def _train(training: Training) -> tuple[Outcome, dict[str, float]]:
             f"stopped after step {outcome.state.step} of {training.plan.total_steps}; everything"
             f" is saved. Go on with: mst train --output-dir {run} --resume"
         )
-    return outcome, figures | _figures(outcome.state, seconds, peak, training.plan)
+    return session, outcome, figures | loop_figures(outcome.state, seconds, peak, training.plan)
 
 
 def _session(training: Training) -> Session:
@@ -277,25 +289,39 @@ def _session(training: Training) -> Session:
     from mst.training.report import Reporters
     from mst.training.session import make_session
 
-    prepared, request, rank = training.prepared, training.request, training.group.rank
-    with named(training.device, "in a first forward pass"):
-        packing = rows_stay_apart(training.model, prepared.tokenizer.vocab_size, training.device)
+    prepared, request, plan = training.prepared, training.request, training.plan
+    zero_config = None
+    if ZERO_STAGES[plan.strategy]:
+        zero_config = json.loads((training.run / DEEPSPEED).read_text(encoding="utf-8"))
+
+    def apart() -> bool:
+        with named(training.device, "in a first forward pass"):
+            vocabulary = prepared.tokenizer.vocab_size
+            return rows_stay_apart(training.model, vocabulary, training.device)
+
+    # ZeRO-3 puts the weights on the device first.
+    late = plan.strategy == "zero3"
+    packing = False if late else apart()
+    with named(training.device, "while the optimizer was being made"):
+        session = make_session(
+            training.model,
+            training.device,
+            packing,
+            prepared.train.examples,
+            prepared.val.examples if prepared.val else (),
+            prepared.tokenizer.pad_token_id,
+            plan,
+            request,
+            training.run / CHECKPOINTS,
+            Reporters(),
+            training.stop,
+            training.group,
+            zero_config,
+        )
+    session = replace(session, packing=apart()) if late else session
     # Each rank drops other activations; the adapters were drawn before, alike on all.
-    _seed(request.seed + rank)
-    return make_session(
-        training.model,
-        training.device,
-        packing,
-        prepared.train.examples,
-        prepared.val.examples if prepared.val else (),
-        prepared.tokenizer.pad_token_id,
-        training.plan,
-        request,
-        training.run / CHECKPOINTS,
-        Reporters(),
-        training.stop,
-        training.group,
-    )
+    _seed(request.seed + training.group.rank)
+    return session
 
 
 def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outcome, float, int]:
@@ -320,62 +346,6 @@ def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outco
         finally:
             training.stop.in_loop = False
     return outcome, time.perf_counter() - began, peak_bytes(training.device)
-
-
-def _finish(training: Training, outcome: Outcome, figures: dict[str, float]) -> None:
-    """Take the best weights if they were asked for, measure, and write the result."""
-    run, request, state = training.run, training.request, outcome.state
-    best_wanted = request.load_best_model_at_end or outcome.ending == "early"
-    if best_wanted and state.best_step is not None and state.best_step != state.step:
-        best = checkpoint.checkpoint_path(run / CHECKPOINTS, state.best_step)
-        checkpoint.load_weights(best, training.model)
-        training.console.print(f"took the best weights, of step {state.best_step}")
-    measured = _measured(training, "after")
-    if measured:
-        figures = figures | measured | _baseline(training.prepared)
-    result = _write_result(run, training.plan, training.manifest, training.model)
-    files = {str(each.relative_to(run)): sha256(each) for each in sorted(result.glob("*"))}
-    rundir.update_manifest(
-        run, status="done", finished=rundir.now(), results=figures, outputs=files, error=None
-    )
-
-
-def _measured(training: Training, when: str) -> dict[str, float]:
-    found = _measure(training.console, training.model, training.prepared, training.plan, when)
-    return {} if found is None else _accuracies(when, found)
-
-
-def _accuracies(when: str, found: LabelAccuracy) -> dict[str, float]:
-    return {
-        f"accuracy_{when}_restricted": found.restricted,
-        f"accuracy_{when}_free": found.free,
-        "accuracy_rows": float(found.rows),
-    }
-
-
-def _baseline(prepared: Prepared) -> dict[str, float]:
-    from mst.evaluate.baseline import baseline_accuracy
-    from mst.evaluate.labels import chosen_rows
-
-    assert prepared.val is not None
-    train = [each.row for each in prepared.train.examples]
-    found = baseline_accuracy(train, chosen_rows([each.row for each in prepared.val.examples]))
-    return {} if found is None else {"accuracy_baseline": found}
-
-
-def _figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[str, float]:
-    figures = {
-        "steps": float(state.step),
-        "tokens": float(state.tokens),
-        "train_seconds": round(seconds, 3),
-        "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9), 1),
-        "step_seconds": round(state.train_seconds / max(state.step, 1), 6),
-        "peak_memory_bytes": float(peak),
-        "predicted_memory_bytes": float(plan.memory.peak_bytes),
-    }
-    if state.best_loss is not None and state.best_step is not None:
-        figures |= {"best_eval_loss": state.best_loss, "best_step": float(state.best_step)}
-    return figures
 
 
 def _judged(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
@@ -407,4 +377,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is on disk by now. DeepSpeed keeps process groups whose threads gloo does not end:
+    # in one run of twenty the interpreter's own way out aborted (SIGABRT) after a good job.
+    os._exit(code)

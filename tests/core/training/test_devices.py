@@ -79,7 +79,8 @@ def test_losses_on_a_chip_are_those_of_the_cpu(
         simchip_environment() if device == "simchip" else ascend_environment(tmp_path / "machine")
     )
     run = tmp_path / "run"
-    trained(arguments(tiny_model, chat_rows, run, device=device), environ)
+    command = arguments(tiny_model, chat_rows, run, device=device, nproc_per_node=1)
+    trained(command, environ)
 
     assert read_document(Plan, run, PLAN).torch_devices == (f"{device}:0",)
     assert losses(run) == pytest.approx(losses(on_cpu), rel=1e-5)

@@ -1,0 +1,183 @@
+"""What a run ends with: its accuracy, its figures, and the tuned weights on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst import rundir
+from mst.data.prepare import Prepared
+from mst.data.tokens import TOKENIZER_FILES
+from mst.durable import sha256
+from mst.plan import Plan
+from mst.rundir import CHECKPOINTS, RunManifest
+from mst.training import checkpoint
+from mst.training import zero as sharded
+from mst.training.checkpoint import TrainState
+from mst.training.faults import named
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from mst.evaluate.labels import LabelAccuracy
+    from mst.training.loop import Outcome
+    from mst.training.session import Session
+    from mst.training.worker import Training
+
+
+def finish(
+    training: Training, session: Session, outcome: Outcome, figures: dict[str, float]
+) -> None:
+    """Take the best weights if they were asked for, measure, and write the result.
+
+    Under DeepSpeed every rank takes part; else rank 0 alone.
+    """
+    run, request, state = training.run, training.request, outcome.state
+    zero, first = session.zero, training.group.first
+    best_wanted = request.load_best_model_at_end or outcome.ending == "early"
+    if best_wanted and state.best_step is not None and state.best_step != state.step:
+        best = checkpoint.checkpoint_path(run / CHECKPOINTS, state.best_step)
+        if zero is None:
+            checkpoint.load_weights(best, training.model)
+        else:
+            checkpoint.restore_weights(best, training.model, training.group, zero)
+        training.console.print(f"took the best weights, of step {state.best_step}")
+    weights = None if zero is None else sharded.weights(zero, training.group)
+    measured = (
+        measured_accuracy(training, "after") if first or training.plan.strategy == "zero3" else {}
+    )
+    if not first:
+        return
+    if measured:
+        figures = figures | measured | _baseline(training.prepared)
+    result = _write_result(run, training.plan, training.manifest, training.model, weights)
+    files = {str(each.relative_to(run)): sha256(each) for each in sorted(result.glob("*"))}
+    rundir.update_manifest(
+        run, status="done", finished=rundir.now(), results=figures, outputs=files, error=None
+    )
+
+
+def _write_result(
+    run: Path,
+    plan: Plan,
+    manifest: RunManifest,
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> Path:
+    """Write the tuned adapter or model, with the tokenizer, so that it stands alone.
+
+    Args:
+        run: the run directory.
+        plan: what was done.
+        manifest: where the tokenizer's files are.
+        model: as it was trained.
+        weights: the trained ones by name, where DeepSpeed has shared them out.
+    """
+    import torch
+
+    name = "model" if plan.tuner == "full" else "adapter"
+    source = Path(manifest.model_path)
+
+    def fill(part: Path) -> None:
+        whole, trained = model, weights
+        if plan.tuner == "full":
+            dtype = getattr(torch, plan.compute_dtype)
+            if trained is None:
+                whole = model.to(dtype)
+            else:
+                trained = {name: each.to(dtype) for name, each in trained.items()}
+        checkpoint.write_weights(whole, part, trained)
+        for each in (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json"):
+            if (source / each).is_file() and not (part / each).is_file():
+                shutil.copyfile(source / each, part / each)
+
+    checkpoint.write_sealed(run / name, fill)
+    return run / name
+
+
+def measured_accuracy(training: Training, when: str) -> dict[str, float]:
+    """Return the accuracy over the set of answers, as the manifest names it; {} without one.
+
+    Args:
+        training: its model is measured.
+        when: "before" or "after" training.
+    """
+    found = _measure(training.console, training.model, training.prepared, training.plan, when)
+    return {} if found is None else _accuracies(when, found)
+
+
+def _measure(
+    console: Console, model: torch.nn.Module, prepared: Prepared, plan: Plan, when: str
+) -> LabelAccuracy | None:
+    import torch
+
+    from mst.evaluate.labels import chosen_rows, label_accuracy
+
+    if not plan.label_accuracy or prepared.val is None or prepared.answers is None:
+        return None
+    rows = chosen_rows([each.row for each in prepared.val.examples])
+    device = next(model.parameters()).device
+    doing = f"while the accuracy was being measured {when} training"
+    with console.status(f"measuring {when}") as status, named(device, doing):
+
+        def show(done: int) -> None:
+            status.update(f"measuring {when}: {done} of {len(rows)} held-out rows")
+
+        found = label_accuracy(
+            model,
+            rows,
+            prepared.answers,
+            prepared.tokenizer,
+            prepared.template,
+            getattr(torch, plan.compute_dtype),
+            show,
+        )
+    console.print(
+        f"{when}: {found.restricted:.1%} right restricted to the {len(prepared.answers)} answers,"
+        f" {found.free:.1%} right in free generation ({found.rows} held-out rows)"
+    )
+    return found
+
+
+def _accuracies(when: str, found: LabelAccuracy) -> dict[str, float]:
+    return {
+        f"accuracy_{when}_restricted": found.restricted,
+        f"accuracy_{when}_free": found.free,
+        "accuracy_rows": float(found.rows),
+    }
+
+
+def _baseline(prepared: Prepared) -> dict[str, float]:
+    from mst.evaluate.baseline import baseline_accuracy
+    from mst.evaluate.labels import chosen_rows
+
+    assert prepared.val is not None
+    train = [each.row for each in prepared.train.examples]
+    found = baseline_accuracy(train, chosen_rows([each.row for each in prepared.val.examples]))
+    return {} if found is None else {"accuracy_baseline": found}
+
+
+def loop_figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[str, float]:
+    """Return the loop's figures, as the manifest names them.
+
+    Args:
+        state: at its end.
+        seconds: that it took.
+        peak: memory in bytes.
+        plan: what was forecast.
+    """
+    figures = {
+        "steps": float(state.step),
+        "tokens": float(state.tokens),
+        "train_seconds": round(seconds, 3),
+        "tokens_per_second": round(state.tokens / max(state.train_seconds, 1e-9), 1),
+        "step_seconds": round(state.train_seconds / max(state.step, 1), 6),
+        "peak_memory_bytes": float(peak),
+        "predicted_memory_bytes": float(plan.memory.peak_bytes),
+    }
+    if state.best_loss is not None and state.best_step is not None:
+        figures |= {"best_eval_loss": state.best_loss, "best_step": float(state.best_step)}
+    return figures
