@@ -62,7 +62,7 @@ def mst_capabilities(device: DeviceFacts) -> Capabilities:
     return Capabilities(
         torch_device="npu",
         distributed_backend="hccl",
-        strategies=("single", "ddp", "zero2", "zero3"),
+        strategies=("single", "ddp", "zero1", "zero2", "zero3"),
         # bitsandbytes 0.50 names npu as supported but ships no kernels for it; QLoRA there is
         # reported to fail (github.com/hiyouga/LLaMA-Factory/issues/6452).
         quantization=("none",),

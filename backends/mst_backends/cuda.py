@@ -81,7 +81,7 @@ def mst_capabilities(device: DeviceFacts) -> Capabilities:
     return Capabilities(
         torch_device="cuda",
         distributed_backend="nccl",
-        strategies=("single",) if mig else ("single", "ddp", "zero2", "zero3"),
+        strategies=("single",) if mig else ("single", "ddp", "zero1", "zero2", "zero3"),
         quantization=(
             "none",
             *(("nf4",) if quantized and capability >= LEAST_NF4 else ()),

@@ -468,7 +468,7 @@ def test_capabilities_follow_the_compute_capability_and_the_packages(
     pascal, unknown = device("GTX 1080", arch="sm61"), device("?", arch="")
 
     assert (bare.torch_device, bare.distributed_backend) == ("cuda", "nccl")
-    assert bare.strategies == ("single", "ddp", "zero2", "zero3")
+    assert bare.strategies == ("single", "ddp", "zero1", "zero2", "zero3")
     assert bare.visible_devices_env == "CUDA_VISIBLE_DEVICES"
     assert ada.attention == ("flash_attention_2", "sdpa", "eager")
     assert ada.quantization == ("none", "nf4", "int8")
