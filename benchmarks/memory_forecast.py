@@ -241,8 +241,6 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     model: Any = adapters.load_model(
         directory, made.weights_dtype, made.attention, device, **options
     )
-    # Tied weights come apart where torch gives each a tensor of its own on its way to a device.
-    model.tie_weights()
     torch.manual_seed(0)
     whole = made.tuner == "full"
     model = adapters.prepare_model(model, None if whole else adapters.lora_config(request))

@@ -26,8 +26,8 @@ SMALL_TENSOR = 4096
 EIGHT_BIT_BLOCK = 256
 # mst.training.parallel.BUCKET_BYTES.
 BUCKET_BYTES = 25 * 2**20
-# DeepSpeed 0.19.8, runtime/zero/config.py: reduce_bucket_size, prefetch_bucket_size, in values.
-ZERO_BUCKET = 500_000_000
+# What mst.training.deepspeed_config asks for, in values: buckets, and half of one to prefetch.
+ZERO_BUCKET = 100_000_000
 ZERO_PREFETCH = 50_000_000
 
 

@@ -87,7 +87,11 @@ def load_model(
         ) from None
     loaded: torch.nn.Module = model
     if quantization == "none":
-        return loaded.to(device)
+        loaded = loaded.to(device)
+        # On a device of its own kind torch moves each tensor alone: tied weights come apart, and
+        # full tuning would train an output head that the saved model does not have.
+        cast("Any", loaded).tie_weights()
+        return loaded
     hold_still(loaded)
     return loaded
 

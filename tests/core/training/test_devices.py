@@ -369,3 +369,26 @@ def test_a_variable_that_hides_all_chips_is_named(
 
     assert done.returncode == EXIT_FAILED
     assert "SIMCHIP_VISIBLE_DEVICES='' hides all 2 of them" in done.stderr
+
+
+def test_tied_weights_stay_one_on_a_chip(tiny_model: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from mst.probe import activate
+from mst.registry import load
+activate(load(), "simchip")
+import torch
+from mst.training.adapters import load_model
+model = load_model(Path(sys.argv[1]), "float32", "sdpa", torch.device("simchip:0"))
+print(model.get_input_embeddings().weight is model.get_output_embeddings().weight)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_model)],
+        env=simchip_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
