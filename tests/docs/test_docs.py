@@ -18,12 +18,12 @@ from mst import cli
 from mst.cli.options import Parser, refuse_unknown, train_request
 from mst.data import formats
 from mst.errors import UsageError
-from mst.job import CHANGEABLE_ON_RESUME
 from mst.model.facts import read_facts
 from mst.planner import plan
 from mst.probe import backend_environment, machine_facts, select_device
 from mst.registry import load
 from mst.request import TrainRequest
+from mst.resume import CHANGEABLE_ON_RESUME
 from mst.workload import DataFacts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mst import serial
     from mst.cli.planning import show_alternatives, show_plan, show_trace
-    from mst.job import prepare_job, resumed_request, with_defaults
+    from mst.job import prepare_job, with_defaults
+    from mst.resume import resumed_request
     from mst.shortfall import NothingFits
 
     if args.report is not None:
