@@ -260,7 +260,7 @@ def test_smollm2_has_the_losses_of_the_cpu(
     runs = {"cpu": tmp_path / "cpu", device: tmp_path / device}
     options = {
         "dtype": "float32", "max-steps": 3, "val-size": 0, "label-accuracy": "off",
-        "per-device-train-batch-size": 4, "gradient-accumulation-steps": 1,
+        "per-device-train-batch-size": 4, "gradient-accumulation-steps": 1, "nproc-per-node": 1,
     }  # fmt: skip
     for name, run in runs.items():
         flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
