@@ -7,6 +7,7 @@ went wrong to `rank-RANK.json` in the workspace, as a list of texts.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -108,4 +109,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The findings are on disk. torch's own threads now and then abort the interpreter's way out
+    # after a backward pass (github.com/pytorch/pytorch/issues/190489).
+    os._exit(code)

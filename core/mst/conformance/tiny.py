@@ -57,6 +57,8 @@ def plan_arguments(workspace: Path, device: str, dtype: str) -> list[str]:
         "--per-device-train-batch-size": 4, "--gradient-accumulation-steps": 1,
         "--learning-rate": 0.001, "--lr-scheduler-type": "constant", "--label-accuracy": "off",
         "--gradient-checkpointing": "off", "--save-steps": 2, "--logging-steps": 1,
+        # Where there are several, the plan would take them all, and a larger global batch.
+        "--nproc-per-node": 1,
     }  # fmt: skip
     return [text for name, value in options.items() for text in (name, str(value))]
 
