@@ -29,11 +29,15 @@ class Example:
         labels: of the same length and not shifted: the id itself where it carries loss, else
             `IGNORE`.
         row: the row it came from.
+        weights: factor of each token's loss, of the same length; None where all are 1.
+        rejected: of a preference, the worse conversation; this one is the better.
     """
 
     input_ids: array[int] = field(repr=False)
     labels: array[int] = field(repr=False)
     row: Row = field(repr=False)
+    weights: array[float] | None = field(default=None, repr=False)
+    rejected: Example | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `loss` overrides whether an assistant turn is trained on; None leaves it open.
+    """One turn. Its repr leaves the text out: a traceback must not show a row.
 
-    Its repr leaves the text out: a traceback must not show a row.
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        content: its text, "" for a turn that only calls tools.
+        loss: overrides whether an assistant turn is trained on; None leaves it open.
+        weight: factor of the loss of this turn's tokens; None is 1.
+        reasoning: what an assistant turn thought before its answer (`reasoning_content`).
+        tool_calls: calls that an assistant turn makes, as OpenAI's API writes them:
+            {"type": "function", "function": {"name": …, "arguments": {…}}}.
+        tool_call_id: which call a tool turn answers.
+        name: of the tool or speaker, where the row gives it.
     """
 
     role: str
     content: str = field(repr=False)
     loss: bool | None = None
+    weight: float | None = None
+    reasoning: str | None = field(default=None, repr=False)
+    tool_calls: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    tool_call_id: str | None = field(default=None, repr=False)
+    name: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation, and where it stood: `number` is its line (JSONL), record (CSV, header
-    not counted) or element (JSON array), from 1."""
+    """One thing to learn from, and where it stood.
+
+    Attributes:
+        messages: the conversation; of a preference the better one, whole. Empty for plain text.
+        file: it came from.
+        number: its line (JSONL), record (CSV, header not counted) or element (JSON array), from 1.
+        tools: JSON schemas of the tools that the conversation may call.
+        rejected: of a preference, the worse conversation, whole; it begins with the same turns.
+        desirable: KTO's label of the last answer; None where there is none.
+        text: plain text, learnt as it is.
+    """
 
     messages: tuple[Message, ...]
     file: str
     number: int
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    rejected: tuple[Message, ...] = ()
+    desirable: bool | None = None
+    text: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
