@@ -149,6 +149,11 @@ def prepare_job(
         where.host_bytes,
         _zero_of_file(request.deepspeed),
     )
+    if ZERO_STAGES[made.strategy]:
+        # A file that contradicts the plan is told of now, before anything is claimed or loaded.
+        from mst.training.deepspeed_config import config_of
+
+        config_of(made, request)
     return Job(
         request=replace(request, model=str(source.path.absolute())),
         machine=machine,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mst import rundir
-from mst.configuration import ZERO_CHOICES, ZERO_STAGES
+from mst.configuration import ZERO_STAGES
 from mst.durable import write_text
 from mst.errors import PlanError
 from mst.plan import Plan
@@ -34,11 +34,7 @@ def write_deepspeed(path: Path, plan: Plan, request: TrainRequest) -> None:
             f"the plan is {plan.strategy}, which needs DeepSpeed: DS_BUILD_OPS=0 python -m pip"
             " install 'mst-train[deepspeed]'. Or pass --deepspeed off."
         )
-    asked = request.deepspeed
-    config = deepspeed_config.deepspeed_config(plan, request)
-    if asked not in ZERO_CHOICES:
-        theirs = deepspeed_config.read_config(Path(asked))
-        config = deepspeed_config.completed(theirs, plan, request, asked)
+    config = deepspeed_config.config_of(plan, request)
     write_text(path / deepspeed_config.DEEPSPEED, json.dumps(config, indent=2) + "\n")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mst.configuration import ZERO_STAGES
+from mst.configuration import ZERO_CHOICES, ZERO_STAGES
 from mst.errors import PlanError
 from mst.plan import Plan
 from mst.request import TrainRequest
@@ -81,6 +81,18 @@ def deepspeed_config(plan: Plan, request: TrainRequest) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         **_dtype_sections(plan),
     }
+
+
+def config_of(plan: Plan, request: TrainRequest) -> dict[str, Any]:
+    """Return what DeepSpeed is given for a plan, from the user's file where `--deepspeed` names one.
+
+    Raises:
+        PlanError: the file contradicts the plan, or DeepSpeed can't do what the plan says.
+    """
+    asked = request.deepspeed
+    if asked in ZERO_CHOICES:
+        return deepspeed_config(plan, request)
+    return completed(read_config(Path(asked)), plan, request, asked)
 
 
 def _zero_section(plan: Plan, stage: int) -> dict[str, Any]:

@@ -31,10 +31,21 @@ OPTIONS = {
 def train(
     model: Path, rows: Path, run: Path, environ: dict[str, str] | None = None, **changes: object
 ) -> subprocess.CompletedProcess[str]:
+    return asked("train", model, rows, run, environ, **changes)
+
+
+def asked(
+    command: str,
+    model: Path,
+    rows: Path,
+    run: Path,
+    environ: dict[str, str] | None = None,
+    **changes: object,
+) -> subprocess.CompletedProcess[str]:
     given = {name.replace("_", "-"): value for name, value in changes.items()}
     values = {"model": model, "dataset": rows, "output-dir": run, **OPTIONS, **given}
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-    return mst("train", *flags, environ=environ)
+    return mst(command, *flags, environ=environ)
 
 
 def mst(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -239,15 +250,18 @@ def test_one_rank_out_of_memory_ends_the_job_in_words_with_its_checkpoint(
     assert checkpoint.newest_whole(run / CHECKPOINTS) is not None
 
 
-def test_a_file_that_contradicts_the_plan_is_refused_before_launch(
-    tiny_model: Path, chat_rows: Path, tmp_path: Path
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_file_that_contradicts_the_plan_is_refused_before_anything_is_claimed(
+    command: str, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}))
-    done = train(
-        tiny_model, chat_rows, tmp_path / "run", tuner="full", deepspeed=file, nproc_per_node=2
-    )
+    done = asked(
+        command, tiny_model, chat_rows, tmp_path / "run",
+        tuner="full", deepspeed=file, nproc_per_node=2,
+    )  # fmt: skip
 
     assert done.returncode == 1
     assert "bf16 is enabled, but the plan computes in float32" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
