@@ -77,7 +77,7 @@ def forecast(
         step_copy=states.step_copy,
         quantized=configuration.quantization != "none",
     )
-    found = list(step_phases(made))
+    found = [*step_phases(made), Phase("save", step_copy=states.save, whole=False)]
     peak = max(found, key=lambda each: each.bytes)
     return _parts(model, peak, states, made, available_bytes, on_host, device)
 

@@ -29,6 +29,11 @@ BUCKET_BYTES = 25 * 2**20
 # What mst.training.deepspeed_config asks for, in values: buckets, and half of one to prefetch.
 ZERO_BUCKET = 100_000_000
 ZERO_PREFETCH = 50_000_000
+# Weights that stage 3 leaves whole once they have been fetched (stage3_max_live_parameters there).
+ZERO_LIVE = 1_000_000_000
+# Copies of fetched weights in flight: what was gathered, before each weight is cut out of it, and
+# on a host gloo's own two.
+ZERO_COPIES = {True: 3, False: 1}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class States:
         step_copy: what the optimizer's step holds on top.
         buffers: of collectives, and layers gathered for a moment.
         host: of the host's memory, all ranks.
+        save: what a save gathers beside the rest, less the buffers, which are free by then.
     """
 
     weights: int
@@ -52,6 +58,7 @@ class States:
     step_copy: int
     buffers: int
     host: int
+    save: int = 0
 
 
 def quantized_values(model: ModelFacts, configuration: Configuration) -> int:
@@ -132,13 +139,16 @@ def held(
     base = weights_bytes(model, configuration)
     stage = ZERO_STAGES.get(configuration.strategy, 0)
     if stage:
-        return _partitioned(model, configuration, stage, base, trained, layer_weights)
+        return _partitioned(model, configuration, stage, base, trained, layer_weights, on_host)
     # torch.optim.AdamW goes over lists of tensors on accelerators, with a copy of the second
     # moments' root (torch/optim/adamw.py, _multi_tensor_adam); on the CPU tensor by tensor, with
-    # two copies of one. bitsandbytes' kernels make none.
-    copy = 0
+    # two copies of one. bitsandbytes' kernels make none on accelerators; on the CPU it computes a
+    # tensor's update in float32: both moments, the gradient, and two more on the way to the
+    # denominator (bitsandbytes 0.50.2, backends/cpu/ops.py).
     if configuration.optim == "adamw_torch":
         copy = 8 * largest if on_host else 4 * trained
+    else:
+        copy = 20 * largest if on_host else 0
     return States(
         weights=base,
         adapters=0 if full else 4 * trained,
@@ -159,30 +169,33 @@ def _partitioned(
     base: int,
     trained: int,
     layer_weights: int,
+    on_host: bool,
 ) -> States:
     """Return what a rank holds under ZeRO.
 
     Source: Rajbhandari et al. 2020, "ZeRO", section 5 and figure 1; buffers as DeepSpeed 0.19.8
     makes them (runtime/zero/stage_1_and_2.py, stage3.py). In bfloat16 it holds the weights and the
-    gradients in bfloat16 and a float32 copy of the trained ones, which it shares out.
+    gradients in bfloat16; a float32 copy of the trained ones, which it shares out, there is always.
     """
     ranks = max(1, configuration.world_size)
     width = FLOAT_BYTES.get(configuration.compute_dtype, 4)
     full = configuration.tuner == "full"
     added = 0 if full else width * trained
-    master = 0 if width == 4 else 4 * trained
+    master = 4 * trained
     moments = 8 * trained
     gradients = width * trained
-    buffers = min(trained, ZERO_BUCKET) * width
+    # Allocated whole; on a host only what is written to becomes resident.
+    buffers = (min(trained, ZERO_BUCKET) if on_host else ZERO_BUCKET) * width
     if stage >= 2:
         gradients //= ranks
+    live = 0
     if stage == 3:
         base //= ranks
         added //= ranks
-        # Two layers are whole at a time, the one that computes and the one that is fetched; the
-        # embedding is whole where it is used.
-        whole = max(layer_weights + min(layer_weights, ZERO_PREFETCH), model.embedding_parameters)
-        buffers += whole * FLOAT_BYTES.get(configuration.weights_dtype, 4)
+        kept = FLOAT_BYTES.get(configuration.weights_dtype, 4)
+        live = min(model.parameters, layer_weights + ZERO_LIVE) * kept
+        ahead = min(model.parameters, model.embedding_parameters + ZERO_PREFETCH) * kept
+        buffers += live + ahead * ZERO_COPIES[on_host]
     shared = (master + moments) // ranks
     # Gradients of the rank's share turn into float32 for the step.
     step_copy = 0 if width == 4 else 4 * trained // ranks
@@ -194,4 +207,6 @@ def _partitioned(
     if configuration.offload == "parameters" and stage == 3:
         host += (base + added) * ranks
         base = added = 0
-    return States(base, added, shared, gradients, step_copy, buffers, host)
+    # Rank 0 gathers trained weights and moments in the host's memory to save them.
+    save = 4 * trained + moments + live - buffers if on_host else 0
+    return States(base, added, shared, gradients, step_copy, buffers, host, save)

@@ -84,7 +84,7 @@ def deepspeed_config(plan: Plan, request: TrainRequest) -> dict[str, Any]:
 
 
 def config_of(plan: Plan, request: TrainRequest) -> dict[str, Any]:
-    """Return what DeepSpeed is given for a plan, from the user's file where `--deepspeed` names one.
+    """Return what DeepSpeed is given for a plan: the user's file, where `--deepspeed` names one.
 
     Raises:
         PlanError: the file contradicts the plan, or DeepSpeed can't do what the plan says.
