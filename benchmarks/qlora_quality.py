@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from mst.plan import Plan
     from mst.training.session import Session
 
+# Tuner, quantization, optimizer, and how the adapters begin.
 WAYS = {
-    "lora": ("lora", "none", "adamw_torch"),
-    "nf4": ("qlora", "nf4", "adamw_torch"),
-    "nf4, adamw_8bit": ("qlora", "nf4", "adamw_8bit"),
-    "int8": ("qlora", "int8", "adamw_torch"),
+    "lora": ("lora", "none", "adamw_torch", "auto"),
+    "nf4": ("qlora", "nf4", "adamw_torch", "auto"),
+    "nf4, default": ("qlora", "nf4", "adamw_torch", "default"),
+    "nf4, adamw_8bit": ("qlora", "nf4", "adamw_8bit", "auto"),
+    "int8": ("qlora", "int8", "adamw_torch", "auto"),
 }
 SEED = 42
 # The demo's own.
@@ -77,7 +79,7 @@ def plan_of(way: str, prepared: Prepared, model_dir: Path, request: TrainRequest
         "cpu", (device,), (Capabilities("cpu", "gloo", attention=("sdpa", "eager")),), {},
         read_facts(model_dir), data_facts(prepared), request,
     )  # fmt: skip
-    tuner, quantization, optim = WAYS[way]
+    tuner, quantization, optim, _ = WAYS[way]
     return replace(made, tuner=tuner, quantization=quantization, optim=optim)
 
 
@@ -87,6 +89,7 @@ def session_of(
     """Return what the worker would train with."""
     import torch
 
+    from mst.training import lora_init
     from mst.training.adapters import load_model, lora_config, prepare_model
     from mst.training.isolation import rows_stay_apart
     from mst.training.session import make_session
@@ -97,6 +100,8 @@ def session_of(
     )
     torch.manual_seed(request.seed)
     model = prepare_model(model, lora_config(request))
+    if lora_init.wanted(plan.quantization, request):
+        lora_init.begin_with_error(model, model_dir, prepared.train.examples, cpu)
     packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, cpu)
     torch.manual_seed(request.seed)
     held_out = prepared.val.examples if prepared.val else ()
@@ -116,6 +121,7 @@ def train(way: str, arguments: argparse.Namespace, directory: Path) -> dict[str,
 
     torch.set_num_threads(arguments.threads)
     model_dir, request, prepared = _work(arguments)
+    request = replace(request, init_lora_weights=WAYS[way][3])
     plan = plan_of(way, prepared, model_dir, request)
     session = session_of(plan, prepared, model_dir, request, directory / "checkpoints")
     state = run(session, TrainState()).state

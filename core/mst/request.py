@@ -129,6 +129,13 @@ class TrainRequest:
     )
     use_rslora: bool = option(False, "rank-stabilised LoRA", group="method")
     use_dora: bool = option(False, "weight-decomposed LoRA", group="method")
+    init_lora_weights: str = option(
+        "auto",
+        "adapters begin as ever, or with what quantization has lost (qera); auto: qera on 4 bits",
+        group="method",
+        choices=("auto", "default", "qera"),
+        aliases=("init_weights",),
+    )
     max_steps: int | None = option(
         None, "stop after so many optimizer steps", group="length", at_least=1
     )

@@ -24,7 +24,7 @@ from mst.extensions import hide_packages
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
-from mst.training import checkpoint
+from mst.training import checkpoint, lora_init
 from mst.training.adapters import (
     enable_checkpointing,
     load_model,
@@ -206,6 +206,12 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
             request, [each.path for each in manifest.data], Path(manifest.model_path), None
         )
         model = _load(manifest, plan, request, device)
+        if lora_init.wanted(plan.quantization, request):
+            with named(device, "while the adapters were being made"):
+                place = next(model.parameters()).device
+                lora_init.begin_with_error(
+                    model, Path(manifest.model_path), prepared.train.examples, place
+                )
     training = Training(run, console, stop, request, plan, manifest, prepared, model, device, group)
     session, outcome, figures = _train(training)
     if session.zero is None:

@@ -351,7 +351,7 @@ def test_the_whole_model_is_never_in_memory_unquantized(tiny_model: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_nf4_learns_nearly_as_well_as_lora() -> None:
+def test_nf4_learns_as_well_as_lora_within_two_percent() -> None:
     root = Path(__file__).resolve().parents[3]
     # All text carries loss: of the answers alone so little is left that 2 % of it is chance.
     options = (
@@ -363,5 +363,5 @@ def test_nf4_learns_nearly_as_well_as_lora() -> None:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    # Measured: 1.026 here and 1.037 after 30 steps of 16 rows. So small a model feels 4 bits.
-    assert json.loads(done.stdout.splitlines()[-1])["ratios"]["nf4"]["eval_loss"] <= 1.04
+    # Measured: 0.91; 1.026 with adapters that begin as ever.
+    assert json.loads(done.stdout.splitlines()[-1])["ratios"]["nf4"]["eval_loss"] <= 1.02
