@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": ("merge", "write a run's adapter into its base model"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),
     "runs": ("runs", "list, show and compare runs"),
+    "config": ("config", "translate the configuration of another trainer"),
     "backend": ("backend", "check a chip's backend against every promise"),
 }
 
