@@ -84,7 +84,7 @@ def choose_model(
     Raises:
         MstError: nothing of the kind is here, or it is not whole.
     """
-    run = _run(target, runs)
+    run = run_of(target, runs)
     if run is not None:
         return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which)
     source = locate(target, (), environ)
@@ -96,7 +96,8 @@ def choose_model(
     return source.name, of_model(directory)
 
 
-def _run(target: str | None, runs: Path) -> Path | None:
+def run_of(target: str | None, runs: Path = RUNS) -> Path | None:
+    """Return the run that `choose_model` takes for a target; None when it is a model."""
     if target is None:
         return newest_done(runs)
     places = (Path(target).expanduser(), runs / target)
@@ -141,7 +142,7 @@ def prepare_chat(
         model=model,
         backend=report.name,
         torch_device=torch_device,
-        dtype=_dtype(chosen),
+        dtype=fastest_dtype(chosen),
         attention=capabilities.attention[0],
         threads=chosen.compute_units or 1,
         environment=backend_environment(registry, report.name, (chosen,)),
@@ -153,14 +154,20 @@ def prepare_chat(
     )
 
 
-def _dtype(device: DeviceFacts) -> str:
-    # Fastest first, as the planner chooses too; float16 serves where training would overflow.
+def fastest_dtype(device: DeviceFacts) -> str:
+    """Return the dtype in which the device runs a model fastest, as the planner chooses too.
+
+    float16 serves here, where training would overflow.
+
+    Raises:
+        PlanError: it has none that mst knows.
+    """
     for each in device.dtypes:
         if each in ("bfloat16", "float16", "float32"):
             return each
     raise PlanError(
-        f"{device.name} offers {', '.join(device.dtypes) or 'no dtype'}; mst chats in bfloat16,"
-        " float16 or float32. Choose another --device (`mst devices` lists them)."
+        f"{device.name} offers {', '.join(device.dtypes) or 'no dtype'}; mst runs models in"
+        " bfloat16, float16 or float32. Choose another --device (`mst devices` lists them)."
     )
 
 

@@ -25,11 +25,19 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's contents at once: written beside it, synced, renamed over it."""
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace a file's contents at once: written beside it, synced, renamed over it.
+
+    Args:
+        path: the file.
+        text: all of it.
+        mode: permissions that it is made with, less the process's umask.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        part.unlink(missing_ok=True)  # an old one keeps its permissions
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -46,6 +46,12 @@ class RunError(MstError):
     """A run directory is in use, belongs to another run, or is not whole."""
 
 
+class EvaluationError(MstError):
+    """A figure was asked for that can't be had: of these rows, with this metric, or without a
+    library.
+    """
+
+
 class TrainingError(MstError):
     """Training had to stop; the last good checkpoint is kept."""
 

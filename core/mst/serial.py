@@ -54,3 +54,12 @@ def load(kind: type[T], path: Path) -> T:
         ValueError: when the file is not JSON or not such a dataclass.
     """
     return from_json(kind, json.loads(path.read_text(encoding="utf-8")))
+
+
+def loads(kind: type[T], text: str) -> T:
+    """Read a dataclass of type `kind` from JSON text.
+
+    Raises:
+        ValueError: when the text is not JSON or not such a dataclass.
+    """
+    return from_json(kind, json.loads(text))

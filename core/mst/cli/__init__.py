@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("doctor", "check this machine, and say what to mend"),
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),
     "merge": ("merge", "write a run's adapter into its base model"),
+    "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),
     "runs": ("runs", "list, show and compare runs"),
     "config": ("config", "translate the configuration of another trainer"),

@@ -104,7 +104,7 @@ def _list(console: Console, directory: Path, as_json: bool) -> None:
         )
         for each in found
     ]
-    _print_table(console, rows, left=3)
+    print_table(console, rows, left=3)
     for each in found:
         if each.state == "damaged":
             console.print(f"{each.name}: {each.problem}", soft_wrap=True)
@@ -170,7 +170,7 @@ def _show(console: Console, path: Path, as_json: bool) -> None:
             console.print(f"{name:<8}{text}", soft_wrap=True)
     if manifest.results:
         console.print()
-        _print_table(console, [(name, _shown(each)) for name, each in manifest.results.items()])
+        print_table(console, [(name, _shown(each)) for name, each in manifest.results.items()])
     _draw(console, [path])
 
 
@@ -197,13 +197,13 @@ def _compare(console: Console, paths: Sequence[Path], as_json: bool) -> None:
         console.print()
         rows = [(name, *map(_shown, values)) for name, values in figures.items()]
         if rows:
-            _print_table(console, [(heading, *letters), *rows])
+            print_table(console, [(heading, *letters), *rows])
         else:
             console.print(f"no {heading} differs")
     _draw(console, paths)
 
 
-def _print_table(console: Console, rows: Sequence[Sequence[str]], left: int = 1) -> None:
+def print_table(console: Console, rows: Sequence[Sequence[str]], left: int = 1) -> None:
     """Print one line a row, however wide, so that it can be searched: rich would fold cells."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -
 
 
 def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
-    """Print what was measured, and three commands to type next."""
+    """Print what was measured, and the commands to type next."""
     from rich.table import Table
 
     from mst.quantities import gib
@@ -112,7 +112,9 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
     )
     shown_path = os.path.relpath(path)
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
+    held_out = "best_eval_loss" in results
     for command in (
+        *([f"mst eval {shown_path} --compare base"] if held_out else []),
         f"mst chat {shown_path}",
         f"mst merge {shown_path}",
         f"mst runs show {shown_path}",

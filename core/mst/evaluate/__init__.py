@@ -1,1 +1,1 @@
-"""Is the tuned model any good? Accuracy over a set of answers, beside a classical baseline."""
+"""Is the tuned model any good? Its figures on rows it has not seen, and how sure they are."""

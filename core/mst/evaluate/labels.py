@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
+from mst.evaluate.batching import batches, in_passes
 from mst.training.loss import compute_in, keeps_logits
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class LabelAccuracy:
     rows: int
     free: float
     restricted: float
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """Whether one row was answered rightly, in the two ways of `LabelAccuracy`."""
+
+    free: bool
+    restricted: bool
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,26 @@ def label_accuracy(
 ) -> LabelAccuracy:
     """Ask the model each row and count the right answers, free and restricted to the set.
 
+    Args: as `label_answers`.
+    """
+    found = label_answers(model, rows, answers, tokenizer, template, dtype, progress)
+    free, restricted = sum(each.free for each in found), sum(each.restricted for each in found)
+    return LabelAccuracy(len(found), free / len(found), restricted / len(found))
+
+
+def label_answers(
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    dtype: torch.dtype,
+    progress: Callable[[int], None] = lambda done: None,
+    rows_at_most: int = _BATCH_ROWS,
+    tokens_at_most: int | None = None,
+) -> list[LabelAnswer]:
+    """Ask the model each row and say which answers are right, free and restricted to the set.
+
     Args:
         model: a causal language model of transformers, on its device.
         rows: held-out rows, each one answer at the end.
@@ -201,30 +230,44 @@ def label_accuracy(
         template: the model's.
         dtype: of the matrix products.
         progress: told after each batch how many rows are done.
+        rows_at_most: in one pass.
+        tokens_at_most: in one pass; None for no limit.
     """
     import torch
 
     asked = questions(rows, tokenizer, template)
     choices = answer_tokens(rows[0], answers, tokenizer, template)
     at_most = max(map(len, choices)) + 1
-    device_type = next(model.parameters()).device.type
-    free = restricted = 0
+    lengths = [len(each.prompt) + at_most for each in asked]
+    device = next(model.parameters()).device
+
+    def work(places: list[int]) -> list[LabelAnswer]:
+        batch = [asked[place] for place in places]
+        with torch.inference_mode(), compute_in(model, device.type, dtype):
+            prefix = _read(model, [each.prompt for each in batch], tokenizer.pad_token_id)
+            scores = _scores(model, prefix, choices)
+            said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
+        best = scores.argmax(1).tolist()
+        return [
+            LabelAnswer(
+                free=_same(tokenizer.decode(ids, skip_special_tokens=True), question.answer),
+                restricted=answers[int(index)].strip() == question.answer,
+            )
+            for question, index, ids in zip(batch, best, said, strict=True)
+        ]
+
+    found: dict[int, LabelAnswer] = {}
     training = model.training
     model.eval()
     try:
-        # Prompts of like length share a batch, so that little is padded.
-        ordered = sorted(asked, key=lambda each: len(each.prompt))
-        for start in range(0, len(ordered), _BATCH_ROWS):
-            batch = ordered[start : start + _BATCH_ROWS]
-            with torch.inference_mode(), compute_in(model, device_type, dtype):
-                prefix = _read(model, [each.prompt for each in batch], tokenizer.pad_token_id)
-                scores = _scores(model, prefix, choices)
-                said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
-            for question, best, ids in zip(batch, scores.argmax(1).tolist(), said, strict=True):
-                restricted += answers[int(best)].strip() == question.answer
-                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                free += text.casefold() == question.answer.casefold()
-            progress(start + len(batch))
+        made = batches(lengths, rows_at_most, tokens_at_most or sum(lengths))
+        for places, results in in_passes(device, made, work):
+            found |= zip(places, results, strict=True)
+            progress(len(found))
     finally:
         model.train(training)
-    return LabelAccuracy(len(asked), free / len(asked), restricted / len(asked))
+    return [found[place] for place in range(len(asked))]
+
+
+def _same(said: str, answer: str) -> bool:
+    return said.strip().casefold() == answer.casefold()

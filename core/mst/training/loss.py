@@ -1,4 +1,4 @@
-"""Cross-entropy over the label positions of a micro-batch, and nothing else."""
+"""The log-probabilities of a micro-batch's label tokens, and nothing else."""
 
 from __future__ import annotations
 
@@ -52,11 +52,22 @@ def accepts(model: torch.nn.Module, name: str) -> bool:
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
-def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
-    """Return the sum of the cross-entropies of a micro-batch's label tokens, as float32.
+def forward_arguments(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+    """Return what the forward pass is called with."""
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids}
+    # Models without positions (Mamba) or without a cache take no such argument.
+    for name, value in (("position_ids", batch.position_ids), ("use_cache", False)):
+        if accepts(model, name):
+            arguments[name] = value
+    if batch.attention_mask is not None:
+        arguments["attention_mask"] = batch.attention_mask
+    return arguments
 
-    Summed, not averaged: the caller divides by the label tokens of the whole global batch, so
-    that the result doesn't depend on how it was cut into micro-batches.
+
+def token_log_probs(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
+    """Return the log-probability of each of a micro-batch's targets (rows, kept), as float32.
+
+    Those without a label are 0.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
@@ -65,20 +76,23 @@ def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.
     """
     import torch.nn.functional as functional
 
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids}
-    # Models without positions (Mamba) or without a cache take no such argument.
-    for name, value in (("position_ids", batch.position_ids), ("use_cache", False)):
-        if accepts(model, name):
-            arguments[name] = value
-    if batch.attention_mask is not None:
-        arguments["attention_mask"] = batch.attention_mask
+    arguments = forward_arguments(model, batch)
     if selective:
         logits = model(**arguments, logits_to_keep=batch.keep).logits
     else:
         logits = model(**arguments).logits[:, batch.keep]
-    return functional.cross_entropy(
+    losses = functional.cross_entropy(
         logits.flatten(0, 1).float(),
         batch.targets.flatten(),
         ignore_index=IGNORE_INDEX,
-        reduction="sum",
+        reduction="none",
     )
+    return -losses.view_as(batch.targets)
+
+
+def summed_loss(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
+    """Return the sum of the cross-entropies of a micro-batch's label tokens, as float32.
+
+    Args: as `token_log_probs`.
+    """
+    return -token_log_probs(model, batch, selective).sum()

@@ -1,0 +1,109 @@
+"""The rows that a model is judged by: a run's own held-out rows again, or files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mst import rundir
+from mst.data.formats import read
+from mst.data.labels import label_set
+from mst.data.rows import DataSet, FileFacts, Row
+from mst.data.split import split
+from mst.errors import EvaluationError
+from mst.request import TrainRequest
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows to judge by.
+
+    Attributes:
+        rows: all of them.
+        files: where they came from.
+        answers: the set of answers when the data is a classification.
+        description: of the rows, for people.
+    """
+
+    rows: tuple[Row, ...] = field(repr=False)
+    files: tuple[FileFacts, ...]
+    answers: tuple[str, ...] | None = field(repr=False)
+    description: str
+
+
+def of_files(specs: Sequence[str]) -> HeldOut:
+    """Return all rows of data files.
+
+    Raises:
+        DataError: as the readers say.
+    """
+    found = read(specs)
+    names = ", ".join(Path(each.path).name for each in found.files)
+    return HeldOut(found.rows, found.files, label_set(found.rows), names)
+
+
+def of_run(run: Path) -> HeldOut:
+    """Return the very rows that a run held out, in the order of its own evaluations.
+
+    Raises:
+        EvaluationError: it held out none, or the data have changed since.
+        DataError: as the readers say.
+    """
+    manifest = rundir.read_manifest(run)
+    request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    train = _same(run, manifest.data)
+    if request.val_dataset:
+        held_out = _same(run, manifest.val_data)
+        train_rows, rows, files = train.rows, held_out.rows, held_out.files
+    else:
+        kept, chosen = split(len(train.rows), request.val_size, request.seed)
+        train_rows = tuple(train.rows[place] for place in kept)
+        rows, files = tuple(train.rows[place] for place in chosen), train.files
+    if not rows:
+        raise EvaluationError(
+            f"{run} held out no rows (--val-size 0), so nothing is left to judge it by. Pass files"
+            " that it was not trained on: --dataset FILE."
+        )
+    return HeldOut(rows, files, label_set(train_rows), f"held out in {run.name}")
+
+
+def _same(run: Path, facts: Sequence[FileFacts]) -> DataSet:
+    """Read a run's data files again.
+
+    Raises:
+        EvaluationError: one is gone or differs.
+    """
+    gone = [each.path for each in facts if not Path(each.path).is_file()]
+    if gone:
+        raise EvaluationError(
+            f"{run} was trained on {gone[0]}, which is gone, so its held-out rows can't be told."
+            " Put the file back, or pass other rows: --dataset FILE."
+        )
+    found = read([each.path for each in facts])
+    for before, after in zip(facts, found.files, strict=True):
+        if before.sha256 != after.sha256:
+            raise EvaluationError(
+                f"{before.path} is not what {run} was trained on (its SHA-256 differs from"
+                " run.json's), so other rows would be judged than were held out. Put the file"
+                " back, or pass other rows: --dataset FILE."
+            )
+    return found
+
+
+def question(row: Row) -> Row | None:
+    """Return a row cut after its last answer, which is the reference; None when it has none."""
+    for last in range(len(row.messages) - 1, -1, -1):
+        message = row.messages[last]
+        if message.role == "assistant":
+            answered = message.content.strip() and last
+            return replace(row, messages=row.messages[: last + 1]) if answered else None
+    return None
+
+
+def spread(places: Sequence[int], at_most: int | None) -> tuple[int, ...]:
+    """Return at most so many of the places, spread evenly over them; all for None."""
+    if at_most is None or len(places) <= at_most:
+        return tuple(places)
+    step = len(places) / at_most
+    return tuple(places[int(index * step)] for index in range(at_most))

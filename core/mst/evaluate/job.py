@@ -1,0 +1,288 @@
+"""An evaluation as it is decided before torch is loaded: models, rows, device, metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mst import rundir, serial
+from mst.chat import choose_model, fastest_dtype, run_of
+from mst.data.prepare import DEFAULT_MAX_LENGTH
+from mst.errors import EXIT_INTERRUPTED, EvaluationError, Interrupted, MstError, UsageError
+from mst.evaluate.batching import token_budget
+from mst.evaluate.choice import check_names
+from mst.evaluate.report import EvalReport
+from mst.facts import Capabilities, DeviceFacts, torch_names
+from mst.job import model_sha256
+from mst.launch import run_worker, worker_environment
+from mst.model.facts import read_facts
+from mst.plan import Plan
+from mst.request import TrainRequest
+from mst.tuned import TunedModel, base_model
+
+BASE = "base"
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What was asked.
+
+    Attributes:
+        target: as `mst.chat.choose_model` takes it.
+        checkpoint: of the run; None for its result.
+        dataset: files; empty for the run's own held-out rows.
+        metrics: names, or "auto".
+        metric_file: FILE.py or FILE.py:FUNCTION of a metric of the user's own.
+        compare: "base", or another target.
+        max_new_tokens: longest answer.
+        max_length: longest row in tokens; None for the run's, or the model's context.
+        limit: most rows; None for all.
+        batch_rows: most rows in one pass.
+        device: as `mst.probe.select_device` takes it.
+        seed: of the bootstrap.
+        predictions: file for rows and answers; None for none.
+        harness: tasks of lm-evaluation-harness, instead of rows and metrics.
+        tasks_dir: where their YAML files are.
+        harness_python: of the environment that it is installed in; None for this one.
+        apply_chat_template: the harness asks as in a chat.
+    """
+
+    target: str | None = None
+    checkpoint: str | None = None
+    dataset: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("auto",)
+    metric_file: str | None = None
+    compare: str | None = None
+    max_new_tokens: int = 256
+    max_length: int | None = None
+    limit: int | None = None
+    batch_rows: int = 16
+    device: str = "auto"
+    seed: int = 0
+    predictions: str | None = None
+    harness: tuple[str, ...] = ()
+    tasks_dir: str | None = None
+    harness_python: str | None = None
+    apply_chat_template: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be judged, and how it is run.
+
+    Attributes:
+        name: for people.
+        model: what is loaded.
+        model_sha256: fingerprint of the base or whole model.
+        dtype: of the matrix products.
+        dequantized: its base was quantized in training, but the device has no kernels for it.
+        context: longest conversation in tokens, if known.
+        loss_tokens: padded tokens in one pass of the loss.
+        answer_tokens: padded tokens in one pass of generation.
+    """
+
+    name: str
+    model: TunedModel
+    model_sha256: str
+    dtype: str
+    dequantized: bool
+    context: int | None
+    loss_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """What the worker does.
+
+    Attributes:
+        request: what was asked, with absolute paths.
+        run: whose held-out rows are judged; None for `request.dataset`.
+        subject: the model.
+        other: the model that it is held against.
+        max_length: longest row in tokens.
+        train_on: turns that the loss is over.
+        truncation_strategy: of longer rows.
+        backend: whose `mst_activate` is called.
+        torch_device: what torch calls the device.
+        attention: transformers' attention implementation.
+        threads: CPU threads.
+        environment: variables set before the worker's interpreter starts.
+    """
+
+    request: EvalRequest
+    run: str | None
+    subject: Subject
+    other: Subject | None
+    max_length: int
+    train_on: str
+    truncation_strategy: str
+    backend: str
+    torch_device: str
+    attention: str
+    threads: int
+    environment: Mapping[str, str]
+
+
+def prepare_evaluation(request: EvalRequest, environ: Mapping[str, str]) -> EvalJob:
+    """Find the models and the device, and check what can be checked without torch or data.
+
+    Raises:
+        MstError: whatever stands in the way.
+    """
+    from mst.probe import backend_environment, machine_facts, select_device
+    from mst.registry import load
+
+    check_names(request.metrics)
+    _check_files(request)
+    run = run_of(request.target)
+    name, model = choose_model(request.target, request.checkpoint, environ)
+    if run is None and not request.dataset and not request.harness:
+        raise UsageError(
+            f"mst eval: {name} is a model, not a run, so it has no held-out rows. Pass rows:"
+            " --dataset FILE."
+        )
+    registry = load()
+    report, chosen, capabilities = select_device(machine_facts(registry), request.device)
+    (torch_device,) = torch_names((chosen,), capabilities)
+    subject = _subject(name, model, run, chosen, capabilities)
+    other = _other(request.compare, subject, run, chosen, capabilities, environ)
+    trained = TrainRequest()
+    if run is not None:
+        trained = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    most = min(DEFAULT_MAX_LENGTH, subject.context or DEFAULT_MAX_LENGTH)
+    return EvalJob(
+        request=request,
+        run=str(run.absolute()) if run is not None and not request.dataset else None,
+        subject=subject,
+        other=other,
+        max_length=request.max_length or trained.max_length or most,
+        train_on=trained.train_on,
+        truncation_strategy=trained.truncation_strategy,
+        backend=report.name,
+        torch_device=torch_device,
+        attention=capabilities.attention[0],
+        threads=chosen.compute_units or 1,
+        environment=backend_environment(registry, report.name, (chosen,)),
+    )
+
+
+def _check_files(request: EvalRequest) -> None:
+    from mst.evaluate.user_metric import split_spec
+
+    if request.metric_file is not None:
+        file, _ = split_spec(request.metric_file)
+        if not Path(file).is_file():
+            raise EvaluationError(
+                f"--metric-file {file}: there is no such file. Pass a Python file, and after a"
+                " colon the function's name."
+            )
+    if request.harness and (request.tasks_dir is None or not Path(request.tasks_dir).is_dir()):
+        raise EvaluationError(
+            f"--harness takes tasks from local files, and --tasks-dir {request.tasks_dir} is no"
+            " directory. Pass the one that holds the tasks' YAML files."
+        )
+    if request.predictions is not None:
+        check_target(Path(request.predictions), "--predictions")
+
+
+def check_target(path: Path, flag: str) -> None:
+    """Make sure that a file can be written before hours are spent on its contents.
+
+    Raises:
+        EvaluationError: its directory is not there, or it is a directory itself.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise EvaluationError(
+            f"{flag} {path} can't be written: it is a directory, or its directory is not there."
+            " Pass a file in a directory that exists."
+        )
+
+
+def _subject(
+    name: str,
+    model: TunedModel,
+    run: Path | None,
+    device: DeviceFacts,
+    capabilities: Capabilities,
+) -> Subject:
+    """Return a model with the dtype of its training, where the device has it."""
+    dtype = fastest_dtype(device)
+    if run is not None:
+        trained = rundir.read_document(Plan, run, rundir.PLAN).compute_dtype
+        dtype = trained if trained in device.dtypes else dtype
+    dequantized = model.quantization not in capabilities.quantization
+    if model.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise EvaluationError(
+            f"{name} was trained on weights in {model.quantization}, which bitsandbytes makes, and"
+            " it is not installed here. Install it: python -m pip install 'mst-train[qlora]'"
+        )
+    facts = read_facts(Path(model.weights))
+    loss_tokens, answer_tokens = token_budget(facts, device.memory_free_bytes, _DTYPE_BYTES[dtype])
+    return Subject(
+        name=name,
+        model=model,
+        model_sha256=model_sha256(Path(model.weights)),
+        dtype=dtype,
+        dequantized=dequantized,
+        context=facts.max_position_embeddings,
+        loss_tokens=loss_tokens,
+        answer_tokens=answer_tokens,
+    )
+
+
+def _other(
+    compare: str | None,
+    subject: Subject,
+    run: Path | None,
+    device: DeviceFacts,
+    capabilities: Capabilities,
+    environ: Mapping[str, str],
+) -> Subject | None:
+    """Return the model that the subject is held against."""
+    if compare is None:
+        return None
+    if compare != BASE:
+        name, model = choose_model(compare, None, environ)
+        return _subject(name, model, run_of(compare), device, capabilities)
+    if run is None:
+        raise UsageError(
+            f"--compare base: {subject.name} is a model, not a run, so its base is not known."
+            " Pass the other model: --compare MODEL."
+        )
+    manifest = rundir.read_manifest(run)
+    request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    base = str(base_model(run, manifest, request))
+    model = replace(subject.model, weights=base, tokenizer=base, adapter=None, step=None)
+    return _subject(f"{manifest.model}, the base", model, run, device, capabilities)
+
+
+def evaluate(job: EvalJob, environ: Mapping[str, str]) -> EvalReport:
+    """Run the worker in the foreground and return what it found.
+
+    Raises:
+        MstError: it failed, and has said why on standard error.
+    """
+    environment = worker_environment(environ, job.environment)
+    # A file without a name, which holds the report alone: figures, and no row.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
+        arguments = [serial.dumps(job), str(answer.fileno())]
+        code = run_worker("mst.evaluate.worker", arguments, environment, (answer.fileno(),))
+        if code == EXIT_INTERRUPTED:
+            raise Interrupted("nothing was written.")
+        if code:
+            cause = f"the worker ended with code {code}, its reason stands above"
+            if code == 128 + 9:
+                cause = (
+                    "the worker was killed (SIGKILL); the kernel does that when memory runs out."
+                    " Pass a smaller --batch-size"
+                )
+            failed = MstError(f"nothing was measured: {cause}.")
+            failed.exit_code = code if code < 128 else failed.exit_code
+            raise failed
+        answer.seek(0)
+        return serial.loads(EvalReport, answer.read())
