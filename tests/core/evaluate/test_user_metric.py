@@ -83,3 +83,11 @@ def test_a_file_that_cannot_be_loaded_is_refused(text: str, words: str, tmp_path
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="No such file"):
         load_metric(str(tmp_path / "none.py"))
+
+
+def test_the_documented_metric_runs(tmp_path: Path) -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs/evaluation.md").read_text("utf-8")
+    block = document.split("<!-- metric:begin -->\n```python\n")[1].split("```")[0]
+    metric = load_metric(str(write(tmp_path, block)))
+
+    assert figure(user_statistic(metric, ["one two", "three"], ["one two", "four"])).value == 0.5
