@@ -72,7 +72,9 @@ def test_a_figure_without_rows_or_with_one_has_no_interval(
     found = figure(statistic, statistic)
 
     assert found.value == found.before == 2.0
-    assert found.interval is found.difference_interval is found.verdict is None
+    assert found.interval is None
+    assert found.difference_interval is None
+    assert found.verdict is None
 
 
 def test_a_figure_that_the_rows_do_not_make_is_none_not_nan() -> None:

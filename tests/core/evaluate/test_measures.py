@@ -30,7 +30,8 @@ PROMPTS = [[1, 320, 275, 201], [1, 99], [1, 7, 7, 1200, 99, 320, 5000, 17, 44], 
 def model(tiny_model: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    return loaded.eval()
 
 
 @pytest.fixture(scope="module")
