@@ -165,9 +165,9 @@ class TrainRequest:
     )
     truncation_strategy: str = option(
         "delete",
-        "rows longer than max_length are left out, or cut at the right",
+        "rows longer than max_length are left out, or cut at the right or left",
         group="data",
-        choices=("delete", "right"),
+        choices=("delete", "right", "left"),
     )
     train_on: str = option(
         "assistant",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from mst.data.rows import Row
+from mst.data.offsets import labelled
+from mst.data.rows import Message, Row
 from mst.data.spans import Span, assistant_spans
 from mst.data.template import ChatTemplate
 from mst.data.tokens import EncodedText, TextTokenizer
+from mst.data.truncation import TRUNCATION_STRATEGIES, fitting, length
 from mst.errors import DataError
 
 # torch's cross entropy leaves this label out.
 IGNORE = -100
-TRUNCATION_STRATEGIES = ("delete", "right")
 # Rows tokenized at once: enough to keep all cores busy, few enough that the Rust objects, which
 # are ten times as large as the ids, do not pile up.
 _BATCH_ROWS = 1024
@@ -29,7 +30,8 @@ class Example:
         labels: of the same length and not shifted: the id itself where it carries loss, else
             `IGNORE`.
         row: the row it came from.
-        weights: factor of each token's loss, of the same length; None where all are 1.
+        weights: factor of each token's loss, of the same length, 0 where it carries none; None
+            where all are 1.
         rejected: of a preference, the worse conversation; this one is the better.
     """
 
@@ -46,12 +48,13 @@ class EncodeStats:
 
     Attributes:
         rows: examples that are left.
-        tokens: their tokens.
+        tokens: their tokens, those of the worse conversation of a preference included.
         label_tokens: those of them that carry loss.
         longest: tokens of the longest row, before any was cut or left out.
         too_long: rows longer than `max_length`.
         deleted: rows left out, because too long or because cutting left nothing to learn.
-        truncated: rows that were cut and kept.
+        truncated: rows of which a part was cut off.
+        divided: plain texts that were cut into pieces; nothing of them is lost.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class EncodeStats:
     too_long: int
     deleted: int
     truncated: int
+    divided: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,18 @@ def encode(
 ) -> Encoded:
     """Render, tokenize and label rows.
 
+    In both conversations of a preference the turns after their common beginning carry loss; with
+    a KTO label the last answer does. Plain text carries loss throughout, and is cut into pieces
+    of `max_length`.
+
     Args:
-        rows: conversations.
+        rows: conversations, preferences or plain texts.
         tokenizer: the model's.
         template: the model's.
         max_length: most tokens of a row; None for no limit.
         train_on: "assistant", "last" or "all"; see `mst.data.spans.assistant_spans`.
-        truncation_strategy: "delete" leaves longer rows out, "right" cuts off their end and leaves
-            out those that then carry no loss.
+        truncation_strategy: of conversations: "delete" leaves longer rows out, "right" cuts off
+            their end and "left" their beginning; a row in which no loss is left is left out.
 
     Raises:
         DataError: when a row cannot be rendered or carries no loss, or none is left. Names file
@@ -99,47 +107,89 @@ def encode(
             f"--truncation-strategy '{truncation_strategy}' is not one of "
             f"{', '.join(TRUNCATION_STRATEGIES)}. Pass one."
         )
-    whole: list[Example] = []
+    examples: list[Example] = []
+    lengths: list[int] = []
+    deleted = divided = 0
     for first in range(0, len(rows), _BATCH_ROWS):
-        batch = rows[first : first + _BATCH_ROWS]
-        rendered = [_spans(template, row, train_on) for row in batch]
-        texts = tokenizer.encode_batch([text for text, _ in rendered])
-        for row, text, (_, spans) in zip(batch, texts, rendered, strict=True):
-            whole.append(_example(text, spans, row))
-    kept = [_cut(example, max_length, truncation_strategy) for example in whole]
-    examples = tuple(example for example in kept if example is not None)
+        for whole in _whole(rows[first : first + _BATCH_ROWS], tokenizer, template, train_on):
+            kept = fitting(whole, max_length, truncation_strategy)
+            lengths.append(length(whole))
+            deleted += not kept
+            divided += len(kept) > 1
+            examples += kept
     if not examples:
-        raise _nothing_left(whole, max_length, truncation_strategy)
-    return Encoded(examples, _stats(whole, examples, max_length))
-
-
-def _stats(
-    whole: Sequence[Example], examples: Sequence[Example], max_length: int | None
-) -> EncodeStats:
-    lengths = [len(example.input_ids) for example in whole]
+        raise _nothing_left(lengths, max_length, truncation_strategy)
     too_long = sum(length > max_length for length in lengths) if max_length is not None else 0
-    deleted = len(whole) - len(examples)
-    return EncodeStats(
+    both = [each for e in examples for each in (e, e.rejected) if each is not None]
+    stats = EncodeStats(
         rows=len(examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-        label_tokens=sum(len(e.labels) - e.labels.count(IGNORE) for e in examples),
+        tokens=sum(len(each.input_ids) for each in both),
+        label_tokens=sum(len(each.labels) - each.labels.count(IGNORE) for each in both),
         longest=max(lengths),
         too_long=too_long,
         deleted=deleted,
-        truncated=too_long - deleted,
+        truncated=too_long - deleted - divided,
+        divided=divided,
     )
+    return Encoded(tuple(examples), stats)
 
 
-def _spans(template: ChatTemplate, row: Row, train_on: str) -> tuple[str, tuple[Span, ...]]:
+def _whole(
+    rows: Sequence[Row], tokenizer: TextTokenizer, template: ChatTemplate, train_on: str
+) -> Iterator[Example]:
+    """Yield the example of each row, uncut."""
+    rendered = [each for row in rows for each in _rendered(template, row, train_on)]
+    texts = iter(tokenizer.encode_batch([text for text, _ in rendered]))
+    spans = iter([spans for _, spans in rendered])
+    documents = [row.text for row in rows if row.text is not None]
+    ids = iter(tokenizer.encode_documents(documents))
+    for row in rows:
+        if row.text is not None:
+            whole = array("i", next(ids))
+            yield Example(whole, without_first(whole[:]), row)
+        else:
+            example = _example(next(texts), next(spans), row)
+            worse = _example(next(texts), next(spans), row) if row.rejected else None
+            yield example if worse is None else replace(example, rejected=worse)
+
+
+def _rendered(
+    template: ChatTemplate, row: Row, train_on: str
+) -> Iterator[tuple[str, tuple[Span, ...]]]:
+    """Yield the text and the spans of a row's conversations: one, or two of a preference."""
+    if row.text is not None:
+        return
+    if row.rejected:
+        pairs = zip(row.messages, row.rejected, strict=False)
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if common is None:
+            common = min(len(row.messages), len(row.rejected))
+        yield _spans(template, row, row.messages, "assistant", common)
+        yield _spans(template, row, row.rejected, "assistant", common)
+    else:
+        train_on = train_on if row.desirable is None else "last"
+        yield _spans(template, row, row.messages, train_on)
+
+
+def _spans(
+    template: ChatTemplate, row: Row, messages: Sequence[Message], train_on: str, first: int = 0
+) -> tuple[str, tuple[Span, ...]]:
     where = f"{row.file}, row {row.number}"
     try:
-        text, spans = assistant_spans(template, row.messages, train_on)
+        text, spans = assistant_spans(template, messages, train_on, row.tools, first)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+    if not spans and row.rejected:
+        raise DataError(
+            f"{where}: the better and the worse conversation must both go on with an answer of "
+            "their own after the turns they share, but one has none that carries loss. Mend the "
+            "row, or remove it."
+        )
     if not spans:
         raise DataError(
-            f"{where}: no turn carries loss with --train-on {train_on}: 'loss' is false on every "
-            "answer it chooses. Remove the row, or set 'loss' to true on one."
+            f"{where}: no turn carries loss with --train-on {train_on}: there is no answer, or "
+            "'loss' is false on every one it chooses. Remove the row, or set 'loss' to true on "
+            "one."
         )
     return text, spans
 
@@ -147,57 +197,32 @@ def _spans(template: ChatTemplate, row: Row, train_on: str) -> tuple[str, tuple[
 def _example(text: EncodedText, spans: Sequence[Span], row: Row) -> Example:
     ids = array("i", text.ids)
     labels = array("i", [IGNORE]) * len(ids)
-    for position in labelled(text.offsets, spans):
+    weighted = any(span.weight != 1 for span in spans)
+    weights = array("f", [0.0]) * len(ids) if weighted else None
+    for position, place in labelled(text.offsets, spans):
         labels[position] = ids[position]
-    # Nothing comes before the first token, so nothing predicts it.
+        if weights is not None:
+            weights[position] = spans[place].weight
+    return Example(ids, without_first(labels), row, weights)
+
+
+def without_first(labels: array[int]) -> array[int]:
+    """Return labels whose first is ignored: nothing comes before that token to predict it."""
     labels[:1] = array("i", [IGNORE] * len(labels[:1]))
-    return Example(ids, labels, row)
+    return labels
 
 
-def labelled(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[int]:
-    """Return the positions of the tokens whose characters overlap a span.
-
-    Args:
-        offsets: (start, end) in characters of each token, ascending. Tokens of one multi-byte
-            character all have that character's offsets.
-        spans: ascending (start, end) in characters.
-    """
-    positions = []
-    remaining = iter(spans)
-    span = next(remaining, None)
-    covered = 0
-    for position, (start, end) in enumerate(offsets):
-        if start == end:
-            # Tokenizers that trim offsets give white space no width: it stands between the
-            # former token and here. What has no room even so is a character of its own.
-            start, end = (covered, end) if covered < end else (start, end + 1)
-        else:
-            covered = end
-        while span is not None and span[1] <= start:
-            span = next(remaining, None)
-        if span is None:
-            break
-        if end > span[0]:
-            positions.append(position)
-    return positions
-
-
-def _cut(example: Example, max_length: int | None, strategy: str) -> Example | None:
-    if max_length is None or len(example.input_ids) <= max_length:
-        return example
-    labels = example.labels[:max_length]
-    if strategy == "delete" or labels.count(IGNORE) == len(labels):
-        return None
-    return Example(example.input_ids[:max_length], labels, example.row)
-
-
-def _nothing_left(whole: Sequence[Example], max_length: int | None, strategy: str) -> DataError:
-    if not whole:
+def _nothing_left(lengths: Sequence[int], max_length: int | None, strategy: str) -> DataError:
+    if not lengths:
         return DataError("Rows to learn from are needed, but none were given. Pass --dataset FILE.")
-    lengths = [len(example.input_ids) for example in whole]
     longest, shortest = max(lengths), min(lengths)
-    why = "are longer" if strategy == "delete" else "have their answers beyond it"
+    why = {
+        "delete": "are longer",
+        "right": "have their answers beyond it",
+        "left": "have no token to learn in it",
+    }[strategy]
     return DataError(
-        f"--max-length {max_length} leaves no row to learn from: all {len(whole)} {why} (shortest "
-        f"{shortest} tokens, longest {longest}). Pass --max-length {longest} to keep them all."
+        f"--max-length {max_length} leaves no row to learn from: all {len(lengths)} {why} "
+        f"(shortest {shortest} tokens, longest {longest}). Pass --max-length {longest} to keep "
+        "them all."
     )

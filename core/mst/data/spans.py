@@ -1,29 +1,33 @@
-"""Which characters of a rendered conversation carry loss.
-
-A chat template says nothing about who wrote what in its output, so it is found out by rendering.
-The text before an answer is the conversation so far with the generation prompt, exactly what the
-model sees when it is used; from there to the end-of-turn token is what it must learn to write.
-Some templates render a turn differently when others follow, strip it, or move it. There, the same
-conversation is rendered with the answer replaced by a marker, and what differs is the answer.
-"""
+"""Which characters of a rendered conversation carry loss, and how much."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, render
+from mst.data.turns import turn_ends
 from mst.errors import DataError
 
-Span = tuple[int, int]
 TRAIN_ON = ("assistant", "last", "all")
 
 
+class Span(NamedTuple):
+    """Characters of a text that carry loss, and the factor of that loss."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
 def assistant_spans(
-    template: ChatTemplate, messages: Sequence[Message], train_on: str
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    train_on: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    first: int = 0,
 ) -> tuple[str, tuple[Span, ...]]:
     """Render a conversation and say which characters of it carry loss.
 
@@ -31,123 +35,60 @@ def assistant_spans(
         template: the model's template.
         messages: the conversation.
         train_on: "assistant" for all assistant turns, "last" for the last of them, "all" for the
-            whole text. A message's own `loss` overrides it for that turn.
+            whole text. A message's own `loss` overrides it for that turn, and its `weight` is the
+            factor of that turn's loss; 0 is no loss.
+        tools: JSON schemas of the tools that the conversation may call.
+        first: turns before this one carry no loss, whatever they say.
 
     Returns:
-        The text, and ascending (start, end) spans. A turn's span ends with its end-of-turn token:
-        white space after it carries no loss, since the model has stopped by then.
+        The text, and ascending spans. A turn's span ends with its end-of-turn token: white space
+        after it carries no loss, since the model has stopped by then.
 
     Raises:
         DataError: when the template refuses the conversation, writes no end-of-turn token after
-            an answer, or hides where an answer stands. Does not say which row it was.
+            an answer, or hides where an answer stands; when another turn than an assistant's asks
+            for loss. Does not say which row it was.
     """
     if train_on not in TRAIN_ON:
         raise DataError(f"--train-on '{train_on}' is not one of {', '.join(TRAIN_ON)}. Pass one.")
-    text = render(template, messages)
-    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    weights = _weights(messages, train_on, first)
+    text = render(template, messages, tools=tools)
     if train_on == "all":
         # Every turn is looked at, because a model that never reads an end of turn never stops.
-        spans = {index: _turn_span(template, messages, index, text) for index in turns}
-        return text, _without(len(text), [spans[i] for i in turns if messages[i].loss is False])
-    default = turns if train_on == "assistant" else turns[-1:]
-    trained = [i for i in turns if messages[i].loss or (messages[i].loss is None and i in default)]
-    return text, tuple(_turn_span(template, messages, index, text) for index in trained)
+        ends = turn_ends(template, messages, list(weights), text, tools)
+        own = {index: weight for index, weight in weights.items() if weight != 1}
+        return text, _around(len(text), [Span(*ends[i], own[i]) for i in own])
+    trained = [index for index, weight in weights.items() if weight]
+    ends = turn_ends(template, messages, trained, text, tools)
+    return text, tuple(Span(*ends[index], weights[index]) for index in trained)
 
 
-def _without(length: int, holes: Sequence[Span]) -> tuple[Span, ...]:
-    edges = [0, *(edge for hole in holes for edge in hole), length]
-    spans = zip(edges[::2], edges[1::2], strict=True)
-    return tuple((start, end) for start, end in spans if start < end)
+def _weights(messages: Sequence[Message], train_on: str, first: int) -> dict[int, float]:
+    """Return the factor of loss of each assistant turn by its place, 0 for none."""
+    found: dict[int, float] = {}
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    chosen = turns[-1:] if train_on == "last" else turns
+    for index, message in enumerate(messages):
+        weight = 1.0 if message.weight is None else message.weight
+        if not math.isfinite(weight) or weight < 0:
+            raise DataError(
+                f"message {index + 1} has the weight {weight:g}, but a factor of loss is a number "
+                "from 0 on. Mend 'weight', or leave it out for 1."
+            )
+        if message.role == "assistant":
+            learned = index in chosen if message.loss is None else message.loss
+            found[index] = weight if learned and index >= first else 0.0
+        elif message.loss or message.weight:
+            raise DataError(
+                f"message {index + 1} is a turn of the {message.role} and asks for loss, but only "
+                "an assistant's turn can be learnt. Remove its 'loss' and 'weight', or pass "
+                "--train-on all to learn the whole text."
+            )
+    return found
 
 
-def _turn_span(template: ChatTemplate, messages: Sequence[Message], index: int, text: str) -> Span:
-    start = _prompt_end(template, messages[:index], text)
-    if start is not None:
-        for content in (messages[index].content, messages[index].content.strip()):
-            if text.startswith(content, start):
-                end = _stop_end(template, text, start + len(content))
-                if end is not None:
-                    return start, end
-    found = _difference(template, messages, index, text)
-    if found is None or (start is None and found[0] is None):
-        raise DataError(
-            f"message {index + 1} is an answer to learn, but where the chat template in "
-            f"{template.origin} writes it cannot be proved. Pass --train-on last, or a --template "
-            "that writes each turn unchanged."
-        )
-    begin, content_end = found
-    end = _stop_end(template, text, content_end)
-    if end is None:
-        raise DataError(
-            f"message {index + 1} is an answer to learn, but the chat template in "
-            f"{template.origin} writes no end-of-turn token after it (looked for "
-            f"{', '.join(template.stop_tokens) or 'none: the model names no eos_token'}), so the "
-            "model would never stop. Pass a --template that does."
-        )
-    first = start if start is not None else begin
-    assert first is not None
-    return min(first, content_end), end
-
-
-def _prompt_end(template: ChatTemplate, before: Sequence[Message], text: str) -> int | None:
-    """Return the length of the prompt that `text` starts with, None when it does not."""
-    try:
-        prompt = render(template, before, add_generation_prompt=True)
-    except DataError:
-        # Many templates refuse a conversation without a user turn, or an empty one, though the
-        # whole of it is fine.
-        return None
-    return len(prompt) if text.startswith(prompt) else None
-
-
-def _difference(
-    template: ChatTemplate, messages: Sequence[Message], index: int, text: str
-) -> tuple[int | None, int] | None:
-    """Find an answer by what changes when a marker stands in its place.
-
-    Returns:
-        Where the answer starts (None when not proved) and ends; None when not even that.
-    """
-    marker = "\ue000"  # a private-use character: no template gives it a meaning
-    while any(marker in message.content for message in messages):
-        marker += "\ue001"
-    twin = [*messages]
-    twin[index] = replace(messages[index], content=marker)
-    rendered = render(template, twin)
-    if rendered.count(marker) != 1:
-        return None
-    before, after = rendered.split(marker)
-    end = len(text) - len(after)
-    if not text.endswith(after):
-        return None
-    if text.startswith(before):
-        return (len(before), end) if len(before) <= end else None
-    # A template that sorts an answer's reasoning into a block of its own changes the text before
-    # the marker too; that is harmless while it stays within this turn.
-    pairs = enumerate(zip(before, text, strict=False))
-    same = next((place for place, (a, b) in pairs if a != b), min(len(before), len(text)))
-    turn = _turn_start(template, messages[:index], text)
-    return (same if turn is not None and turn <= same <= end else None), end
-
-
-def _turn_start(template: ChatTemplate, before: Sequence[Message], text: str) -> int | None:
-    try:
-        history = render(template, before)
-    except DataError:
-        return None
-    return len(history) if text.startswith(history) else None
-
-
-def _stop_end(template: ChatTemplate, text: str, position: int) -> int | None:
-    """Return the end of the end-of-turn token that follows `position` after white space only."""
-    if not template.stop_tokens:
-        return None
-    match = _stop_pattern(template.stop_tokens).match(text, position)
-    return match.end() if match else None
-
-
-@lru_cache(maxsize=8)
-def _stop_pattern(stop_tokens: tuple[str, ...]) -> re.Pattern[str]:
-    # Longest first, so that a token that starts with another one is taken whole.
-    longest_first = sorted(stop_tokens, key=len, reverse=True)
-    return re.compile(r"\s*(?:" + "|".join(map(re.escape, longest_first)) + ")")
+def _around(length: int, own: Sequence[Span]) -> tuple[Span, ...]:
+    """Return spans that cover a text with weight 1, but for the spans that have their own."""
+    edges = [0, *(edge for span in own for edge in span[:2]), length]
+    rest = [Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    return tuple(sorted(span for span in (*rest, *own) if span.weight and span.start < span.end))

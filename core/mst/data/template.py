@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mst.data.rows import Message
 from mst.data.special import read_json, special_tokens
@@ -68,7 +69,10 @@ def load_template(model_dir: Path, override: str | None = None) -> ChatTemplate:
 
 
 def render(
-    template: ChatTemplate, messages: Sequence[Message], add_generation_prompt: bool = False
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render a conversation, character for character as transformers' `apply_chat_template`.
 
@@ -76,17 +80,17 @@ def render(
         template: the model's template.
         messages: the conversation so far.
         add_generation_prompt: end with what the model sees before it answers.
+        tools: JSON schemas of the tools that the conversation may call.
 
     Raises:
         DataError: when the template refuses the conversation. The caller adds which row it was.
     """
     from mst.data.sandbox import TemplateRefusedError, compiled
 
-    plain = [{"role": message.role, "content": message.content} for message in messages]
     try:
         return compiled(template.source).render(
-            messages=plain,
-            tools=None,
+            messages=[_plain(message) for message in messages],
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **template.special_tokens,
@@ -104,6 +108,21 @@ def render(
         f"the chat template in {template.origin} refused the conversation ({roles}): {reason}. "
         "Mend the row, or pass another --template."
     )
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """Return a message as `apply_chat_template` takes it; what it doesn't have is left out."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        # transformers gives it under both names: gpt-oss and LFM2.5 read `thinking`.
+        plain["reasoning_content"] = plain["thinking"] = message.reasoning
+    if message.tool_calls:
+        plain["tool_calls"] = list(message.tool_calls)
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        plain["name"] = message.name
+    return plain
 
 
 def _source(model_dir: Path, override: str | None) -> tuple[str | None, str]:

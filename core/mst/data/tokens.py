@@ -54,6 +54,16 @@ class TextTokenizer:
         batch = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [EncodedText(encoding.ids, encoding.offsets) for encoding in batch]
 
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each plain text as for pretraining, ended by the end of sequence.
+
+        The tokenizer puts in front what it puts before any text: Llama's `<|begin_of_text|>`;
+        Qwen has nothing.
+        """
+        eos = self.eos_token_ids[0]
+        batch = [each.ids for each in self.tokenizer.encode_batch(list(texts))]
+        return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in batch]
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ids."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mst.data.encode import IGNORE, Encoded, Example, encode, labelled
+from mst.data.encode import IGNORE, Encoded, Example, encode
+from mst.data.offsets import labelled
 from mst.data.rows import DataSet, Message, Row
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
@@ -123,6 +124,147 @@ def test_long_rows_are_cut_unless_nothing_to_learn_is_left(smollm2: Model) -> No
     assert (found.stats.too_long, found.stats.deleted, found.stats.truncated) == (2, 1, 1)
 
 
+def test_cutting_at_the_left_keeps_the_answer_and_its_end(smollm2: Model) -> None:
+    rows = [row("long " * 90, "short answer"), row("q", "a", number=2)]
+    whole, found = run(smollm2, rows).examples[0], run(smollm2, rows, max_length=60, cut="left")
+    (cut, short) = found.examples
+
+    assert cut.input_ids == whole.input_ids[-60:]
+    assert cut.labels == whole.labels[-60:]
+    assert short.row.number == 2
+    assert (found.stats.too_long, found.stats.deleted, found.stats.truncated) == (1, 0, 1)
+
+
+def test_a_weighted_turn_gives_its_tokens_their_factor(smollm2: Model) -> None:
+    turns = (Message("user", "q"), Message("assistant", "half", weight=0.5))
+    chat = Row((*turns, Message("user", "r"), Message("assistant", "full")), "rows.jsonl", 1)
+    (example,) = run(smollm2, [chat]).examples
+    (cut,) = run(smollm2, [chat], max_length=len(example.input_ids) - 1, cut="right").examples
+
+    assert run(smollm2, [row("q", "a")]).examples[0].weights is None
+    assert example.weights is not None
+    factors: dict[float, list[int]] = {0.5: [], 1.0: [], 0.0: []}
+    for token, label, weight in zip(
+        example.input_ids, example.labels, example.weights, strict=True
+    ):
+        factors[weight].append(token)
+
+        assert (label == IGNORE) == (weight == 0)
+    assert smollm2[0].decode(factors[0.5]) == "half<|im_end|>"
+    assert smollm2[0].decode(factors[1.0]) == "full<|im_end|>"
+    assert cut.weights == example.weights[:-1]
+
+
+def preference(better: str, worse: str, number: int = 1) -> Row:
+    shared = row("q", "shared", "and?").messages
+    return Row(
+        (*shared, Message("assistant", better)),
+        "rows.jsonl",
+        number,
+        rejected=(*shared, Message("assistant", worse)),
+    )
+
+
+def test_of_a_preference_only_what_differs_is_learned(smollm2: Model) -> None:
+    (example,) = run(smollm2, [preference("good", "bad")]).examples
+    worse = example.rejected
+
+    assert worse is not None
+    assert learned(smollm2[0], example) == "good<|im_end|>"
+    assert learned(smollm2[0], worse) == "bad<|im_end|>"
+    text = render(smollm2[1], example.row.rejected)
+    assert smollm2[0].decode(worse.input_ids) == text
+
+
+def test_a_preference_is_kept_only_when_both_conversations_fit(smollm2: Model) -> None:
+    rows = [preference("good", "bad"), preference("a", "long " * 90, 2)]
+    found = run(smollm2, [*rows, preference("long " * 90, "b", 3)], max_length=80)
+    cut = run(smollm2, [*rows, preference("long " * 90, "b", 3)], max_length=80, cut="right")
+
+    assert [each.row.number for each in found.examples] == [1]
+    assert (found.stats.too_long, found.stats.deleted) == (2, 2)
+    assert [each.row.number for each in cut.examples] == [1, 2, 3]
+    worse = cut.examples[1].rejected
+    assert worse is not None
+    assert len(worse.input_ids) == 80
+    gone = run(smollm2, [rows[0], preference("a", "b", 4)], max_length=20, cut="left")
+    assert all(len(e.input_ids) == 20 for e in gone.examples)
+
+
+def test_a_preference_without_an_answer_of_its_own_is_refused(
+    smollm2: Model, refuses: Refuses
+) -> None:
+    same = preference(SECRET, SECRET, 8)
+    shorter = Row(same.messages, "rows.jsonl", 9, rejected=same.messages[:-1])
+
+    for each in (same, shorter):
+        refuses(lambda r=each: run(smollm2, [r]), f"row {each.number}", "an answer of their own")
+
+
+def test_with_a_kto_label_the_last_answer_alone_is_learned(smollm2: Model) -> None:
+    messages = row("q", "one", "r", "two").messages
+    rows = [Row(messages, "rows.jsonl", n, desirable=bool(n)) for n in (0, 1)]
+
+    for example in run(smollm2, rows).examples:
+        assert learned(smollm2[0], example) == "two<|im_end|>"
+
+
+def document(text: str, number: int = 1) -> Row:
+    return Row((), "corpus.txt", number, text=text)
+
+
+def test_plain_text_is_learned_to_its_end(models: dict[str, Model]) -> None:
+    tokenizer, template = models["qwen3"]
+    rows = [document("Fine weather today."), row("q", "a"), document("今天天气很好。", 3)]
+    first, chat, last = encode(rows, tokenizer, template, None).examples
+
+    assert tokenizer.decode(first.input_ids) == "Fine weather today.<|im_end|>"
+    assert tokenizer.decode(last.input_ids) == "今天天气很好。<|im_end|>"
+    assert first.labels[1:] == first.input_ids[1:]
+    assert first.labels[0] == IGNORE
+    assert chat.row.messages
+
+
+def test_plain_text_begins_as_the_tokenizer_begins_any_text(
+    model_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    inner = Tokenizer.from_file(str(model_dirs["minimind"] / "tokenizer.json"))
+    bos = "<|im_start|>"
+    inner.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, inner.token_to_id(bos))]
+    )
+    inner.save(str(tmp_path / "tokenizer.json"))
+    config = (model_dirs["minimind"] / "tokenizer_config.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(config, encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    (example,) = encode(
+        [document("Guten Tag")], load_tokenizer(tmp_path), load_template(tmp_path), None
+    ).examples
+
+    assert list(example.input_ids) == [*theirs("Guten Tag")["input_ids"], theirs.eos_token_id]
+    assert example.input_ids[0] == theirs.convert_tokens_to_ids(bos)
+
+
+def test_long_plain_text_is_divided_and_nothing_of_it_is_lost(smollm2: Model) -> None:
+    long = document("The quick brown fox jumps over the lazy dog. " * 30)
+    (whole,) = run(smollm2, [long]).examples
+    found = run(smollm2, [long, document("short", 2)], max_length=64)
+    pieces = [e for e in found.examples if e.row is long]
+    ids = [token for piece in pieces for token in piece.input_ids]
+
+    assert len(pieces) == -(-len(whole.input_ids) // 64)
+    assert ids == list(whole.input_ids)
+    assert all(piece.labels[0] == IGNORE for piece in pieces)
+    assert all(piece.labels[1:] == piece.input_ids[1:] for piece in pieces)
+    stats = found.stats
+    assert (stats.rows, stats.too_long, stats.divided) == (len(pieces) + 1, 1, 1)
+    assert (stats.deleted, stats.truncated) == (0, 0)
+
+
 def test_when_no_row_is_left_the_lengths_are_named(smollm2: Model, refuses: Refuses) -> None:
     rows = [row(SECRET, SECRET), row(SECRET * 2, SECRET, number=2)]
     lengths = [len(example.input_ids) for example in run(smollm2, rows).examples]
@@ -131,7 +273,7 @@ def test_when_no_row_is_left_the_lengths_are_named(smollm2: Model, refuses: Refu
     refuses(lambda: run(smollm2, rows, 8), "--max-length 8", "all 2 are longer", *named)
     refuses(lambda: run(smollm2, rows, 8, "right"), "--max-length 8", "beyond it", *named)
     refuses(lambda: run(smollm2, []), "none were given")
-    refuses(lambda: run(smollm2, rows, 8, "left"), "--truncation-strategy 'left'", "delete, right")
+    refuses(lambda: run(smollm2, rows, 8, "up"), "--truncation-strategy 'up'", "right, left")
 
 
 def test_a_row_that_the_template_refuses_is_named_and_not_quoted(
@@ -178,7 +320,7 @@ def test_an_example_prints_no_text(smollm2: Model) -> None:
 def test_a_token_is_learned_when_its_characters_overlap_a_span(
     offsets: list[tuple[int, int]], spans: list[tuple[int, int]], positions: list[int]
 ) -> None:
-    assert labelled(offsets, spans) == positions
+    assert [position for position, _ in labelled(offsets, spans)] == positions
 
 
 def test_ten_thousand_rows_take_seconds(smollm2: Model, demo: DataSet) -> None:

@@ -65,9 +65,9 @@ def learned(found: ChatTemplate, messages: list[Message], train_on: str = "assis
     text, spans = assistant_spans(found, messages, train_on)
 
     assert text == render(found, messages)
-    assert all(a < b for a, b in spans)
+    assert all(start < end for start, end, _ in spans)
     assert list(spans) == sorted(spans)
-    return [text[start:end] for start, end in spans]
+    return [text[start:end] for start, end, _ in spans]
 
 
 CHAT = [Message("system", "s"), user("q"), bot("one"), user("q"), bot("two"), user("bye")]
@@ -210,3 +210,36 @@ def test_whatever_they_hold_answers_are_learned_whole_and_questions_never(
 
     assert learned(CHATML, chat) == [answer + "</s>" for _, answer in pairs]
     assert learned(HEADER_ALWAYS_APPENDED, chat) == stripped
+
+
+def test_a_weight_is_the_factor_of_its_turns_loss_and_zero_is_no_loss() -> None:
+    def weighted(content: str, weight: float | None, loss: bool | None = None) -> Message:
+        return Message("assistant", content, loss, weight)
+
+    chat = [user("q"), weighted("a", 0.5), user("q"), weighted("b", 0), user("q"), bot("c")]
+    text, spans = assistant_spans(CHATML, chat, "assistant")
+    whole, parts = assistant_spans(CHATML, chat, "all")
+
+    assert [(text[a:b], weight) for a, b, weight in spans] == [("a</s>", 0.5), ("c</s>", 1.0)]
+    assert [whole[a:b] for a, b, weight in parts if weight == 0.5] == ["a</s>"]
+    assert "".join(whole[a:b] for a, b, _ in parts) == whole.replace("b</s>", "")
+    silent = [*chat[:4], user("q"), weighted("c", 2.0, loss=False)]
+    assert [weight for *_, weight in assistant_spans(CHATML, silent, "assistant")[1]] == [0.5]
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_factor_is_refused(refuses: Callable[..., str], weight: float) -> None:
+    chat = [user(SECRET), Message("assistant", SECRET, weight=weight)]
+
+    refuses(lambda: assistant_spans(CHATML, chat, "assistant"), "message 2", "from 0 on")
+
+
+@pytest.mark.parametrize("turn", [Message("user", SECRET, True), Message("tool", SECRET, None, 1)])
+def test_loss_on_any_other_turn_than_the_assistants_is_refused(
+    refuses: Callable[..., str], turn: Message
+) -> None:
+    chat = [turn, bot(SECRET)]
+
+    refuses(
+        lambda: assistant_spans(CHATML, chat, "assistant"), "message 1", turn.role, "--train-on all"
+    )
