@@ -1,45 +1,88 @@
-"""From records to conversations: which columns are meant, and what each row must have."""
+"""From data files to rows: each file's shape is told by its columns."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from mst.data.files import Record, RecordFile, json_type, read_records, shown_names
-from mst.data.rows import DataSet, FileFacts, Message, Row
+from mst.data.columns import Columns, find_columns, role_mapping
+from mst.data.records import Record, Records, kind_of, records
+from mst.data.refusals import Place, Refusals, RowError
+from mst.data.rows import DataSet, FileFacts, Row
+from mst.data.selection import Selection, select
+from mst.data.shapes.row import make_row
+from mst.data.shapes.turns import USUAL, Tags
+from mst.data.sources import Source, find_source
+from mst.data.text_files import json_line
 from mst.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool")
-# As ms-swift's automatic mapping has them, plus what public question sets use.
-PROMPT_COLUMNS = ("query", "prompt", "question", "problem")
-RESPONSE_COLUMNS = ("response", "answer", "completion", "output", "target")
-SYSTEM_COLUMNS = ("system", "system_prompt")
-ACCEPTED_SHAPES = (
-    "'messages' (a list of {role, content}); "
-    "or 'instruction' and 'output' (optional: 'input', 'system', 'history'); "
-    f"or one of {', '.join(PROMPT_COLUMNS)} and one of {', '.join(RESPONSE_COLUMNS)} "
-    f"(optional: {', '.join(SYSTEM_COLUMNS)}, history)"
-)
-# Other tools' names for a role, so that the error can say which one is meant.
-_FOREIGN_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "developer": "system",
-    "function": "tool",
-    "observation": "tool",
-}
-# They change what is learned; dropping them would train on something else than the file says.
-_UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "weight", "tools")
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read; the options of `mst.request.TrainRequest` by the same names.
+
+    Attributes:
+        columns: COLUMN=ROLE each.
+        on_bad_row: "error" or "skip".
+        dataset_info: LLaMA-Factory's dataset_info.json, or its directory.
+        seed: of samples.
+    """
+
+    columns: tuple[str, ...] = ()
+    on_bad_row: str = "error"
+    dataset_info: str | None = None
+    seed: int = 42
 
 
-def read(specs: Sequence[str]) -> DataSet:
+_AS_USUAL = Reading()
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """What turns one file's records into rows; plain data, so that it can go to other processes.
+
+    Attributes:
+        file: resolved path.
+        kind: as `mst.data.records.kind_of` says.
+        columns: which of them are meant.
+        tags: names within lists of turns.
+    """
+
+    file: str
+    kind: str
+    columns: Columns
+    tags: Tags = USUAL
+
+    def row(self, number: int, fields: Mapping[str, Any]) -> Row:
+        """Return a record's row.
+
+        Raises:
+            RowError: it has another shape, or nothing to learn from.
+        """
+        return make_row(Place(self.file, number), self.columns, fields, self.tags)
+
+    def parse_line(self, number: int, line: bytes) -> Row:
+        """Return the row on one line of a JSONL file; no line before it is needed.
+
+        Args:
+            number: of the line, from 1.
+            line: its bytes, without a byte order mark.
+
+        Raises:
+            RowError: it is no such row.
+        """
+        return self.row(number, json_line(self.file, number, line))
+
+
+def read(specs: Sequence[str], reading: Reading = _AS_USUAL) -> DataSet:
     """Read data files into one data set, in the order given.
 
     Args:
-        specs: paths of .jsonl, .json or .csv files.
+        specs: files, directories, globs or registered names, also with `#N` or `#~N`.
+        reading: the options.
 
     Raises:
         DataError: when a file or a row cannot be used; names file, row and field, and never
@@ -47,210 +90,148 @@ def read(specs: Sequence[str]) -> DataSet:
     """
     if not specs:
         raise DataError("A data set is needed, but none was given. Pass --dataset FILE.")
-    rows: list[Row] = []
-    files: list[FileFacts] = []
-    for spec in specs:
-        file = read_records(spec)
-        columns = _columns(file)
-        rows.extend(_row(file.path, columns, record) for record in file.records)
-        files.append(
-            FileFacts(
-                path=file.path,
-                sha256=file.sha256,
-                kind=file.kind,
-                shape=_shape(columns),
-                columns=tuple(f"{role}={column}" for role, column in columns.items()),
-                rows=len(file.records),
-            )
-        )
-    return DataSet(tuple(rows), tuple(files))
-
-
-def _shape(columns: Mapping[str, str]) -> str:
-    if "messages" in columns:
-        return "messages"
-    return "alpaca" if "instruction" in columns else "prompt-response"
-
-
-def _columns(file: RecordFile) -> dict[str, str]:
-    """Map what a column is for to its name: required ones by the first row, others by any."""
-    first = file.records[0].fields
-    if "messages" in first:
-        return {"messages": "messages"}
-    names = set().union(*(record.fields for record in file.records))
-    if "instruction" in first and "output" in first:
-        columns = {"instruction": "instruction", "output": "output"}
-        if "input" in names:
-            columns["input"] = "input"
-    else:
-        prompt = _only(file.path, "prompt", PROMPT_COLUMNS, first)
-        response = _only(file.path, "response", RESPONSE_COLUMNS, first)
-        if prompt is None or response is None:
-            raise _no_shape(file, first)
-        columns = {"prompt": prompt, "response": response}
-    system = _only(file.path, "system", SYSTEM_COLUMNS, names)
-    if system is not None:
-        columns["system"] = system
-    if "history" in names:
-        columns["history"] = "history"
-    return columns
-
-
-def _only(file: str, role: str, synonyms: Sequence[str], names: Iterable[str]) -> str | None:
-    """Return the one synonym that is among `names`; two would be a guess about what to learn."""
-    present = set(names)
-    found = [name for name in synonyms if name in present]
-    if len(found) > 1:
-        raise DataError(
-            f"{file}: one column with the {role} is expected, found {shown_names(found)}. "
-            "Remove or rename all but one."
-        )
-    return found[0] if found else None
-
-
-def _no_shape(file: RecordFile, first: Mapping[str, Any]) -> DataError:
-    hint = ""
-    if file.kind == "csv" and len(first) == 1 and any(c in next(iter(first)) for c in ";\t"):
-        hint = " The header holds ';' or tabs: save the file with commas."
-    return DataError(
-        f"{file.path}: no known set of columns in its first row; found {shown_names(first)}, "
-        f"accepted {ACCEPTED_SHAPES}. Rename the columns.{hint}"
+    sets = [_read_source(find_source(spec, reading.dataset_info), reading) for spec in specs]
+    return DataSet(
+        tuple(chain.from_iterable(each.rows for each in sets)),
+        tuple(chain.from_iterable(each.files for each in sets)),
     )
 
 
-def _row(file: str, columns: Mapping[str, str], record: Record) -> Row:
-    where = f"{file}, row {record.number}"
-    _refuse_unsupported(where, record.fields)
-    if "messages" in columns:
-        messages = _messages(where, _field(where, record.fields, "messages", list))
-    else:
-        messages = _pair(where, columns, record.fields)
-    answers = [message for message in messages if message.role == "assistant"]
-    if not answers:
-        raise DataError(
-            f"{where}: an assistant turn is needed to learn from, found none in 'messages'. "
-            "Add the answer, or remove the row."
-        )
-    return Row(messages, file, record.number)
+def iter_rows(
+    spec: str, reading: Reading = _AS_USUAL, refusals: Refusals | None = None
+) -> Iterator[Row]:
+    """Yield the rows of one --dataset argument, holding a line or a batch of records at a time.
+
+    A .json file is held whole while it is read, and a sample (`#~N`) until it is drawn.
+
+    Args:
+        spec: as `read` takes it.
+        reading: the options.
+        refusals: what happens to bad rows and counts them; as `reading` says without.
+
+    Raises:
+        DataError: as `read`, while rows are taken.
+    """
+    source = find_source(spec, reading.dataset_info)
+    kept = Refusals(reading.on_bad_row) if refusals is None else refusals
+    rows = chain.from_iterable(_file_rows(path, source, reading, kept) for path in source.files)
+    yield from select(rows, source.selection, reading.seed)
 
 
-def _messages(where: str, items: Sequence[Any]) -> tuple[Message, ...]:
-    messages = []
-    for number, item in enumerate(items, start=1):
-        place = f"{where}, message {number}"
-        if not isinstance(item, dict):
-            raise DataError(
-                f"{place}: an object with 'role' and 'content' is expected, "
-                f"found {json_type(item)}. Mend or remove the row."
-            )
-        _refuse_unsupported(place, item)
-        role = _role(place, _field(place, item, "role", str))
-        content = _text(place, "content", _field(place, item, "content", str), role)
-        messages.append(Message(role, content, _loss(place, item.get("loss"), role)))
-    return tuple(messages)
+def row_reader(path: Path, source: Source, reading: Reading = _AS_USUAL) -> RowReader:
+    """Return the reader of one of a source's files, told by its first good record.
+
+    Raises:
+        DataError: it has none, or of no known shape.
+    """
+    with records(path) as opened:
+        reader, _ = _begin(opened, path, source, reading, Refusals("skip"))
+    return reader
 
 
-def _pair(where: str, columns: Mapping[str, str], fields: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return the conversation of a row that has a prompt and a response in columns."""
-
-    def optional(role: str) -> str:
-        column = columns.get(role)
-        if column is None or fields.get(column) is None:
-            return ""
-        return _text(where, column, _field(where, fields, column, str), role)
-
-    if "instruction" in columns:
-        question, answer = columns["instruction"], columns["output"]
-    else:
-        question, answer = columns["prompt"], columns["response"]
-    asked = _text(where, question, _field(where, fields, question, str), "user")
-    # instruction + "\n" + input, as ms-swift and LLaMA-Factory join them.
-    prompt = "\n".join(part for part in (asked, optional("input")) if part)
-    response = _text(where, answer, _field(where, fields, answer, str), "assistant")
-    system = optional("system")
-    start = [Message("system", system)] if system else []
-    history = _history(where, fields.get("history"))
-    return (*start, *history, Message("user", prompt), Message("assistant", response))
-
-
-def _history(where: str, value: object) -> list[Message]:
-    # CSV has no lists: an empty cell is no history.
-    if value is None or value == "":
-        return []
-    if not isinstance(value, list):
-        raise DataError(
-            f"{where}: field 'history' must be a list of [question, answer] pairs, "
-            f"found {json_type(value)}. Use .jsonl for rows with a history."
-        )
-    messages = []
-    for number, pair in enumerate(value, start=1):
-        place = f"{where}, pair {number} of field 'history'"
-        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
-            raise DataError(f"{place}: two texts are expected, [question, answer]. Mend the row.")
-        messages.append(Message("user", _text(place, "history", pair[0], "user")))
-        messages.append(Message("assistant", _text(place, "history", pair[1], "assistant")))
-    return messages
-
-
-def _field(where: str, fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    """Return a required field of type `kind` (str or list)."""
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
-        found = f"nearest there: {shown_names(near)}" if near else f"found {shown_names(fields)}"
-        raise DataError(
-            f"{where}: field '{name}' is needed as in the first row, but is not there ({found}). "
-            "Add it, or remove the row."
-        )
-    value = fields[name]
-    if not isinstance(value, kind):
-        expected = "text" if kind is str else "a list"
-        raise DataError(
-            f"{where}: field '{name}' must be {expected}, found {json_type(value)}. Mend the row."
-        )
-    return value
-
-
-def _text(where: str, name: str, value: str, role: str) -> str:
-    if role == "assistant" and not value.strip():
-        raise DataError(
-            f"{where}: field '{name}' is the assistant's answer, but it is empty: there is nothing "
-            "to learn. Fill it in, or remove the row."
-        )
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        # JSON can escape half of a pair; no tokenizer takes it, and its error would quote the text.
-        raise DataError(
-            f"{where}: field '{name}' holds half of a surrogate pair (\\ud800 to \\udfff), which "
-            "is not text. Remove it."
-        )
-    return value
-
-
-def _role(where: str, role: str) -> str:
-    if role not in ROLES:
-        # The value is shown only when it is a known name: with swapped fields it is a row's text.
-        meant = _FOREIGN_ROLES.get(role)
-        hint = f"For '{role}' write '{meant}'." if meant else "Mend the row."
-        raise DataError(f"{where}: field 'role' must be one of {', '.join(ROLES)}. {hint}")
-    return role
-
-
-def _loss(where: str, value: object, role: str) -> bool | None:
-    if value is None or isinstance(value, bool):
-        if value and role != "assistant":
-            raise DataError(
-                f"{where}: field 'loss' is true on a '{role}' turn, but only assistant turns are "
-                "learned. Remove it, or pass --train-on all."
-            )
-        return value
+def _begin(
+    opened: Records, path: Path, source: Source, reading: Reading, refusals: Refusals
+) -> tuple[RowReader, Iterator[Record | RowError]]:
+    """Return a file's reader and its records from the first good one on."""
+    for item in opened.items:
+        if isinstance(item, RowError):
+            refusals.add(item)
+            continue
+        mapping = {**source.registered.mapping, **role_mapping(reading.columns)}
+        kind = kind_of(path) or ""
+        columns = find_columns(str(path), kind, item.fields, mapping)
+        reader = RowReader(str(path), kind, columns, source.registered.tags)
+        return reader, chain((item,), opened.items)
+    bad = sum(each.rows for each in refusals.listed())
     raise DataError(
-        f"{where}: field 'loss' must be true, false or absent, found {json_type(value)}. Mend it."
+        f"{path} was given as a data set, but it holds no rows"
+        + (f" that can be used (refused: {bad})" if bad else " (it is empty)")
+        + ". Add at least one row, or pass another --dataset."
     )
 
 
-def _refuse_unsupported(where: str, fields: Mapping[str, Any]) -> None:
-    for name in _UNSUPPORTED:
-        if fields.get(name):
-            raise DataError(
-                f"{where}: field '{name}' changes what is learned, and mst cannot train on it. "
-                "Write it into 'content', or remove it."
-            )
+def _file_rows(path: Path, source: Source, reading: Reading, refusals: Refusals) -> Iterator[Row]:
+    with records(path) as opened:
+        reader, items = _begin(opened, path, source, reading, refusals)
+        yield from _good_rows(reader, items, refusals, set())
+
+
+def _good_rows(
+    reader: RowReader,
+    items: Iterator[Record | RowError],
+    refusals: Refusals,
+    names: set[str],
+) -> Iterator[Row]:
+    """Yield a row for each good record, and keep the names of all fields in `names`."""
+    for item in items:
+        if isinstance(item, RowError):
+            refusals.add(item)
+            continue
+        names.update(item.fields)
+        try:
+            row = reader.row(item.number, item.fields)
+        except RowError as error:
+            refusals.add(error)
+            continue
+        yield row
+
+
+@dataclass
+class _FileRead:
+    rows: list[Row] = field(repr=False)
+    facts: FileFacts
+
+
+def _read_source(source: Source, reading: Reading) -> DataSet:
+    selection, found = source.selection, []
+    left = None if selection.sampled else selection.rows
+    for path in source.files:
+        if left == 0:
+            break
+        found.append(_read_file(path, source, reading, left))
+        left = None if left is None else left - len(found[-1].rows)
+    if selection.sampled:
+        rows = chain.from_iterable(each.rows for each in found)
+        kept = {id(row) for row in select(rows, selection, reading.seed)}
+        for each in found:
+            each.rows = [row for row in each.rows if id(row) in kept]
+    return DataSet(
+        tuple(chain.from_iterable(each.rows for each in found)),
+        tuple(replace(each.facts, rows=len(each.rows), selection=str(selection)) for each in found),
+    )
+
+
+def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) -> _FileRead:
+    refusals, names = Refusals(reading.on_bad_row), set[str]()
+    with records(path) as opened:
+        reader, items = _begin(opened, path, source, reading, refusals)
+        rows = list(select(_good_rows(reader, items, refusals, names), Selection(limit), 0))
+        digest = opened.sha256()
+    if not rows:
+        refused = sum(each.rows for each in refusals.listed())
+        raise DataError(
+            f"{path}: none of its rows can be used (refused: {refused}; the first reason: "
+            f"{refusals.listed()[0]}). Mend them, or pass another --dataset."
+        )
+    return _FileRead(
+        rows,
+        FileFacts(
+            path=str(path),
+            sha256=digest,
+            kind=reader.kind,
+            shape=reader.columns.shape,
+            columns=_used(reader.columns, names),
+            rows=len(rows),
+            skipped=tuple(map(str, refusals.listed())),
+        ),
+    )
+
+
+def _used(columns: Columns, names: set[str]) -> tuple[str, ...]:
+    optional = (
+        f"{role}={name}"
+        for role, synonyms in columns.optional.items()
+        for name in synonyms
+        if name in names
+    )
+    return (*(f"{role}={column}" for role, column in columns.needed.items()), *optional)

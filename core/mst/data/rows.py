@@ -40,7 +40,8 @@ class Row:
     Attributes:
         messages: the conversation; of a preference the better one, whole. Empty for plain text.
         file: it came from.
-        number: its line (JSONL), record (CSV, header not counted) or element (JSON array), from 1.
+        number: its line (JSONL, text), record (CSV and TSV, header not counted), element (JSON
+            array) or row (parquet, arrow), from 1.
         tools: JSON schemas of the tools that the conversation may call.
         rejected: of a preference, the worse conversation, whole; it begins with the same turns.
         desirable: KTO's label of the last answer; None where there is none.
@@ -63,10 +64,12 @@ class FileFacts:
     Attributes:
         path: as resolved on disk.
         sha256: of the bytes.
-        kind: "jsonl", "json" or "csv".
-        shape: "messages", "alpaca" or "prompt-response".
+        kind: "jsonl", "json", "csv", "tsv", "txt", "parquet" or "arrow".
+        shape: as `mst.data.columns.Columns` has it.
         columns: the columns that were used, as "role=column".
-        rows: rows read.
+        rows: rows taken.
+        selection: which of the rows that could be taken, in words; "" for all.
+        skipped: rows left out because they are bad: a line for each reason, with their number.
     """
 
     path: str
@@ -75,6 +78,8 @@ class FileFacts:
     shape: str
     columns: tuple[str, ...]
     rows: int
+    selection: str = ""
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

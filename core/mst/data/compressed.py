@@ -1,0 +1,142 @@
+"""A data file as a stream of bytes: decompressed, hashed as it lies on disk, and bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from mst.errors import DataError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# Text shrinks to a tenth, logs to a fiftieth; gzip's limit is 1,032. A file that grows past both
+# bounds is made to fill a memory, not to hold rows.
+MAX_RATIO = 100
+MAX_RATIO_FROM_BYTES = 256 << 20
+_BUFFER_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ByteSource:
+    """An open file.
+
+    Attributes:
+        stream: its bytes, decompressed.
+        sha256: reads what is left, and returns the hash of the bytes on disk.
+    """
+
+    stream: BinaryIO
+    sha256: Callable[[], str]
+
+
+class _Hashing(io.RawIOBase):
+    """Bytes of a file, hashed and counted in passing."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.hasher = hashlib.sha256()
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self.hasher.update(data)
+        self.count += len(data)
+        return len(data)
+
+
+class _Bounded(io.RawIOBase):
+    """Decompressed bytes; ends with a DataError where they are damaged or far too many."""
+
+    def __init__(self, file: str, inner: IO[bytes], packed: _Hashing, from_bytes: int) -> None:
+        self._file, self._inner, self._packed = file, inner, packed
+        self._from_bytes = from_bytes
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        self._count += len(data)
+        if self._count > self._from_bytes and self._count > MAX_RATIO * self._packed.count:
+            raise DataError(
+                f"{self._file} unpacks to more than {MAX_RATIO} times its size and more than "
+                f"{self._from_bytes >> 20} MiB, as a decompression bomb does. If it is what you "
+                "want to train on, decompress it by hand and pass the result."
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._inner.read(size)
+        except (OSError, EOFError, zlib.error) as error:
+            problem = type(error).__name__
+        except Exception as error:  # zstandard may not be installed, so its error has no name here
+            if type(error).__name__ != "ZstdError":
+                raise
+            problem = "ZstdError"
+        raise DataError(
+            f"{self._file} cannot be decompressed ({problem}): it is cut off, damaged, or not what "
+            "its suffix says. Copy it again from where it came."
+        )
+
+
+@contextlib.contextmanager
+def opened(path: Path, max_ratio_from_bytes: int = MAX_RATIO_FROM_BYTES) -> Iterator[ByteSource]:
+    """Open a data file.
+
+    Args:
+        path: a suffix of `COMPRESSIONS` says how it is packed.
+        max_ratio_from_bytes: up to so many bytes it may unpack to more than `MAX_RATIO` times
+            its size.
+
+    Raises:
+        DataError: when it cannot be read, or, while it is read, unpacked.
+    """
+    try:
+        raw = path.open("rb", buffering=0)
+    except OSError as error:
+        raise DataError(
+            f"{path} could not be read: {error.strerror}. Check its permissions."
+        ) from None
+    with raw:
+        packed = _Hashing(raw)
+        stream: Any = io.BufferedReader(packed, _BUFFER_BYTES)
+        whole = stream
+        compression = COMPRESSIONS.get(path.suffix.lower())
+        if compression is not None:
+            inner = _decompressor(path, compression, stream)
+            stream = io.BufferedReader(
+                _Bounded(str(path), inner, packed, max_ratio_from_bytes), _BUFFER_BYTES
+            )
+
+        def sha256() -> str:
+            while whole.read(_BUFFER_BYTES):
+                pass
+            return packed.hasher.hexdigest()
+
+        yield ByteSource(stream, sha256)
+
+
+def _decompressor(path: Path, compression: str, stream: IO[bytes]) -> Any:
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=stream, mode="rb")
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(
+            f"{path} is compressed with zstd, which needs the zstandard package, and it is not "
+            "installed. Run `python -m pip install 'mst-train[data]'`, or decompress the file."
+        ) from None
+    return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)

@@ -1,0 +1,126 @@
+"""Rows that cannot be used: where they stand, why, and how many. Never what they say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from mst.errors import DataError
+
+ON_BAD_ROW = ("error", "skip")
+# Row numbers that are kept for each reason, to be shown.
+_NUMBERS_KEPT = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: the file, the row (counted as in `mst.data.rows.Row`), the part."""
+
+    file: str
+    row: int
+    part: str = ""
+
+    def __str__(self) -> str:
+        """Return it as an error begins."""
+        return f"{self.file}, row {self.row}" + (f", {self.part}" if self.part else "")
+
+
+class RowError(DataError):
+    """One row cannot be used; the rows around it may be.
+
+    Attributes:
+        place: where.
+        reason: what was expected and what was found, alike for rows that are bad in the same way.
+    """
+
+    def __init__(self, place: Place, reason: str, fix: str, found: str = "") -> None:
+        """Keep the parts. `found` is what differs from row to row, such as a column's number."""
+        super().__init__(f"{place}: {reason}{f' ({found})' if found else ''}. {fix}")
+        self.place = place
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Rows of one file that were refused for one reason.
+
+    Attributes:
+        reason: as in `RowError`.
+        rows: how many.
+        numbers: the first of them.
+    """
+
+    reason: str
+    rows: int
+    numbers: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return it as one line for a person."""
+        shown = ", ".join(map(str, self.numbers)) + (" …" if self.rows > len(self.numbers) else "")
+        return f"{self.reason}: {self.rows} (row {shown})"
+
+
+@dataclass
+class Refusals:
+    """Says what happens to a bad row, and counts.
+
+    Attributes:
+        on_bad_row: "error" raises at the first, "skip" counts it and goes on.
+    """
+
+    on_bad_row: str = "error"
+    _numbers: dict[str, list[int]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, error: RowError) -> None:
+        """Raise `error`, or count it.
+
+        Raises:
+            RowError: when bad rows are errors.
+        """
+        if self.on_bad_row == "error":
+            raise error
+        self._counts[error.reason] = self._counts.get(error.reason, 0) + 1
+        numbers = self._numbers.setdefault(error.reason, [])
+        if len(numbers) < _NUMBERS_KEPT:
+            numbers.append(error.place.row)
+
+    def listed(self) -> tuple[Refused, ...]:
+        """Return what was counted, most frequent first."""
+        order = sorted(self._counts, key=lambda reason: -self._counts[reason])
+        return tuple(
+            Refused(reason, self._counts[reason], tuple(self._numbers[reason])) for reason in order
+        )
+
+
+def refuse(place: Place, reason: str, fix: str, found: str = "") -> NoReturn:
+    """Raise RowError outside any handler, so that no other exception's text hangs on it."""
+    raise RowError(place, reason, fix, found) from None
+
+
+def json_type(value: object) -> str:
+    """Return what JSON calls the type of a parsed value, with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Return column names for an error message, at most twelve of them.
+
+    A CSV file without a header line has a row's text where names should be, so only what looks
+    like a name is shown; the rest is given by its length.
+    """
+    shown = []
+    for name in names:
+        plain = re.fullmatch(r"[A-Za-z_][\w.-]{0,31}", name, re.ASCII) or re.fullmatch(
+            r"\w{1,8}", name
+        )
+        shown.append(f"'{name}'" if plain else f"(a name of {len(name)} characters)")
+    more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
+    return ", ".join(shown[:12]) + more if shown else "none"

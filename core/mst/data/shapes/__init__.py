@@ -1,0 +1,1 @@
+"""What a row's columns mean: conversations, pairs, preferences, labels, plain text."""

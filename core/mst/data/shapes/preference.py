@@ -1,0 +1,117 @@
+"""Rows with a better and a worse answer to the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mst.data.columns import Columns
+from mst.data.refusals import Place, refuse
+from mst.data.rows import Message
+from mst.data.shapes.pairs import answered, asked, optional_name, with_reasoning
+from mst.data.shapes.turns import Tags, conversation, turns, with_system
+from mst.data.shapes.values import answer, needed, optional_text
+
+Messages = tuple[Message, ...]
+
+
+def preference(
+    place: Place, columns: Columns, fields: Mapping[str, Any], tags: Tags
+) -> tuple[Messages, Messages]:
+    """Return the better and the worse conversation, both whole.
+
+    Raises:
+        RowError: the two begin differently, are the same, or end with no answer.
+    """
+    if "chosen" in columns.needed:
+        context = _context(place, columns, fields, tags)
+        better = _side(place, fields, columns.needed["chosen"], context, tags)
+        worse = _side(place, fields, columns.needed["rejected"], context, tags)
+    else:
+        better = _better(place, columns, fields, tags)
+        worse = _side(place, fields, columns.needed["rejected"], better[:-1], tags)
+    better, worse = conversation(place, better), conversation(place, worse)
+    _check(place, better, worse)
+    return better, worse
+
+
+def _better(place: Place, columns: Columns, fields: Mapping[str, Any], tags: Tags) -> Messages:
+    """Return the conversation whose last answer is the better one."""
+    if "messages" in columns.needed:
+        name = columns.needed["messages"]
+        found = _with_system(place, columns, fields, turns(place, name, fields.get(name), tags))
+    else:
+        before = asked(place, columns, fields, columns.needed["prompt"], tags)
+        found = (*before, *answered(place, fields, columns.needed["response"], tags))
+        found = with_reasoning(place, columns, fields, found)
+    if not found or found[-1].role != "assistant":
+        refuse(place, "the better conversation must end with an assistant turn", "Mend the row.")
+    return found
+
+
+def _context(place: Place, columns: Columns, fields: Mapping[str, Any], tags: Tags) -> Messages:
+    """Return what stands before both answers, where a column of its own holds it."""
+    name = optional_name(place, columns, fields, "prompt")
+    if name is not None:
+        return asked(place, columns, fields, name, tags)
+    name = optional_name(place, columns, fields, "messages")
+    if name is None:
+        return _with_system(place, columns, fields, ())
+    return _with_system(place, columns, fields, turns(place, name, fields[name], tags))
+
+
+def _with_system(
+    place: Place, columns: Columns, fields: Mapping[str, Any], messages: Messages
+) -> Messages:
+    name = optional_name(place, columns, fields, "system")
+    return with_system(place, name or "", optional_text(place, fields, name), messages)
+
+
+def _side(
+    place: Place, fields: Mapping[str, Any], name: str, context: Messages, tags: Tags
+) -> Messages:
+    """Return one whole conversation: an answer behind the context, or all of it in one column."""
+    value = needed(place, fields, name, str, list, dict)
+    part = Place(place.file, place.row, f"field '{name}'")
+    if isinstance(value, str):
+        found: Messages = (Message("assistant", answer(place, name, value)),)
+    else:
+        found = turns(part, name, value, tags)
+    if not found:
+        refuse(place, f"field '{name}' holds no turn", "Mend or remove the row.")
+    if found[0].role == "assistant":
+        if not any(turn.role == "user" for turn in context):
+            refuse(
+                place,
+                f"field '{name}' is an answer, but the prompt before it is missing",
+                "Add a 'prompt' field, or begin the list of turns with the user's.",
+            )
+        return (*context, *found)
+    # A whole conversation: only a system turn of its own column is put before it.
+    if found[0].role != "system" and context and context[0].role == "system":
+        return (context[0], *found)
+    return found
+
+
+def _check(place: Place, better: Messages, worse: Messages) -> None:
+    shared = 0
+    for one, other in zip(better, worse, strict=False):
+        if one != other:
+            break
+        shared += 1
+    if better == worse:
+        refuse(
+            place,
+            "the better and the worse answer are the same, which says nothing",
+            "Remove the row.",
+        )
+    tails = better[shared:], worse[shared:]
+    if not shared or any(not tail or tail[0].role != "assistant" for tail in tails):
+        refuse(
+            place,
+            "the better and the worse conversation must begin with the same turns and differ "
+            "from an assistant turn on",
+            "Give both the same prompt.",
+        )
+    if any(tail[-1].role != "assistant" for tail in tails):
+        refuse(place, "both conversations must end with an assistant turn", "Mend the row.")

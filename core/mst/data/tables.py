@@ -1,0 +1,67 @@
+"""Data files that are tables: parquet and arrow, a batch of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mst.errors import DataError
+
+_BATCH_ROWS = 256
+
+
+def rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield each row of a table with its number, from 1.
+
+    Args:
+        path: the file.
+        kind: "parquet" or "arrow" (the IPC file or the IPC stream, which `datasets` writes).
+
+    Raises:
+        DataError: when pyarrow is not installed, or the file is damaged.
+    """
+    try:
+        import pyarrow
+    except ImportError:
+        raise DataError(
+            f"{path} is a table, which needs the pyarrow package, and it is not installed. Run "
+            "`python -m pip install 'mst-train[data]'`, or convert the file to .jsonl."
+        ) from None
+    number = 0
+    try:
+        for batch in _parquet(path) if kind == "parquet" else _arrow(path):
+            for fields in batch.to_pylist():
+                number += 1
+                yield number, fields
+        return
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        problem = type(error).__name__
+    raise DataError(
+        f"{path} cannot be read as {kind} after row {number} ({problem}): it is cut off, damaged, "
+        "or not what its suffix says. Copy it again from where it came."
+    )
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    # Bytes are not mapped: a file that shrinks while it is read would end the process.
+    with parquet.ParquetFile(path, memory_map=False) as file:
+        yield from file.iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with path.open("rb") as opened:
+        stream = opened.read(6) != b"ARROW1"
+    with pyarrow.OSFile(str(path)) as source:
+        if stream:
+            batches: Iterator[Any] = iter(pyarrow.ipc.open_stream(source))
+        else:
+            file = pyarrow.ipc.open_file(source)
+            batches = (file.get_batch(index) for index in range(file.num_record_batches))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
