@@ -25,7 +25,7 @@ from mst.launch import offline_environment
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 from mst.request import TrainRequest
-from mst.training.batches import step_micro_batches
+from mst.training.order import row_sizes, step_rows
 
 WARM_UP = 2
 RANK = 8
@@ -36,12 +36,8 @@ SEED = 42
 def rows_of_steps(prepared: Prepared, batch: int, steps: int) -> list[Any]:
     """Return the examples in the order in which both trainers see them."""
     rows = prepared.train.examples
-    return [
-        rows[i]
-        for step in range(steps)
-        for micro in step_micro_batches(len(rows), step, batch, batch, SEED)
-        for i in micro
-    ]
+    sizes = row_sizes(rows, None)
+    return [rows[i] for step in range(steps) for (i,) in step_rows(sizes, step, batch, SEED)]
 
 
 def load(model_dir: Path, dtype: str) -> Any:

@@ -31,7 +31,7 @@ from mst.memory_trace import trace, why_not
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import MemoryForecast
 from mst.serial import from_json, to_json
-from mst.training.batches import batch_shape, is_packed
+from mst.training.batches import BatchShape, Layout, batch_shape, lines_of
 
 STEPS = 3
 # What the CPU's backend sets in a worker (mst_backends.cpu.mst_environment).
@@ -94,7 +94,7 @@ class Case:
             made.attention, "checkpointing" if made.checkpointing else "whole",
             f"{made.accumulation}x{len(self.lengths)}x{max(self.lengths)}",
             "padded" if len(set(self.lengths)) > 1 else "even", f"{self.labels}l",
-            "packed" if is_packed(self.lengths, self.packing) else "rows",
+            "packed" if laid_out(self).packed else "rows",
         ]  # fmt: skip
         return " ".join(parts)
 
@@ -174,22 +174,29 @@ def cases() -> list[Case]:
     return found
 
 
+def laid_out(case: Case) -> BatchShape:
+    """Return the tensors of the case's micro-batch."""
+    layout: Layout = "lines" if case.packing else "padded"
+    lines = lines_of(case.lengths, layout)
+    return batch_shape([[case.lengths[row] for row in line] for line in lines], layout)
+
+
 def step_shape(case: Case) -> StepShape:
     """Return the case's micro-batch as the planner would describe it."""
     lengths = case.lengths
-    rows, width = batch_shape(lengths, case.packing)
-    packed = is_packed(lengths, case.packing)
+    made = laid_out(case)
+    packed = made.packed
     # A label at position i is predicted from i - 1, and a row's first token by nothing.
     kept = {n - 2 - i for n in lengths for i in range(min(case.labels, n - 1))}
     total = sum(min(case.labels, n - 1) for n in lengths)
     return StepShape(
-        tokens=rows * width,
+        tokens=made.lines * made.width,
         label_tokens=total,
-        mask_values=width * width if packed else 0,
-        rows=rows,
-        width=width,
+        mask_values=made.lines * made.width**2 if packed else 0,
+        rows=made.lines,
+        width=made.width,
         kept=total if packed else len(kept),
-        masked=len(set(lengths)) > 1,
+        masked=made.masked,
     )
 
 

@@ -303,7 +303,7 @@ def _batch() -> Batch:
         ids = torch.randint(10, TEXT_IDS, (length,), generator=generator).tolist()
         labels = array("i", [-100] * 4 + ids[4:])
         rows.append(Example(array("i", ids), labels, Row((), "", 1)))
-    return collate(rows, 0, packing=False)
+    return collate(rows, 0, "padded")
 
 
 def _logits(model: Any) -> torch.Tensor:

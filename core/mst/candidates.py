@@ -14,7 +14,14 @@ from mst.plan import Alternative, MemoryForecast, TimeForecast
 from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.time_forecast import Timer, over_steps
-from mst.workload import DataFacts, mean_length, total_steps
+from mst.workload import (
+    DataFacts,
+    epoch_items,
+    mean_label_tokens,
+    mean_length,
+    total_steps,
+    train_rows,
+)
 
 # Row lengths vary, so a micro-batch is sized by tokens: enough to fill the matrix units, few
 # enough that the dense mask of a packed batch stays small (SmolLM2 on two cores: 512 to 1024).
@@ -271,16 +278,18 @@ def within(space: Space, way: Configuration) -> list[Candidate]:
 
 def _batches(space: Space, world: int) -> list[tuple[int, int]]:
     """Return (micro-batch, accumulation) pairs, largest first; the global batch stays the same."""
-    request, rows = space.request, len(space.data.lengths)
-    target = min(GLOBAL_BATCH_ROWS, rows)
+    request, items = space.request, epoch_items(space.data)
+    # A step holds about as many rows in blocks as without.
+    step_items = max(1, round(GLOBAL_BATCH_ROWS * items / train_rows(space.data)))
+    target = min(step_items, items)
     sizes = [request.per_device_train_batch_size]
     if sizes[0] is None:
         on_host = space.capabilities.torch_device == "cpu"
         tokens = MICRO_BATCH_TOKENS_CPU if on_host else MICRO_BATCH_TOKENS
         share = request.gradient_accumulation_steps or 1
-        most = max(1, GLOBAL_BATCH_ROWS // (world * share))
+        most = max(1, step_items // (world * share))
         by_tokens = max(1, min(most, round(tokens / mean_length(space.data))))
-        largest = min(2 ** int(math.log2(by_tokens)), max(1, rows // world))
+        largest = min(2 ** int(math.log2(by_tokens)), max(1, items // world))
         sizes = [max(1, largest >> n) for n in range(largest.bit_length())]
     return [
         (size, request.gradient_accumulation_steps or max(1, target // (size * world)))
@@ -301,12 +310,12 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     memory = forecast(
         space.model, made, step, available, on_host, attention_kernel(kind), device=kind
     )
-    rows = min(len(space.data.lengths), global_batch)
+    items = min(epoch_items(space.data), global_batch)
     mean = mean_length(space.data)
-    labels = sum(space.data.label_tokens) / len(space.data.label_tokens)
-    time = space.timer(made, mean * rows, labels * rows, mean)
+    labels = mean_label_tokens(space.data)
+    time = space.timer(made, mean * items, labels * items, mean)
     if time is not None:
-        steps = total_steps(space.request, len(space.data.lengths), global_batch)
+        steps = total_steps(space.request, epoch_items(space.data), global_batch)
         time = over_steps(time, steps)
     trained = space.model.parameters
     if made.tuner != "full":

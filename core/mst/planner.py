@@ -17,7 +17,16 @@ from mst.reasons import batch_reasons, method_reasons
 from mst.request import TrainRequest
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
-from mst.workload import DataFacts, step_shapes, total_steps
+from mst.training.batches import layout_of
+from mst.workload import (
+    DataFacts,
+    epoch_items,
+    mean_label_tokens,
+    mean_length,
+    step_shapes,
+    total_steps,
+    train_rows,
+)
 
 # LoRA wants about ten times the rate of full tuning (Schulman et al. 2025, "LoRA Without Regret").
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -104,7 +113,7 @@ def _preferred_tuner(space: Space) -> tuple[str | None, str]:
         return None, ""
     targets = lora_targets(space.model, request.target_modules)
     capacity = BITS_PER_WEIGHT * lora_parameters(targets, request.lora_rank)
-    labels = sum(space.data.label_tokens)
+    labels = round(mean_label_tokens(space.data) * epoch_items(space.data))
     if labels <= capacity:
         return None, ""
     rank = request.lora_rank * -(-labels // max(1, capacity))
@@ -140,11 +149,23 @@ def _warnings(request: TrainRequest, data: DataFacts, steps: int, global_batch: 
         )
     if request.early_stopping_patience is not None and not data.val_rows:
         warnings.append("early stopping has no held-out rows to look at; pass --val-size")
-    if steps * global_batch < len(data.lengths):
+    if steps * global_batch < epoch_items(data):
+        what = "rows" if data.packed_rows is None else "blocks"
         warnings.append(
-            f"{steps} steps of {global_batch} rows see only part of {len(data.lengths)} rows"
+            f"{steps} steps of {global_batch} {what} see only part of {epoch_items(data)} {what}"
         )
     return warnings
+
+
+def _packing_reason(data: DataFacts) -> Reason | None:
+    if data.packed_rows is None:
+        return None
+    filled = mean_length(data) / data.max_length
+    why = (
+        f"{data.packed_rows} rows fill {len(data.lengths)} blocks of {data.max_length} tokens to"
+        f" {filled:.0%}; batch sizes count blocks"
+    )
+    return Reason("packing", "on", why)
 
 
 def _check_context(model: ModelFacts, data: DataFacts) -> None:
@@ -188,6 +209,7 @@ def _space(
                 )
     _check_method(request, first, able, zero)
     dtype, _ = _dtype(first, request.dtype)
+    attention = _attention(request, able, dtype)
     return Space(
         model=model,
         data=data,
@@ -195,10 +217,10 @@ def _space(
         devices=tuple(devices),
         capabilities=able,
         dtype=dtype,
-        attention=_attention(request, able, dtype),
+        attention=attention,
         zero=zero,
         host_bytes=host_bytes,
-        shape=step_shapes(data, request),
+        shape=step_shapes(data, request, layout_of(True, attention)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
     )
 
@@ -254,9 +276,9 @@ def _plan(
 ) -> Plan:
     """Return the chosen candidate as a plan."""
     request, data, made = space.request, space.data, chosen.configuration
-    rows = len(data.lengths)
+    items = epoch_items(data)
     global_batch = made.micro_batch * made.accumulation * made.world_size
-    steps = total_steps(request, rows, global_batch)
+    steps = total_steps(request, items, global_batch)
     devices = space.devices[: chosen.devices]
     on_host = space.capabilities.torch_device == "cpu"
     threads = request.threads or _threads(devices[0], chosen.devices)
@@ -277,6 +299,7 @@ def _plan(
         None
         if request.max_length
         else Reason("max_length", str(data.max_length), f"the longest row has {data.longest}"),
+        _packing_reason(data),
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host
@@ -301,9 +324,9 @@ def _plan(
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
         learning_rate=rate,
-        train_rows=rows,
+        train_rows=train_rows(data),
         val_rows=data.val_rows,
-        steps_per_epoch=math.ceil(rows / global_batch),
+        steps_per_epoch=math.ceil(items / global_batch),
         total_steps=steps,
         label_accuracy=label_accuracy,
         memory=chosen.memory,

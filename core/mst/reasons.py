@@ -114,15 +114,17 @@ def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) 
     request, made = space.request, chosen.configuration
     reasons = []
     if request.per_device_train_batch_size is None:
-        rows = f"rows have {mean_length(space.data):.0f} tokens on average"
+        what = "rows" if space.data.packed_rows is None else "blocks"
+        rows = f"{what} have {mean_length(space.data):.0f} tokens on average"
         alike = [one for one in within if one.configuration.checkpointing == made.checkpointing]
         largest = max(alike, key=lambda each: each.configuration.micro_batch)
         if largest.configuration.micro_batch != made.micro_batch:
-            rows += f"; {largest.configuration.micro_batch} rows: {against(chosen, largest)}"
+            rows += f"; {largest.configuration.micro_batch} {what}: {against(chosen, largest)}"
         reasons.append(Reason("per_device_train_batch_size", str(made.micro_batch), rows))
     if request.gradient_accumulation_steps is None:
         rows_a_step = made.micro_batch * made.accumulation * made.world_size
-        why = f"{rows_a_step} rows an optimizer step"
+        what = "rows" if space.data.packed_rows is None else "blocks"
+        why = f"{rows_a_step} {what} an optimizer step"
         reasons.append(Reason("gradient_accumulation_steps", str(made.accumulation), why))
     if request.gradient_checkpointing == "auto":
         reasons.append(_checkpointing_reason(space, chosen, within))

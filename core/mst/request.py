@@ -163,6 +163,12 @@ class TrainRequest:
         aliases=("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len"),
         at_least=2,
     )
+    packing: bool = option(
+        False,
+        "fill blocks of max_length tokens with whole rows; the batch sizes count blocks then",
+        group="data",
+        aliases=("sample_packing", "neat_packing"),
+    )
     truncation_strategy: str = option(
         "delete",
         "rows longer than max_length are left out, or cut at the right or left",

@@ -12,6 +12,7 @@ from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
 from mst.quantities import gib
 from mst.request import TrainRequest
+from mst.training.batches import layout_of
 from mst.workload import DataFacts, largest_step
 
 # The next plan must be smaller by more than the forecast is usually wrong.
@@ -99,7 +100,14 @@ def _smaller(made: Configuration) -> Iterator[Configuration]:
 def _forecast(
     made: Configuration, plan: Plan, model: ModelFacts, data: DataFacts, request: TrainRequest
 ) -> MemoryForecast:
-    step = largest_step(data, made.micro_batch, plan.global_batch, request.seed, plan.total_steps)
+    step = largest_step(
+        data,
+        made.micro_batch,
+        plan.global_batch,
+        request.seed,
+        plan.total_steps,
+        layout_of(True, plan.attention),
+    )
     on_host = plan.torch_devices[0] == "cpu"
     kind = plan.torch_devices[0].partition(":")[0]
     return forecast(

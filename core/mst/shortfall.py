@@ -21,6 +21,7 @@ from mst.errors import PlanError
 from mst.plan import Alternative, MemoryForecast
 from mst.quantities import gib
 from mst.reasons import way
+from mst.training.batches import layout_of
 from mst.workload import step_shapes
 
 # Changes that are named; more would be a list to choose from, not advice.
@@ -197,7 +198,8 @@ def _cut(space: Space, length: int) -> Space:
         label_tokens=tuple(min(each, length) for each in data.label_tokens),
         max_length=length,
     )
-    return replace(space, data=shorter, shape=step_shapes(shorter, space.request))
+    layout = layout_of(True, space.attention)
+    return replace(space, data=shorter, shape=step_shapes(shorter, space.request, layout))
 
 
 def _more_devices(space: Space) -> Iterator[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from mst.memory import StepShape
 from mst.request import TrainRequest
-from mst.training.batches import batch_shape, is_packed, step_micro_batches
+from mst.training.batches import Layout, batch_shape, lines_of
+from mst.training.order import RowSizes, step_micro_batches
+from mst.training.packing import first_fit_decreasing
 
 # Micro-batches of so many rows at the most are looked at for the largest; epochs only repeat it.
 ROWS_LOOKED_AT = 300_000
@@ -19,14 +21,20 @@ ROWS_LOOKED_AT = 300_000
 class DataFacts:
     """What the planner needs to know of the encoded rows.
 
+    With `--packing` blocks of rows take the place of rows in `lengths` and `label_tokens`, and so
+    in all that is computed from them.
+
     Attributes:
         lengths: tokens of each training row.
         label_tokens: of these, how many carry loss.
         val_rows: rows held out.
         answers: distinct answers when the set is a classification, else None.
-        max_length: longest row that was accepted.
+        max_length: longest row that was accepted; of blocks, what each may hold.
         longest: longest row that was found, accepted or not.
         deleted: rows left out because they were longer.
+        packed_rows: rows in all blocks; None without `--packing`.
+        sampled_from: training rows in all, where `lengths` are those of a sample, because rows are
+            streamed.
     """
 
     lengths: tuple[int, ...]
@@ -36,48 +44,104 @@ class DataFacts:
     max_length: int
     longest: int
     deleted: int
+    packed_rows: int | None = None
+    sampled_from: int | None = None
+
+
+def packed(data: DataFacts, block: int) -> DataFacts:
+    """Return the data in blocks of at most `block` tokens, as `--packing` fills them."""
+    blocks = first_fit_decreasing(data.lengths, block)
+    return replace(
+        data,
+        lengths=tuple(sum(data.lengths[row] for row in rows) for rows in blocks),
+        label_tokens=tuple(sum(data.label_tokens[row] for row in rows) for rows in blocks),
+        max_length=block,
+        packed_rows=len(data.lengths),
+    )
+
+
+def epoch_items(data: DataFacts) -> int:
+    """Return what an epoch visits: rows, or blocks of rows."""
+    return data.sampled_from or len(data.lengths)
+
+
+def train_rows(data: DataFacts) -> int:
+    """Return how many rows are trained on."""
+    return data.packed_rows or epoch_items(data)
 
 
 def mean_length(data: DataFacts) -> float:
-    """Return the tokens of an average row."""
+    """Return the tokens of an average row, or block."""
     return sum(data.lengths) / len(data.lengths)
 
 
-def total_steps(request: TrainRequest, rows: int, global_batch: int) -> int:
-    """Return the optimizer steps of the whole run."""
-    steps = math.ceil(request.num_train_epochs * math.ceil(rows / global_batch))
+def mean_label_tokens(data: DataFacts) -> float:
+    """Return how many tokens of an average row, or block, carry loss."""
+    return sum(data.label_tokens) / len(data.label_tokens)
+
+
+def total_steps(request: TrainRequest, items: int, global_batch: int) -> int:
+    """Return the optimizer steps of the whole run over `items` rows or blocks an epoch."""
+    steps = math.ceil(request.num_train_epochs * math.ceil(items / global_batch))
     return request.max_steps if request.max_steps is not None else max(1, steps)
 
 
 def largest_step(
-    data: DataFacts, micro_batch: int, global_batch: int, seed: int, steps: int
+    data: DataFacts,
+    micro_batch: int,
+    global_batch: int,
+    seed: int,
+    steps: int,
+    layout: Layout = "lines",
 ) -> StepShape:
-    """Return the largest micro-batch that the run will meet: the order is known beforehand."""
+    """Return the largest micro-batch that the run will meet: the order is known beforehand.
+
+    Of blocks, which differ little, and of streamed rows, of which only a sample is known, it is
+    the largest that could be met.
+    """
+    if data.packed_rows is not None:
+        return _largest_of_blocks(data, min(micro_batch, len(data.lengths)), layout)
+    sizes = RowSizes(data.lengths)
     per_epoch = -(-len(data.lengths) // global_batch)
     tokens = labels = mask = height = width = 0
     masked = False
     # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
     for step in range(min(steps, 3 * per_epoch, max(1, ROWS_LOOKED_AT // global_batch))):
-        batches = step_micro_batches(len(data.lengths), step, micro_batch, global_batch, seed)
-        for rows in batches:
-            lengths = [data.lengths[i] for i in rows]
-            high, wide = batch_shape(lengths, packing=True)
-            if (high * wide, wide) > (tokens, width):
-                tokens, height, width = high * wide, high, wide
-            packed = is_packed(lengths, packing=True)
-            mask = max(mask, wide * wide if packed else 0)
-            # As `collate` decides: a lone row needs no mask.
-            masked = masked or (not packed and high > 1 and min(lengths) < wide)
-            labels = max(labels, sum(data.label_tokens[i] for i in rows))
+        for each in step_micro_batches(sizes, step, micro_batch, global_batch, seed, layout):
+            rows = [row for item in each for row in item]
+            lengths = [data.lengths[row] for row in rows]
+            lines = [[lengths[i] for i in line] for line in lines_of(lengths, layout)]
+            made = batch_shape(lines, layout)
+            if (made.lines * made.width, made.width) > (tokens, width):
+                tokens, height, width = made.lines * made.width, made.lines, made.width
+            mask = max(mask, made.lines * made.width**2 if made.packed else 0)
+            masked = masked or made.masked
+            labels = max(labels, sum(data.label_tokens[row] for row in rows))
     return StepShape(tokens, labels, mask, height, width, masked=masked)
 
 
-def step_shapes(data: DataFacts, request: TrainRequest) -> Callable[[int, int], StepShape]:
+def _largest_of_blocks(data: DataFacts, count: int, layout: Layout) -> StepShape:
+    longest = sorted(data.lengths)[-count:]
+    lines = [longest] if layout == "line" else [[each] for each in longest]
+    made = batch_shape([[*line, 0] for line in lines], layout)  # each holds several rows
+    return StepShape(
+        tokens=made.lines * made.width,
+        label_tokens=sum(sorted(data.label_tokens)[-count:]),
+        mask_values=made.lines * made.width**2,
+        rows=made.lines,
+        width=made.width,
+        masked=False,
+    )
+
+
+def step_shapes(
+    data: DataFacts, request: TrainRequest, layout: Layout
+) -> Callable[[int, int], StepShape]:
     """Return `largest_step` as a function of micro-batch and global batch that remembers."""
 
     @lru_cache(maxsize=64)
     def shape(micro_batch: int, global_batch: int) -> StepShape:
-        steps = total_steps(request, len(data.lengths), global_batch)
-        return largest_step(data, micro_batch, global_batch, request.seed, steps)
+        steps = total_steps(request, epoch_items(data), global_batch)
+        return largest_step(data, micro_batch, global_batch, request.seed, steps, layout)
 
     return shape

@@ -13,7 +13,7 @@ from mst.model.facts import LinearShape, ModelFacts
 from mst.plan import Plan
 from mst.planner import as_explicit, plan
 from mst.request import TrainRequest
-from mst.workload import DataFacts, largest_step
+from mst.workload import DataFacts, largest_step, packed
 
 GIB = 2**30
 CPU = Capabilities("cpu", "gloo", attention=("sdpa", "eager"))
@@ -214,3 +214,35 @@ def test_processes_on_the_cpu_share_its_memory_and_its_cores() -> None:
 
     assert found.memory.available_bytes == 11 * GIB
     assert (found.threads, found.environment["OMP_NUM_THREADS"]) == (1, "1")
+
+
+def test_blocks_take_the_place_of_rows_in_the_plan() -> None:
+    data = packed(DataFacts((40, 50, 60) * 400, (5, 6, 7) * 400, 0, None, 60, 60, 0), 512)
+    found = planned(ZEN5, SMOLLM2, data, TrainRequest(packing=True, num_train_epochs=1.0))
+
+    assert len(data.lengths) == 124  # 118 would be full to the last token
+    assert sum(data.label_tokens) == 7200
+    assert found.train_rows == 1200
+    assert found.max_length == 512
+    # Sixteen rows a step without --packing are some two blocks of ten.
+    assert found.global_batch == 2
+    assert found.total_steps == len(data.lengths) // 2
+    assert any(each.choice == "packing" and "1200 rows fill" in each.why for each in found.reasons)
+
+
+def test_the_largest_micro_batch_of_blocks_has_lines_of_their_length() -> None:
+    data = packed(DataFacts((40, 50, 60) * 400, (5, 6, 7) * 400, 0, None, 60, 60, 0), 512)
+    step = largest_step(data, 3, 6, 0, 9)
+
+    assert (step.rows, step.width, step.tokens) == (3, 512, 3 * 512)
+    assert step.mask_values == 3 * 512**2
+    assert largest_step(data, 3, 6, 0, 9, "line").width == 3 * 512
+
+
+def test_many_rows_are_planned_in_lines_as_wide_as_the_longest() -> None:
+    data = DataFacts((2000, *(100,) * 15), (10,) * 16, 0, None, 2000, 2000, 0)
+    lines = largest_step(data, 16, 16, 0, 1, "lines")
+    padded = largest_step(data, 16, 16, 0, 1, "padded")
+
+    assert (lines.rows, lines.width) == (2, 2048)
+    assert (padded.rows, padded.width) == (16, 2000)

@@ -99,6 +99,7 @@ def _trace(job: Job) -> TraceEstimate:
     from mst.candidates import attention_kernel
     from mst.memory_trace import trace
     from mst.retry import configuration_of
+    from mst.training.batches import layout_of
     from mst.workload import largest_step
 
     plan = job.plan
@@ -108,6 +109,7 @@ def _trace(job: Job) -> TraceEstimate:
         plan.global_batch,
         job.request.seed,
         plan.total_steps,
+        layout_of(True, plan.attention),
     )
     return trace(
         Path(job.manifest.model_path),

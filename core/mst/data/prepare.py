@@ -14,7 +14,7 @@ from mst.data.split import split
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.request import TrainRequest
-from mst.workload import DataFacts
+from mst.workload import DataFacts, packed
 
 # Without --max-length: long enough for most chats, short enough not to be a surprise in memory.
 DEFAULT_MAX_LENGTH = 2048
@@ -31,6 +31,7 @@ class Prepared:
         val: encoded; None when nothing is held out.
         answers: the set of answers when the data is a classification.
         max_length: the length that was applied.
+        packing: rows fill blocks of that length.
     """
 
     train_rows: tuple[Row, ...]
@@ -39,6 +40,7 @@ class Prepared:
     val: Encoded | None
     answers: tuple[str, ...] | None
     max_length: int
+    packing: bool
     files: tuple[FileFacts, ...]
     val_files: tuple[FileFacts, ...]
     tokenizer: TextTokenizer
@@ -91,6 +93,7 @@ def prepare(
         val=encoded(val_rows) if val_rows else None,
         answers=label_set(train_rows),
         max_length=max_length,
+        packing=request.packing,
         files=found.files,
         val_files=val_files,
         tokenizer=tokenizer,
@@ -102,7 +105,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
     """Return what the planner needs of the encoded rows."""
     examples = prepared.train.examples
     longest = prepared.train.stats.longest
-    return DataFacts(
+    facts = DataFacts(
         lengths=tuple(len(each.input_ids) for each in examples),
         label_tokens=tuple(sum(label != IGNORE for label in each.labels) for each in examples),
         val_rows=len(prepared.val.examples) if prepared.val else 0,
@@ -111,3 +114,4 @@ def data_facts(prepared: Prepared) -> DataFacts:
         longest=longest,
         deleted=prepared.train.stats.deleted,
     )
+    return packed(facts, prepared.max_length) if prepared.packing else facts

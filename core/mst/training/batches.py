@@ -1,21 +1,24 @@
-"""Which rows meet in which micro-batch, as a pure function of the seed: resume needs no state."""
+"""The tensors of a micro-batch: rows end to end where the model keeps them apart, else padded."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mst.data.encode import IGNORE as IGNORE_INDEX
+from mst.training.packing import first_fit_decreasing
 
 if TYPE_CHECKING:
     import torch
 
     from mst.data.encode import Example
 
-# Above this many tokens a packed micro-batch's dense attention mask costs more than padding saves.
+# How the rows of a micro-batch lie in its tensors: each in a line of its own, padded; end to end in
+# one line, for kernels that are told where rows begin; or end to end in lines of even width.
+Layout = Literal["padded", "line", "lines"]
+
+# Above this many tokens one line's dense attention mask costs more than padding saves.
 PACKED_TOKENS_AT_MOST = 2048
 
 # Sizes are rounded up to these, because a CPU's kernel library keeps code and scratch space for
@@ -25,36 +28,17 @@ TOKENS_MULTIPLE = 64
 KEPT_MULTIPLE = 16
 
 
-@lru_cache(maxsize=2)
-def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """Return the order in which an epoch visits `rows` rows.
-
-    `random.Random(str)` seeds through SHA-512 and does not depend on the interpreter's hash seed,
-    so every machine and Python version gets the same order.
-    """
-    order = list(range(rows))
-    random.Random(f"mst:{seed}:{epoch}").shuffle(order)
-    return tuple(order)
-
-
-def step_micro_batches(
-    rows: int, step: int, micro_batch: int, global_batch: int, seed: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return the row indices of each micro-batch of optimizer step `step`, counted from 0.
-
-    Which rows a step holds depends on the global batch alone; the micro-batch only cuts them.
+def layout_of(packing: bool, attention: str) -> Layout:
+    """Return how rows are laid out.
 
     Args:
-        rows: training rows in all.
-        step: optimizer step, from 0.
-        micro_batch: rows a micro-batch; the last one of a step may be smaller.
-        global_batch: rows a step, on all devices; the last step of an epoch holds what is left.
-        seed: of the order.
+        packing: the model keeps packed rows apart (see `mst.training.isolation`).
+        attention: transformers' implementation. FlashAttention's kernels take the rows' lengths
+            instead of a mask, but transformers finds them in a tensor of one line only.
     """
-    steps_per_epoch = -(-rows // global_batch)
-    epoch, index = divmod(step, steps_per_epoch)
-    chosen = epoch_order(rows, seed, epoch)[index * global_batch : (index + 1) * global_batch]
-    return tuple(chosen[i : i + micro_batch] for i in range(0, len(chosen), micro_batch))
+    if not packing:
+        return "padded"
+    return "line" if attention.startswith("flash_attention") else "lines"
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,12 @@ class Batch:
     """Tensors of one micro-batch.
 
     Attributes:
-        input_ids: (rows, width) int64; (1, tokens) when packed.
-        position_ids: the same shape; restarts with each row.
-        attention_mask: (rows, width), 1 for tokens; None when packed or nothing is padded.
-            transformers isolates packed rows by position_ids only when there is no mask.
-        keep: (kept,) positions along the width whose logits some row needs.
-        targets: (rows, kept) the token that each kept position should predict, or -100.
+        input_ids: (lines, width) int64.
+        position_ids: the same shape; restarts with each row of a packed line.
+        attention_mask: (lines, width), 1 for tokens; None where positions keep rows apart, or
+            nothing is padded. transformers goes by position_ids only when there is no mask.
+        keep: (kept,) positions along the width whose logits some line needs.
+        targets: (lines, kept) the token that each kept position should predict, or -100.
         tokens: tokens that are not padding.
         label_tokens: targets that are not -100.
     """
@@ -94,56 +78,92 @@ class Batch:
         )
 
 
-def is_packed(lengths: Sequence[int], packing: bool) -> bool:
-    """Return whether rows of these lengths are laid end to end instead of padded."""
-    return packing and len(lengths) > 1 and sum(lengths) <= PACKED_TOKENS_AT_MOST
+def lines_of(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
+    """Return which rows of these lengths lie in each line of the tensors.
+
+    Lines of even width get as wide as the longest row, where that is more than all rows in one.
+    """
+    if layout == "padded" or len(lengths) == 1:
+        return [[row] for row in range(len(lengths))]
+    if layout == "line" or sum(lengths) <= PACKED_TOKENS_AT_MOST:
+        return [list(range(len(lengths)))]
+    return first_fit_decreasing(lengths, _rounded(max(lengths), TOKENS_MULTIPLE))
 
 
 def _rounded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def batch_shape(lengths: Sequence[int], packing: bool) -> tuple[int, int]:
-    """Return (rows, width) of the tensors that `collate` makes of rows of these lengths."""
-    if is_packed(lengths, packing):
-        return 1, _rounded(sum(lengths), TOKENS_MULTIPLE)
-    return len(lengths), _rounded(max(lengths), KEPT_MULTIPLE)
+@dataclass(frozen=True)
+class BatchShape:
+    """The tensors of a micro-batch.
+
+    Attributes:
+        lines: their rows.
+        width: of each.
+        packed: rows share a line.
+        masked: they are padded, and a mask says where.
+    """
+
+    lines: int
+    width: int
+    packed: bool
+    masked: bool
 
 
-def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Batch:
-    """Lay examples end to end in one row (packed), or pad them to the longest at the right.
+def batch_shape(lines: Sequence[Sequence[int]], layout: Layout) -> BatchShape:
+    """Return the shape of the tensors that `collate` makes of lines of rows of these lengths."""
+    packed = any(len(line) > 1 for line in lines)
+    widths = [sum(line) for line in lines]
+    width = _rounded(max(widths), TOKENS_MULTIPLE if packed else KEPT_MULTIPLE)
+    # Causal attention never looks right, at the padding, so a lone row needs no mask, nor do rows
+    # of a model that goes by positions. Others get one.
+    masked = layout == "padded" and len(lines) > 1 and min(widths) < width
+    return BatchShape(len(lines), width, packed, masked)
 
-    Sizes are rounded up as `batch_shape` says.
+
+def collate(examples: Sequence[Example], pad_token_id: int, layout: Layout) -> Batch:
+    """Lay examples out in the lines of one micro-batch, as `lines_of` says.
 
     Args:
         examples: the micro-batch's rows.
-        pad_token_id: fills what is padded; it is masked and carries no loss.
-        packing: the model keeps packed rows apart (see `mst.training.isolation`).
+        pad_token_id: fills what is padded; it carries no loss, and no row sees it.
+        layout: from `layout_of`.
+    """
+    lines = lines_of([len(each.input_ids) for each in examples], layout)
+    return collate_lines([[examples[row] for row in line] for line in lines], pad_token_id, layout)
+
+
+def collate_lines(lines: Sequence[Sequence[Example]], pad_token_id: int, layout: Layout) -> Batch:
+    """Lay the examples of each line end to end, and pad the lines to one width at the right.
+
+    Sizes are rounded up as `batch_shape` says.
     """
     import torch
 
-    lengths = [len(each.input_ids) for each in examples]
-    _, width = batch_shape(lengths, packing)
-    mask = None
-    if is_packed(lengths, packing):
-        gap = width - sum(lengths)
-        ids = [[*(token for each in examples for token in each.input_ids), *[pad_token_id] * gap]]
-        labels = [[*(label for each in examples for label in each.labels), *[IGNORE_INDEX] * gap]]
-        # What is rounded up is one more row, which nothing sees and which carries no loss.
-        positions = [[i for length in (*lengths, gap) for i in range(length)]]
+    lengths = [[len(each.input_ids) for each in line] for line in lines]
+    shape = batch_shape(lengths, layout)
+    gaps = [shape.width - sum(line) for line in lengths]
+    ids = [
+        [*(token for each in line for token in each.input_ids), *[pad_token_id] * gap]
+        for line, gap in zip(lines, gaps, strict=True)
+    ]
+    labels = [
+        [*(label for each in line for label in each.labels), *[IGNORE_INDEX] * gap]
+        for line, gap in zip(lines, gaps, strict=True)
+    ]
+    if shape.packed:
+        # What is padded is one more row, which nothing sees.
+        positions = [
+            [i for length in (*line, gap) for i in range(length)]
+            for line, gap in zip(lengths, gaps, strict=True)
+        ]
     else:
-        gaps = [width - length for length in lengths]
-        ids = [
-            [*each.input_ids, *[pad_token_id] * gap]
-            for each, gap in zip(examples, gaps, strict=True)
-        ]
-        labels = [
-            [*each.labels, *[IGNORE_INDEX] * gap] for each, gap in zip(examples, gaps, strict=True)
-        ]
-        positions = [list(range(width)) for _ in examples]
-        # A lone row needs no mask: causal attention never looks right, at the padding.
-        if len(examples) > 1 and any(gaps):
-            mask = torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps])
+        # Positions that go on tell transformers that there is nothing to keep apart.
+        positions = [list(range(shape.width)) for _ in lines]
+    mask = None
+    if shape.masked:
+        mask = torch.tensor([[1] * (shape.width - gap) + [0] * gap for gap in gaps])
     # Position i predicts token i + 1. A row's first token has no label, so packed rows never
     # predict across their border.
     shifted = torch.tensor(labels)[:, 1:]
@@ -157,6 +177,6 @@ def collate(examples: Sequence[Example], pad_token_id: int, packing: bool) -> Ba
         attention_mask=mask,
         keep=keep,
         targets=targets,
-        tokens=sum(len(each.input_ids) for each in examples),
+        tokens=sum(sum(line) for line in lengths),
         label_tokens=int((targets != IGNORE_INDEX).sum()),
     )

@@ -11,8 +11,17 @@ if TYPE_CHECKING:
 _MARGIN = 0.1
 
 
-def rows_stay_apart(model: torch.nn.Module, vocab_size: int, device: torch.device) -> bool:
+def rows_stay_apart(
+    model: torch.nn.Module, vocab_size: int, device: torch.device, lines: int = 2
+) -> bool:
     """Return whether two rows laid end to end give the logits that each gives alone.
+
+    Args:
+        model: a causal language model of transformers.
+        vocab_size: ids are below it.
+        device: where the model is.
+        lines: tensors have so many of these pairs; FlashAttention's kernels keep rows apart in one
+            line only.
 
     position_ids that restart isolate rows in most transformers decoders when there is no
     attention mask, and silently do nothing in others (learned positions without a mask, linear
@@ -27,8 +36,9 @@ def rows_stay_apart(model: torch.nn.Module, vocab_size: int, device: torch.devic
     )
 
     def logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        out = model(input_ids=ids, position_ids=positions.to(device)[None], use_cache=False).logits
-        last: torch.Tensor = out[0, -second.shape[1] :].float()
+        positions = positions.to(device).expand(len(ids), -1)
+        out = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        last: torch.Tensor = out[:, -second.shape[1] :].float()
         return last
 
     training = model.training
@@ -36,7 +46,7 @@ def rows_stay_apart(model: torch.nn.Module, vocab_size: int, device: torch.devic
     try:
         with torch.no_grad():
             alone = logits(second, torch.arange(13))
-            both = torch.cat([first, second], dim=1)
+            both = torch.cat([first, second], dim=1).expand(lines, -1)
             packed = logits(both, torch.cat([torch.arange(11), torch.arange(13)]))
             mixed = logits(both, torch.arange(24))
     except (TypeError, ValueError, RuntimeError, IndexError):

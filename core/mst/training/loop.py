@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from mst.errors import PeerFailed, TrainingError
 from mst.training import checkpoint, faults, parallel, precision, zero
 from mst.training.adapters import trained_parameters
-from mst.training.batches import Batch, collate, step_micro_batches
+from mst.training.batches import Batch, collate, collate_lines
 from mst.training.checkpoint import TrainState
 from mst.training.loss import compute_in, summed_loss
+from mst.training.order import step_micro_batches
 from mst.training.report import EvalMetrics, StepMetrics
 from mst.training.schedule import learning_rate_factor, warmup_steps
 from mst.training.session import Session
@@ -107,26 +108,34 @@ def _micro_batch(session: Session, state: TrainState) -> int:
     return state.micro_batch or session.plan.per_device_train_batch_size
 
 
-def _batches(session: Session, state: TrainState) -> list[Batch]:
-    """Return this rank's micro-batches of the next step.
+def _batches(session: Session, state: TrainState) -> tuple[list[Batch], int]:
+    """Return this rank's micro-batches of the next step, and how many of them count.
 
     DeepSpeed wants as many passes of every rank: those with fewer rows repeat some of another's,
     which count for nothing.
     """
     chosen = step_micro_batches(
-        len(session.train),
+        session.sizes,
         state.step,
         _micro_batch(session, state),
         session.plan.global_batch,
         session.request.seed,
+        session.layout,
     )
     own = chosen[session.group.rank :: session.group.world_size]
+    count = len(own)
     if session.zero is not None:
-        own += chosen[:1] * (-(-len(chosen) // session.group.world_size) - len(own))
-    return [
-        collate([session.train[i] for i in rows], session.pad_token_id, session.packing)
-        for rows in own
-    ]
+        own += chosen[:1] * (-(-len(chosen) // session.group.world_size) - count)
+    return [_batch(session, items) for items in own], count
+
+
+def _batch(session: Session, items: Sequence[Sequence[int]]) -> Batch:
+    """Return the tensors of a micro-batch of rows; each block of rows gets a line of its own."""
+    examples = [[session.train[row] for row in rows] for rows in items]
+    if session.sizes.block is not None and session.layout == "lines":
+        return collate_lines(examples, session.pad_token_id, session.layout)
+    whole = [each for rows in examples for each in rows]
+    return collate(whole, session.pad_token_id, session.layout)
 
 
 def _set_rate(session: Session, step: int) -> float:
@@ -190,8 +199,8 @@ def _take_own(session: Session, state: TrainState) -> _Taken:
     scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
     good = state.good_steps
     while True:
-        batches = _batches(session, state)
-        label_tokens, tokens = _counted(session, batches, len(batches))
+        batches, own = _batches(session, state)
+        label_tokens, tokens = _counted(session, batches, own)
         loss = _gradients(session, batches, label_tokens, scale)
         if loss is None:
             state = _shrunk(session, state)
@@ -227,10 +236,7 @@ def _counted(session: Session, batches: Sequence[Batch], own: int) -> list[float
 def _take_zero(session: Session, state: TrainState) -> _Taken:
     """Let DeepSpeed reduce the gradients and step."""
     assert session.zero is not None
-    batches = _batches(session, state)
-    rows = min(session.plan.global_batch, len(session.train))
-    chosen = -(-rows // _micro_batch(session, state))
-    own = len(range(session.group.rank, chosen, session.group.world_size))
+    batches, own = _batches(session, state)
     label_tokens, tokens = _counted(session, batches, own)
     while True:
         with parallel.peers_may_fail(session.device):
@@ -369,7 +375,7 @@ def held_out_loss(session: Session, micro_batch: int | None = None) -> float:
         with torch.no_grad(), parallel.peers_may_fail(session.device):
             for place, start in enumerate(starts):
                 rows = session.val[start : start + size]
-                batch = collate(rows, session.pad_token_id, session.packing).to(session.device)
+                batch = collate(rows, session.pad_token_id, session.layout).to(session.device)
                 with compute_in(session.model, session.device.type, session.dtype):
                     loss = float(summed_loss(session.model, batch, session.selective))
                 if place < own:

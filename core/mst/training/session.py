@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from mst.errors import TrainingError
 from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
+from mst.training.batches import Layout, layout_of
 from mst.training.loss import keeps_logits
 from mst.training.optimizers import make_optimizer
+from mst.training.order import RowSizes, row_sizes
 from mst.training.parallel import ALONE, Group
 from mst.training.report import Reporter
 
@@ -36,7 +38,8 @@ class Session:
         train: encoded rows.
         val: held-out rows, may be empty.
         pad_token_id: fills padded batches.
-        packing: the model keeps packed rows apart.
+        layout: how the rows of a micro-batch lie in its tensors.
+        sizes: of the training rows, by which they are arranged.
         selective: the model computes logits at chosen positions only.
         plan: sizes and steps.
         request: schedule and cadence.
@@ -56,7 +59,8 @@ class Session:
     train: Sequence[Example]
     val: Sequence[Example]
     pad_token_id: int
-    packing: bool
+    layout: Layout
+    sizes: RowSizes
     selective: bool
     plan: Plan
     request: TrainRequest
@@ -107,7 +111,8 @@ def make_session(
         train=train,
         val=val,
         pad_token_id=pad_token_id,
-        packing=packing,
+        layout=layout_of(packing, plan.attention),
+        sizes=row_sizes(train, plan.max_length if request.packing else None),
         selective=keeps_logits(model),
         plan=plan,
         request=request,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mst import rundir
 from mst.configuration import ZERO_STAGES
 from mst.data.prepare import Prepared, prepare
-from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError
+from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError, TrainingError
 from mst.extensions import hide_packages
 from mst.plan import Plan
 from mst.request import TrainRequest
@@ -291,6 +291,7 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
 
 def _session(training: Training) -> Session:
     """Return the loop's session, with a reporter that says nothing yet."""
+    from mst.training.batches import layout_of
     from mst.training.isolation import rows_stay_apart
     from mst.training.report import Reporters
     from mst.training.session import make_session
@@ -303,7 +304,9 @@ def _session(training: Training) -> Session:
     def apart() -> bool:
         with named(training.device, "in a first forward pass"):
             vocabulary = prepared.tokenizer.vocab_size
-            return rows_stay_apart(training.model, vocabulary, training.device)
+            # FlashAttention gets one line: see `layout_of`.
+            lines = 1 if layout_of(True, plan.attention) == "line" else 2
+            return rows_stay_apart(training.model, vocabulary, training.device, lines)
 
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3"
@@ -324,7 +327,13 @@ def _session(training: Training) -> Session:
             training.group,
             zero_config,
         )
-    session = replace(session, packing=apart()) if late else session
+    if late:
+        session = replace(session, layout=layout_of(apart(), plan.attention))
+    if request.packing and session.layout == "padded":
+        raise TrainingError(
+            "--packing was asked for, but this model does not keep packed rows apart: each would"
+            " see those before it. Leave --packing out."
+        )
     # Each rank drops other activations; the adapters were drawn before, alike on all.
     _seed(request.seed + training.group.rank)
     return session

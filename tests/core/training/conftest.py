@@ -120,13 +120,15 @@ def begin(
 ) -> Callable[..., Session]:
     """Return a function that makes a session of the tiny model, anew and always the same.
 
-    Keywords that Plan knows change the plan; the others change the request.
+    Keywords that Plan knows change the plan; the others change the request. `packing` says that
+    the model keeps rows apart, `blocks` asks for `--packing`.
     """
 
     def make(
         val: Sequence[Example] = (),
         stop: Callable[[], bool] = lambda: False,
         packing: bool = True,
+        blocks: bool = False,
         **changes: Any,
     ) -> Session:
         import torch
@@ -141,7 +143,9 @@ def begin(
         of_plan = {each.name for each in dataclasses.fields(Plan)}
         plan = tiny_plan(tiny_model, **{k: v for k, v in changes.items() if k in of_plan})
         options = {k: v for k, v in changes.items() if k not in of_plan}
-        request = TrainRequest(**({"lora_rank": 4, "logging_steps": 1} | options))
+        request = TrainRequest(
+            **({"lora_rank": 4, "logging_steps": 1, "packing": blocks} | options)
+        )
         cpu = torch.device("cpu")
         model = load_model(
             tiny_model, plan.weights_dtype, "sdpa", cpu, plan.quantization, plan.compute_dtype

@@ -156,7 +156,7 @@ def test_losses_equal_the_trainer_of_transformers(
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from mst.training.batches import epoch_order
+    from mst.training.order import epoch_order
 
     same: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 7}
     session = begin(**same, steps_per_epoch=1, total_steps=6, warmup_ratio=0.2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mst.data.encode import Example
-from mst.training.batches import collate
+from mst.training.batches import Layout, collate
 from mst.training.isolation import rows_stay_apart
 from mst.training.loss import keeps_logits, summed_loss
 
@@ -28,12 +28,12 @@ def by_transformers(model: torch.nn.Module, examples: list[Example]) -> float:
     return total
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("layout", ["padded", "line", "lines"])
 @pytest.mark.parametrize("selective", [True, False])
 def test_loss_equals_rows_run_alone(
-    model: torch.nn.Module, examples: list[Example], packing: bool, selective: bool
+    model: torch.nn.Module, examples: list[Example], layout: Layout, selective: bool
 ) -> None:
-    batch = collate(examples, pad_token_id=0, packing=packing)
+    batch = collate(examples, pad_token_id=0, layout=layout)
     found = float(summed_loss(model, batch, selective).detach())
 
     assert found == pytest.approx(by_transformers(model, examples), rel=1e-5)
