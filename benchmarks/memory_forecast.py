@@ -244,9 +244,8 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     device = torch.device("cpu" if case.device == "cpu" else f"{case.device}:0")
     before = _resident()
     request = TrainRequest(lora_rank=made.lora_rank, target_modules=made.target_modules)
-    options = {"quantization": made.quantization} if made.quantization != "none" else {}
     model: Any = adapters.load_model(
-        directory, made.weights_dtype, made.attention, device, **options
+        directory, made.weights_dtype, made.attention, device, made.quantization
     )
     torch.manual_seed(0)
     whole = made.tuner == "full"

@@ -169,7 +169,7 @@ def _merged_loss(base: str, session: Session, model_dir: Path, directory: Path) 
     import torch
 
     from mst.training.adapters import merge_and_unload
-    from mst.training.loop import held_out_loss
+    from mst.training.evaluation import held_out_loss
     from mst.tuned import TunedModel, load_dequantized
 
     plan = session.plan

@@ -19,6 +19,7 @@ from mst.workload import (
     epoch_items,
     mean_label_tokens,
     mean_length,
+    objective_costs,
     total_steps,
     train_rows,
 )
@@ -190,6 +191,7 @@ def _ways(space: Space) -> Iterator[Configuration]:
                         strategy=strategy,
                         world_size=world,
                         offload=offload,
+                        **objective_costs(space.data, request, tuner),
                     )
 
 
@@ -231,6 +233,9 @@ def _strategies(
         elif "ddp" in able:
             yield "ddp", "none"
     if asked == "off" or quantization != "none":
+        return
+    # A frozen copy is whole on each device, which DeepSpeed does not know of.
+    if tuner == "full" and objective_costs(space.data, space.request, tuner)["frozen_copy"]:
         return
     on_host = space.capabilities.torch_device == "cpu"
     for stage in ("zero1", "zero2", "zero3"):
@@ -313,7 +318,7 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     items = min(epoch_items(space.data), global_batch)
     mean = mean_length(space.data)
     labels = mean_label_tokens(space.data)
-    time = space.timer(made, mean * items, labels * items, mean)
+    time = space.timer(made, mean * items, labels * items, mean / made.sequences)
     if time is not None:
         steps = total_steps(space.request, epoch_items(space.data), global_batch)
         time = over_steps(time, steps)

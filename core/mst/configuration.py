@@ -31,6 +31,11 @@ class Configuration:
             includes the optimizer).
         micro_batch: rows a micro-batch on one device.
         accumulation: micro-batches an optimizer step.
+        sequences: that the model reads of a row, on average: 2 of a preference.
+        extra_passes: forward passes without gradients over each micro-batch, beside the training
+            pass: those of a reference, say.
+        frozen_copy: a second copy of the weights is held, as they were before training.
+        scores: the model has a head for one score, and no logits.
     """
 
     tuner: str = "lora"
@@ -48,3 +53,22 @@ class Configuration:
     offload: str = "none"
     micro_batch: int = 1
     accumulation: int = 1
+    sequences: int = 1
+    extra_passes: int = 0
+    frozen_copy: bool = False
+    scores: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectiveWork:
+    """What an objective asks for beside a pass over each row, as memory and time depend on it.
+
+    Attributes:
+        reference: it compares with the model as it was before training.
+        passes: forward passes a row that it makes before the gradients.
+        scores: the model has a head for one score.
+    """
+
+    reference: bool = False
+    passes: int = 0
+    scores: bool = False

@@ -1,4 +1,4 @@
-"""The vendor's manual: every hook that a device backend or an export target implements.
+"""The vendor's manual: every hook of device backends, export targets and objectives.
 
 A plugin is a module (or object) named by an entry point in group `mst`:
 
@@ -6,11 +6,12 @@ A plugin is a module (or object) named by an entry point in group `mst`:
     mychip = "mst_mychip.backend"
 
 A backend must have `mst_backend_name`, `mst_probe` and `mst_capabilities`; an export target must
-have `mst_export_name` and `mst_export`; the other hooks may be left out. Each hook is called on
-one plugin at a time, never on all of them, so a plugin that fails takes no other with it. A hook
-may leave out arguments that it does not need. A hook that is unknown to the installed mst is
-refused as a misspelling, unless it is marked `hookimpl(optionalhook=True)`. Each example below is
-run by the tests.
+have `mst_export_name` and `mst_export`; an objective must have `mst_objective_name` and
+`mst_objective`; the other hooks may be left out. Each hook is called on one plugin at a time,
+never on all of them, so a plugin that fails takes no other with it. A hook may leave out
+arguments that it does not need. A hook that is unknown to the installed mst is refused as a
+misspelling, unless it is marked `hookimpl(optionalhook=True)`. Each example below is run by the
+tests.
 """
 
 # A hook specification is its signature and its docstring; it is never called.
@@ -28,6 +29,8 @@ from mst.facts import Capabilities, DeviceFacts, Probe
 
 if TYPE_CHECKING:
     from mst.export import ExportReport, ExportRequest
+    from mst.objective import Objective
+    from mst.request import TrainRequest
 
 hookspec = pluggy.HookspecMarker("mst")
 hookimpl = pluggy.HookimplMarker("mst")
@@ -322,6 +325,82 @@ def mst_export(request: ExportRequest) -> ExportReport:
                 path=str(copy),
                 files=(copy.name,),
                 checked={"bytes": "equal" if same else "differ"},
+            )
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_objective_name() -> str:
+    """Return the objective's short unique name, as users write it after `--task`.
+
+    Called:
+        Once, when plugins are loaded, in every process of `mst`.
+
+    Returns:
+        Lower-case letters, digits, "-" and "_", beginning with a letter; the names of mst's own
+        objectives are taken. An objective always has a name, so there is no way to report nothing.
+
+    If it raises:
+        The plugin is listed as failed by `mst plugins`; the others are loaded.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+
+
+        @hookimpl
+        def mst_objective_name() -> str:
+            return "confident"
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_objective(request: TrainRequest) -> Objective:
+    """Return what a model is trained for: its rows, its loss and its metrics.
+
+    Called:
+        When the request names this objective: once by the command that plans, where torch must
+        not be imported, and once in each worker, before the data is read. It has no time limit.
+
+    Args:
+        request: what the user asked, every option of it; the ones of other objectives (`beta`,
+            `loss_type` and so on) may be read.
+
+    Returns:
+        An `Objective`. Its functions are called in the worker; those on rows and examples by the
+        planning command too. One that has nothing to measure beside its loss leaves
+        `Part.metrics` empty.
+
+    If it raises:
+        An `mst.errors.MstError` is printed as it is: raise one for an option that can't be met.
+        Any other error is shown as a fault of the plugin.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+        from mst.objective import Micro, Objective, Part, label_count
+        from mst.request import TrainRequest
+
+
+        def loss(micro: Micro) -> Part:
+            # Cross-entropy that cares less for tokens which the model finds unlikely.
+            found = -micro.policy.log_probs * micro.policy.log_probs.detach().exp()
+            return Part(found.sum() / micro.totals["tokens"])
+
+
+        @hookimpl
+        def mst_objective(request: TrainRequest) -> Objective:
+            return Objective(
+                name="confident",
+                lacks=lambda row: "" if row.messages else "has no answer: pass --task pt",
+                counts=lambda example: {"tokens": label_count(example)},
+                loss=loss,
             )
         ```
 

@@ -123,6 +123,7 @@ def prepare_job(
     from mst.data.prepare import data_facts, prepare
     from mst.probe import machine_facts
     from mst.registry import load
+    from mst.training.objectives import find_objective
 
     registry = load()
     machine = machine_facts(registry)
@@ -136,7 +137,9 @@ def prepare_job(
     weights = not on or bool(list(directory.glob("*.safetensors")))
     model = read_facts(directory, weights=weights, tell=tell)
     tell("reading and tokenizing the data")
-    prepared = prepare(request, request.dataset, directory, model.max_position_embeddings)
+    objective = find_objective(request, registry)
+    context = model.max_position_embeddings
+    prepared = prepare(request, request.dataset, directory, context, objective)
     data = data_facts(prepared)
     made = make_plan(
         where.backend,

@@ -10,6 +10,7 @@ from mst.candidates import Candidate, Space, alternative, candidates, choose, wi
 from mst.configuration import ZERO_CHOICES
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
+from mst.learning_rates import usual_rate
 from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Plan, Reason
@@ -28,8 +29,6 @@ from mst.workload import (
     train_rows,
 )
 
-# LoRA wants about ten times the rate of full tuning (Schulman et al. 2025, "LoRA Without Regret").
-LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 # What a weight can store (Allen-Zhu and Li 2024, "Physics of Language Models", part 3.3), against
 # about one bit that a label token teaches; past it LoRA falls behind full tuning (Schulman et al.).
 BITS_PER_WEIGHT = 2
@@ -106,11 +105,29 @@ def _check_method(
         )
 
 
+def _check_objective(request: TrainRequest, data: DataFacts, zero: str) -> None:
+    """Raise PlanError where the objective can't be met: no place for a reference, no packing."""
+    if data.objective.scores and request.packing:
+        raise PlanError(
+            "--packing was asked for; a reward model scores rows that are padded, each in a line of"
+            " its own. Leave --packing out."
+        )
+    live = data.objective.reference and not request.precompute_ref_log_probs
+    if live and request.tuner == "full" and zero.startswith("zero"):
+        other = ", or --precompute-ref-log-probs" if request.task == "dpo" else ""
+        raise PlanError(
+            f"--task {request.task} compares with a frozen copy of the model, which --deepspeed"
+            f" {request.deepspeed} can't share out. Pass --tuner lora, which needs no copy{other}."
+        )
+
+
 def _preferred_tuner(space: Space) -> tuple[str | None, str]:
     """Return a tuner that the data asks for, and why; None when speed may decide."""
     request = space.request
     if request.tuner != "auto" or request.use_dora or request.use_rslora:
         return None, ""
+    if space.data.objective.reference or space.data.sequences > 1:
+        return None, ""  # a comparison teaches about a bit, not a bit a token
     targets = lora_targets(space.model, request.target_modules)
     capacity = BITS_PER_WEIGHT * lora_parameters(targets, request.lora_rank)
     labels = round(mean_label_tokens(space.data) * epoch_items(space.data))
@@ -146,6 +163,11 @@ def _warnings(request: TrainRequest, data: DataFacts, steps: int, global_batch: 
             f"{data.deleted} rows are longer than {data.max_length} tokens (the longest has"
             f" {data.longest}) and are left out; --max-length or --truncation-strategy right"
             " would keep them"
+        )
+    if data.unusable:
+        warnings.append(
+            f"{data.unusable} rows are left out, for {request.task} can't learn from them: their"
+            " answers are the same, or beyond --max-length"
         )
     if request.early_stopping_patience is not None and not data.val_rows:
         warnings.append("early stopping has no held-out rows to look at; pass --val-size")
@@ -208,6 +230,7 @@ def _space(
                     f" {', '.join(one.strategies)}, which is not ddp. Pass --nproc-per-node 1."
                 )
     _check_method(request, first, able, zero)
+    _check_objective(request, data, zero)
     dtype, _ = _dtype(first, request.dtype)
     attention = _attention(request, able, dtype)
     return Space(
@@ -220,7 +243,7 @@ def _space(
         attention=attention,
         zero=zero,
         host_bytes=host_bytes,
-        shape=step_shapes(data, request, layout_of(True, attention)),
+        shape=step_shapes(data, request, layout_of(not data.objective.scores, attention)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
     )
 
@@ -285,7 +308,7 @@ def _plan(
     if request.threads is not None or (chosen.devices > 1 and on_host):
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
     label_accuracy, label_reason = _label_accuracy(request, data)
-    rate = request.learning_rate or LEARNING_RATES[made.tuner]
+    rate = request.learning_rate or usual_rate(data, made.tuner)
     _, dtype_reason = _dtype(devices[0], request.dtype)
     names = ", ".join(f"{backend}:{each.index}" for each in devices)
     found_reasons = [
@@ -295,7 +318,9 @@ def _plan(
         *batch_reasons(space, chosen, within(space, made)),
         None
         if request.learning_rate
-        else Reason("learning_rate", f"{rate:g}", f"the usual peak for {made.tuner}"),
+        else Reason(
+            "learning_rate", f"{rate:g}", f"the usual peak for {made.tuner} and {request.task}"
+        ),
         None
         if request.max_length
         else Reason("max_length", str(data.max_length), f"the longest row has {data.longest}"),

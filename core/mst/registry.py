@@ -8,13 +8,14 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pluggy
 
 from mst import hookspecs
 from mst.errors import MstError
+from mst.request import TASKS
 
 T = TypeVar("T")
 
@@ -26,8 +27,13 @@ PLUGIN_SECONDS = 5.0
 REQUIRED_HOOKS = {
     "backend": ("mst_backend_name", "mst_probe", "mst_capabilities"),
     "export": ("mst_export_name", "mst_export"),
+    "objective": ("mst_objective_name", "mst_objective"),
 }
-OPTIONAL_HOOKS = {"backend": ("mst_health", "mst_environment", "mst_activate"), "export": ()}
+OPTIONAL_HOOKS = {
+    "backend": ("mst_health", "mst_environment", "mst_activate"),
+    "export": (),
+    "objective": (),
+}
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -43,7 +49,7 @@ class PluginRecord:
         name: the entry point's name.
         distribution: the installed package that has it, or "" when unknown.
         version: that package's version, or "".
-        kinds: of "backend" and "export"; empty when it failed before that was known.
+        kinds: of "backend", "export" and "objective"; empty when it failed before that was known.
         status: "ok", "failed" (it is broken) or "refused" (its name is taken).
         reason: why it is not "ok"; "" when it is.
         hooks: the hooks that it implements, sorted.
@@ -66,11 +72,14 @@ class Registry:
         records: one an entry point, in the order in which they were tried.
         backends: hooks of each backend by its name; calling one asks that plugin only.
         exports: hooks of each export target by its name.
+        objectives: hooks of each plugin's objective by its name; mst's own are in
+            `mst.training.objectives`.
     """
 
     records: tuple[PluginRecord, ...]
     backends: Mapping[str, pluggy.HookRelay]
     exports: Mapping[str, pluggy.HookRelay]
+    objectives: Mapping[str, pluggy.HookRelay] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,8 @@ def load(
     records: list[PluginRecord] = []
     relays: dict[str, dict[str, pluggy.HookRelay]] = {kind: {} for kind in REQUIRED_HOOKS}
     # (what is named, its name) -> the distribution that has it
-    owners: dict[tuple[str, str], str] = {}
+    # mst's own objectives are no plugins, for every command that trains needs one.
+    owners: dict[tuple[str, str], str] = {("objective", name): BUILT_IN for name in TASKS}
     found = [(*_distribution(point), point) for point in entry_points]
     found.sort(key=lambda item: (item[0] != BUILT_IN, item[0].lower(), item[2].name, item[2].value))
     for distribution, version, point in found:
@@ -151,7 +161,7 @@ def load(
         if plugin is not None:
             for kind, name in plugin.names.items():
                 relays[kind][name] = plugin.relay
-    return Registry(tuple(records), relays["backend"], relays["export"])
+    return Registry(tuple(records), relays["backend"], relays["export"], relays["objective"])
 
 
 def _record(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEVICE_AUTO = "auto"
+# What comes with mst for `--task`; each is also a command: `mst dpo` is `mst train --task dpo`.
+TASKS = ("sft", "pt", "dpo", "kto", "orpo", "simpo", "rm")
 
 
 def option(
@@ -103,6 +105,66 @@ class TrainRequest:
         group="method",
         choices=("auto", "lora", "qlora", "full"),
         aliases=("tuner_type", "train_type", "sft_type", "finetuning_type"),
+    )
+    task: str = option(
+        "sft",
+        "what it is trained for: sft, pt (plain text), dpo, kto, orpo, simpo, rm (reward model),"
+        " or a plugin's",
+        group="objective",
+        aliases=("stage", "rlhf_type"),
+        metavar="NAME",
+    )
+    beta: float | None = option(
+        None,
+        "strength of the reference (dpo, kto; default 0.1), of the odds ratio (orpo; 0.1), or scale"
+        " of the rewards (simpo; 2)",
+        group="objective",
+        aliases=("pref_beta", "rlhf_beta"),
+        above=0,
+    )
+    loss_type: str | None = option(
+        None,
+        "of dpo: sigmoid (default), hinge or ipo",
+        group="objective",
+        aliases=("pref_loss",),
+        metavar="NAME",
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of preferences taken to be the wrong way round (dpo with sigmoid, simpo)",
+        group="objective",
+        aliases=("dpo_label_smoothing",),
+        at_least=0,
+        below=0.5,
+    )
+    simpo_gamma: float = option(
+        0.5, "margin that simpo wants between the rewards", group="objective", at_least=0
+    )
+    rpo_alpha: float = option(
+        0.0,
+        "weight of the better answer's likelihood, added to dpo",
+        group="objective",
+        aliases=("pref_ftx",),
+        at_least=0,
+    )
+    desirable_weight: float = option(
+        1.0,
+        "weight of desirable answers in kto",
+        group="objective",
+        aliases=("kto_chosen_weight",),
+        above=0,
+    )
+    undesirable_weight: float = option(
+        1.0,
+        "weight of undesirable answers in kto",
+        group="objective",
+        aliases=("kto_rejected_weight",),
+        above=0,
+    )
+    precompute_ref_log_probs: bool = option(
+        False,
+        "of dpo: compute what the model says before training once, at the start; kept in memory",
+        group="objective",
     )
     quant_bits: int | None = option(
         None,

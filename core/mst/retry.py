@@ -13,14 +13,14 @@ from mst.plan import MemoryForecast, Plan, Reason
 from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.training.batches import layout_of
-from mst.workload import DataFacts, largest_step
+from mst.workload import DataFacts, largest_step, objective_costs
 
 # The next plan must be smaller by more than the forecast is usually wrong.
 SMALLER = 0.9
 
 
 def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
-    """Return what memory and time depend on, of a plan that was made."""
+    """Return what memory and time depend on, of a plan that was made, but for its objective."""
     return Configuration(
         tuner=plan.tuner,
         quantization=plan.quantization,
@@ -56,10 +56,9 @@ def next_smaller(
         request: what the run was asked.
     """
     failed = plan.memory.peak_bytes
-    forecasts = [
-        (made, _forecast(made, plan, model, data, request))
-        for made in _smaller(configuration_of(plan, request))
-    ]
+    costs = objective_costs(data, request, plan.tuner)
+    now = replace(configuration_of(plan, request), **costs)
+    forecasts = [(made, _forecast(made, plan, model, data, request)) for made in _smaller(now)]
     fitting = [each for each in forecasts if each[1].peak_bytes <= failed * SMALLER]
     # Nothing is that much smaller: the smallest is worth one try.
     made, memory = (
@@ -106,7 +105,7 @@ def _forecast(
         plan.global_batch,
         request.seed,
         plan.total_steps,
-        layout_of(True, plan.attention),
+        layout_of(not made.scores, plan.attention),
     )
     on_host = plan.torch_devices[0] == "cpu"
     kind = plan.torch_devices[0].partition(":")[0]

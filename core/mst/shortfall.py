@@ -192,13 +192,16 @@ def _last(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
 
 def _cut(space: Space, length: int) -> Space:
     data = space.data
+    parts = tuple(tuple(min(one, length) for one in each) for each in data.parts)
+    whole = tuple(map(sum, parts)) or tuple(min(each, length) for each in data.lengths)
     shorter = replace(
         data,
-        lengths=tuple(min(each, length) for each in data.lengths),
-        label_tokens=tuple(min(each, length) for each in data.label_tokens),
+        lengths=whole,
+        parts=parts,
+        label_tokens=tuple(map(min, data.label_tokens, whole)),
         max_length=length,
     )
-    layout = layout_of(True, space.attention)
+    layout = layout_of(not data.objective.scores, space.attention)
     return replace(space, data=shorter, shape=step_shapes(shorter, space.request, layout))
 
 

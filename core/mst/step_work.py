@@ -153,7 +153,7 @@ def step_work(
         made: how it is trained.
         tokens: of the step on all devices, padding included.
         label_tokens: of these, how many carry loss.
-        mean_row_tokens: length of an average row.
+        mean_row_tokens: length of an average sequence that is read.
         elementwise_passes: how often a layer's inputs and outputs move through memory in a
             forward pass, beside the products themselves.
 
@@ -170,6 +170,8 @@ def step_work(
         trained += work.adapter_units / 2  # a magnitude for each output
     flop = 2 * (3 + again if full else 2 + again) * work.body * own
     flop += 2 * (3 if full else 2) * work.head * labels
+    # Passes without gradients; the reference's leave the adapters out.
+    flop += 2 * made.extra_passes * (work.body * own + work.head * labels)
     if not full:
         flop += 2 * (3 + again) * made.lora_rank * work.adapted * own
     offloaded, updates = _offloaded(work, made, trained)
@@ -190,8 +192,9 @@ def step_work(
 
 def _span(made: Configuration, mean_row_tokens: float) -> float:
     """Return how many positions a token's scores are computed for."""
-    together = made.micro_batch * mean_row_tokens
-    if made.micro_batch > 1 and together <= PACKED_TOKENS_AT_MOST:
+    rows = made.micro_batch * made.sequences
+    together = rows * mean_row_tokens
+    if rows > 1 and together <= PACKED_TOKENS_AT_MOST and not made.scores:
         return together  # rows laid end to end, kept apart by a mask over the whole square
     return mean_row_tokens
 
@@ -200,9 +203,9 @@ def _attention_flop(
     work: ModelWork, made: Configuration, tokens: float, mean_row_tokens: float
 ) -> float:
     span = _span(made, mean_row_tokens)
-    if made.micro_batch == 1 and made.attention != "eager":
+    if made.micro_batch * made.sequences == 1 and made.attention != "eager":
         span /= 2  # causal kernels leave out the half that is masked
-    passes = 1 + (1 if made.checkpointing else 0) + ATTENTION_BACKWARD
+    passes = 1 + (1 if made.checkpointing else 0) + ATTENTION_BACKWARD + made.extra_passes
     return 4 * passes * span * work.attention * tokens
 
 
@@ -215,7 +218,7 @@ def _activation_traffic(
     elementwise_passes: float,
 ) -> float:
     # Backward passes read what they differentiate beside the gradients: twice the forward one.
-    passes = 3 + (1 if made.checkpointing else 0)
+    passes = 3 + (1 if made.checkpointing else 0) + made.extra_passes
     moved = elementwise_passes * work.units
     if made.tuner != "full":
         moved += 2 * work.adapted
@@ -223,7 +226,8 @@ def _activation_traffic(
     if made.attention == "eager":
         square = SQUARE_PASSES * _span(made, mean_row_tokens) * work.heads
     width = FLOAT_BYTES[made.compute_dtype]
-    return width * passes * (moved + square) * tokens + LOGITS_BYTES * work.vocab * labels
+    logits = LOGITS_BYTES * work.vocab * labels * (1 + made.extra_passes / 2)
+    return width * passes * (moved + square) * tokens + logits
 
 
 def _weight_traffic(work: ModelWork, made: Configuration, trained: float) -> float:
@@ -290,7 +294,7 @@ def _held(work: ModelWork, made: Configuration) -> float:
 
 
 def _passes(made: Configuration) -> int:
-    return 2 + (1 if made.checkpointing else 0)
+    return 2 + (1 if made.checkpointing else 0) + made.extra_passes
 
 
 def _offloaded(work: ModelWork, made: Configuration, trained: float) -> tuple[float, float]:

@@ -61,13 +61,20 @@ def of_run(run: Path, which: str | None = None) -> TunedModel:
         which: checkpoint to take: "last", "best" or a step; None for the finished result.
 
     Raises:
-        RunError: it isn't done, the checkpoint isn't there or not whole, or the base model is gone
-            or has changed.
+        RunError: it isn't done, the checkpoint isn't there or not whole, the base model is gone or
+            has changed, or the run made a reward model.
         UsageError: `which` is none of these.
     """
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
+    if request.task == "rm":
+        made = "model" if plan.tuner == "full" else "adapter"
+        raise RunError(
+            f"{run} made a reward model: it scores conversations and writes none, so it can't be"
+            f" talked to, and mst has no check for a merge of its scores. {run / made} loads with"
+            " transformers and PEFT: docs/objectives.md shows how."
+        )
     source, step = _result(run, plan) if which is None else _checkpoint(run, which)
     has_adapter = plan.tuner != "full"
     if has_adapter and not (source / ADAPTER_WEIGHTS).is_file():

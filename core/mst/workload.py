@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
+from mst.configuration import ObjectiveWork
 from mst.memory import StepShape
 from mst.request import TrainRequest
 from mst.training.batches import Layout, batch_shape, lines_of
@@ -35,6 +37,11 @@ class DataFacts:
         packed_rows: rows in all blocks; None without `--packing`.
         sampled_from: training rows in all, where `lengths` are those of a sample, because rows are
             streamed.
+        parts: tokens of each sequence that the model reads of a row, which `lengths` sums up; empty
+            where every row is one.
+        sequences: how many those are of a row, at the most.
+        unusable: rows left out because the objective can't learn from them.
+        objective: what it asks for beside a pass over each row.
     """
 
     lengths: tuple[int, ...]
@@ -46,6 +53,10 @@ class DataFacts:
     deleted: int
     packed_rows: int | None = None
     sampled_from: int | None = None
+    parts: tuple[tuple[int, ...], ...] = ()
+    sequences: int = 1
+    unusable: int = 0
+    objective: ObjectiveWork = field(default_factory=ObjectiveWork)
 
 
 def packed(data: DataFacts, block: int) -> DataFacts:
@@ -57,6 +68,7 @@ def packed(data: DataFacts, block: int) -> DataFacts:
         label_tokens=tuple(sum(data.label_tokens[row] for row in rows) for rows in blocks),
         max_length=block,
         packed_rows=len(data.lengths),
+        parts=(),
     )
 
 
@@ -78,6 +90,19 @@ def mean_length(data: DataFacts) -> float:
 def mean_label_tokens(data: DataFacts) -> float:
     """Return how many tokens of an average row, or block, carry loss."""
     return sum(data.label_tokens) / len(data.label_tokens)
+
+
+def objective_costs(data: DataFacts, request: TrainRequest, tuner: str) -> dict[str, Any]:
+    """Return the fields of a `Configuration` that the objective decides."""
+    work = data.objective
+    live = work.reference and not request.precompute_ref_log_probs
+    # What comes before the gradients asks the model and its reference both.
+    return {
+        "sequences": data.sequences,
+        "extra_passes": work.passes * (2 if work.reference else 1) + live,
+        "frozen_copy": live and tuner == "full",
+        "scores": work.scores,
+    }
 
 
 def total_steps(request: TrainRequest, items: int, global_batch: int) -> int:
@@ -110,6 +135,8 @@ def largest_step(
         for each in step_micro_batches(sizes, step, micro_batch, global_batch, seed, layout):
             rows = [row for item in each for row in item]
             lengths = [data.lengths[row] for row in rows]
+            if data.parts:
+                lengths = [part for row in rows for part in data.parts[row]]
             lines = [[lengths[i] for i in line] for line in lines_of(lengths, layout)]
             made = batch_shape(lines, layout)
             if (made.lines * made.width, made.width) > (tokens, width):

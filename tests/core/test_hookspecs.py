@@ -15,9 +15,12 @@ import pluggy
 import pytest
 
 from mst import hookspecs
+from mst.data.rows import Row
 from mst.export import ExportReport, ExportRequest
 from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.objective import Micro, Objective, Scored
 from mst.registry import OPTIONAL_HOOKS, REQUIRED_HOOKS, load
+from mst.request import TrainRequest
 
 GIB = 2**30
 DEVICE = DeviceFacts("mychip", 3, "MyChip 1", "mc1", 16 * GIB, 4 * GIB, ("bfloat16",))
@@ -26,7 +29,7 @@ SPECS = {
     for name, function in vars(hookspecs).items()
     if name.startswith("mst_") and inspect.isfunction(function)
 }
-# What each example answers; the two that do something have a test of their own.
+# What each example answers; the three that do something have a test of their own.
 ANSWERS: dict[str, tuple[dict[str, object], object]] = {
     "mst_backend_name": ({}, "mychip"),
     "mst_probe": (
@@ -52,8 +55,9 @@ ANSWERS: dict[str, tuple[dict[str, object], object]] = {
         {"MYCHIP_VISIBLE_DEVICES": "3", "MYCHIP_LOG_LEVEL": "error"},
     ),
     "mst_export_name": ({}, "myformat"),
+    "mst_objective_name": ({}, "confident"),
 }
-ACTING = {"mst_activate", "mst_export"}
+ACTING = {"mst_activate", "mst_export", "mst_objective"}
 
 
 def example(name: str) -> str:
@@ -159,6 +163,22 @@ def test_the_export_example_copies_and_compares(tmp_path: Path) -> None:
     assert written.read_bytes() == b"weights"
 
 
+def test_the_objective_example_cares_less_for_what_is_unlikely() -> None:
+    import torch
+
+    objective = relay("mst_objective").mst_objective(request=TrainRequest())
+    log_probs = torch.tensor([[-0.1, -3.0]], requires_grad=True)
+    scored = Scored(log_probs, torch.ones(1, 2), torch.tensor([2.0]))
+    part = objective.loss(Micro((), scored, None, {"tokens": 2.0}))
+    part.loss.backward()
+
+    assert isinstance(objective, Objective)
+    assert objective.lacks(Row((), "rows.txt", 1, text="a")) != ""
+    assert log_probs.grad is not None
+    likely, unlikely = log_probs.grad[0].tolist()
+    assert likely < 5 * unlikely < 0
+
+
 def test_the_examples_together_are_one_whole_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mst_mychip_examples", plugin(*SPECS))
 
@@ -166,7 +186,8 @@ def test_the_examples_together_are_one_whole_plugin(monkeypatch: pytest.MonkeyPa
 
     (record,) = registry.records
     assert (record.status, record.reason) == ("ok", "")
-    assert record.kinds == ("backend", "export")
+    assert record.kinds == ("backend", "export", "objective")
     assert record.hooks == tuple(sorted(SPECS))
     assert list(registry.backends) == ["mychip"]
     assert list(registry.exports) == ["myformat"]
+    assert list(registry.objectives) == ["confident"]

@@ -11,6 +11,7 @@ from types import ModuleType
 from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
+from mst.request import TASKS, alias_names
 
 # Command, then the module in this package and the one line of help that `mst --help` shows.
 COMMANDS = {
@@ -39,6 +40,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
+            f"mst {', mst '.join(TASKS)} are mst train with that --task.",
             "`mst COMMAND --help` lists a command's options. `mst train --device auto` with",
             "nothing else tunes a small embedded model on a small embedded data set.",
         ]
@@ -52,19 +54,34 @@ def _dispatch(argv: Sequence[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"mst {__version__}")
         return 0
-    name = argv[0]
+    name, *rest = argv
+    if name in TASKS:
+        return _dispatch(["train", *rest, "--task", _only_task(name, rest)])
     if name not in COMMANDS:
         raise UsageError(
-            f"mst: unknown command {name!r}.{nearest(name, list(COMMANDS))}"
+            f"mst: unknown command {name!r}.{nearest(name, [*COMMANDS, *TASKS])}"
             " `mst --help` lists them."
         )
     module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
     module.add_arguments(parser)
-    args, unknown = parser.parse_known_args(argv[1:])
+    args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
     code: int = module.run(args)
     return code
+
+
+def _only_task(name: str, rest: Sequence[str]) -> str:
+    """Return the task that the command names.
+
+    Raises:
+        UsageError: an option names one too.
+    """
+    flags = ("--task", *(f"--{alias}" for alias, of in alias_names().items() if of == "task"))
+    for each in rest:
+        if each.partition("=")[0].replace("_", "-") in {flag.replace("_", "-") for flag in flags}:
+            raise UsageError(f"mst {name} has a task already; leave {each} out, or use mst train.")
+    return name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

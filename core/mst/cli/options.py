@@ -18,6 +18,7 @@ from mst.request import TrainRequest, alias_names, fields
 TITLES = {
     "what": "what to train on what",
     "method": "method",
+    "objective": "objective",
     "length": "how long",
     "data": "data",
     "optimizer": "optimizer",

@@ -76,11 +76,11 @@ def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -
     with lock:
         code = run_to_end(path, job, lock, os.environ, tell)
     if code == 0:
-        show_outcome(console, path, rundir.read_manifest(path))
+        show_outcome(console, path, rundir.read_manifest(path), job.request.task)
     return code
 
 
-def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
+def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str = "sft") -> None:
     """Print what was measured, and the commands to type next."""
     from rich.table import Table
 
@@ -101,6 +101,10 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
         table.add_row("TF-IDF + logistic regression, same rows", "", shown)
         console.print()
         console.print(table)
+    if "eval_rewards/margins" in results:
+        accuracy = results.get("eval_rewards/accuracies")
+        right = "" if accuracy is None else f", the better answer preferred in {accuracy:.1%}"
+        console.print(f"\nheld out: margin {results['eval_rewards/margins']:.3f}{right}")
     peak, predicted = results["peak_memory_bytes"], results["predicted_memory_bytes"]
     console.print(
         f"\nmemory  {gib(peak)} at the peak, {gib(predicted)} predicted"
@@ -112,11 +116,10 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest) -> None:
     )
     shown_path = os.path.relpath(path)
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
-    held_out = "best_eval_loss" in results
-    for command in (
-        *([f"mst eval {shown_path} --compare base"] if held_out else []),
-        f"mst chat {shown_path}",
-        f"mst merge {shown_path}",
-        f"mst runs show {shown_path}",
-    ):
+    commands = [f"mst chat {shown_path}", f"mst merge {shown_path}"]
+    if "best_eval_loss" in results:
+        commands.insert(0, f"mst eval {shown_path} --compare base")
+    if task == "rm":  # it has nothing to say
+        commands = []
+    for command in (*commands, f"mst runs show {shown_path}"):
         console.print(f"  {command}", soft_wrap=True)

@@ -69,10 +69,14 @@ class EncodeStats:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples in the order of their rows."""
+    """Examples in the order of their rows.
+
+    `unusable` counts those that were left out because the objective can't learn from them.
+    """
 
     examples: tuple[Example, ...]
     stats: EncodeStats
+    unusable: int = 0
 
 
 def encode(

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mst.data.encode import IGNORE, Encoded, encode
+from mst.data.encode import Encoded, encode
 from mst.data.formats import read
 from mst.data.labels import label_set
 from mst.data.rows import FileFacts, Row
 from mst.data.split import split
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
+from mst.data.usable import check_rows, usable
+from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
+from mst.training.objectives import find_objective
 from mst.workload import DataFacts, packed
 
 # Without --max-length: long enough for most chats, short enough not to be a surprise in memory.
@@ -32,6 +35,7 @@ class Prepared:
         answers: the set of answers when the data is a classification.
         max_length: the length that was applied.
         packing: rows fill blocks of that length.
+        objective: what the rows are for.
     """
 
     train_rows: tuple[Row, ...]
@@ -45,10 +49,15 @@ class Prepared:
     val_files: tuple[FileFacts, ...]
     tokenizer: TextTokenizer
     template: ChatTemplate
+    objective: Objective
 
 
 def prepare(
-    request: TrainRequest, dataset: Sequence[str], model_dir: Path, context: int | None
+    request: TrainRequest,
+    dataset: Sequence[str],
+    model_dir: Path,
+    context: int | None,
+    objective: Objective | None = None,
 ) -> Prepared:
     """Read and encode the data that a request names.
 
@@ -57,10 +66,13 @@ def prepare(
         dataset: the files, with the default filled in.
         model_dir: holds tokenizer.json and the chat template.
         context: the model's longest context in tokens, if known.
+        objective: what the rows are for; default the built-in one that the request names.
 
     Raises:
-        DataError: as the readers, the template and the encoder say.
+        DataError: as the readers, the template and the encoder say, or rows are no use to the
+            objective.
     """
+    objective = objective or find_objective(request)
     tokenizer = load_tokenizer(model_dir)
     template = load_template(model_dir, request.template)
     found = read(dataset)
@@ -72,46 +84,56 @@ def prepare(
         train_rows = tuple(found.rows[i] for i in train_at)
         val_rows = tuple(found.rows[i] for i in val_at)
         val_files = ()
+    check_rows(objective, (*train_rows, *val_rows))
     max_length = request.max_length
     if max_length is None:
         max_length = min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
 
     def encoded(rows: Sequence[Row]) -> Encoded:
-        return encode(
+        found = encode(
             rows,
             tokenizer,
             template,
             max_length=max_length,
-            train_on=request.train_on,
+            train_on=objective.train_on or request.train_on,
             truncation_strategy=request.truncation_strategy,
         )
+        return usable(objective, found)
 
     return Prepared(
         train_rows=train_rows,
         val_rows=val_rows,
         train=encoded(train_rows),
         val=encoded(val_rows) if val_rows else None,
-        answers=label_set(train_rows),
+        answers=label_set(train_rows) if request.task == "sft" else None,
         max_length=max_length,
         packing=request.packing,
         files=found.files,
         val_files=val_files,
         tokenizer=tokenizer,
         template=template,
+        objective=objective,
     )
 
 
 def data_facts(prepared: Prepared) -> DataFacts:
     """Return what the planner needs of the encoded rows."""
-    examples = prepared.train.examples
+    examples, objective = prepared.train.examples, prepared.objective
     longest = prepared.train.stats.longest
+    read = [objective.sequences(each) for each in examples]
+    parts = tuple(tuple(len(one.input_ids) for one in each) for each in read)
+    counts = [0 if objective.scores else sum(map(label_count, each)) for each in read]
     facts = DataFacts(
-        lengths=tuple(len(each.input_ids) for each in examples),
-        label_tokens=tuple(sum(label != IGNORE for label in each.labels) for each in examples),
+        lengths=tuple(map(sum, parts)),
+        label_tokens=tuple(counts),
         val_rows=len(prepared.val.examples) if prepared.val else 0,
         answers=len(prepared.answers) if prepared.answers else None,
         max_length=min(prepared.max_length, longest),
         longest=longest,
         deleted=prepared.train.stats.deleted,
+        parts=parts,
+        sequences=max(map(len, parts)),
+        unusable=prepared.train.unusable,
+        objective=objective_work(objective),
     )
     return packed(facts, prepared.max_length) if prepared.packing else facts

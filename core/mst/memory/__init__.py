@@ -68,7 +68,7 @@ def forecast(
         shape=step,
         scheme=_scheme(configuration, on_host, attention_kernel),
         checkpointing=configuration.checkpointing,
-        vocabulary=model.vocab_size,
+        vocabulary=1 if configuration.scores else model.vocab_size,
         head_width=model.hidden_size,
         tied=model.tied_embeddings,
         weights_bytes=FLOAT_BYTES.get(configuration.weights_dtype, 4),

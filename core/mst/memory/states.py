@@ -84,6 +84,11 @@ def weights_bytes(model: ModelFacts, configuration: Configuration) -> int:
     return rest
 
 
+def copy_bytes(model: ModelFacts, configuration: Configuration) -> int:
+    """Return what a frozen copy of the model takes, as it was before training."""
+    return weights_bytes(model, configuration) if configuration.frozen_copy else 0
+
+
 def trained_weights(
     model: ModelFacts, targets: Sequence[LinearShape], configuration: Configuration
 ) -> int:
@@ -150,7 +155,7 @@ def held(
     else:
         copy = 20 * largest if on_host else 0
     return States(
-        weights=base,
+        weights=base + copy_bytes(model, configuration),
         adapters=0 if full else 4 * trained,
         optimizer=moments_bytes(trained, targets, configuration),
         gradients=4 * trained,

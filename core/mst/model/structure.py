@@ -67,6 +67,31 @@ def auto_class(config: Any) -> Any:
     )
 
 
+def score_class(config: Any) -> Any:
+    """Return the auto class that builds `config`'s decoder with a head for scores.
+
+    Raises:
+        ModelError: transformers has none for this configuration.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    untyped: Any = AutoModelForSequenceClassification
+    if type(config) in untyped._model_mapping:
+        return untyped
+    raise ModelError(
+        f"transformers has no reward model (sequence classification) for model_type"
+        f" {config.model_type!r}. Give a model of another architecture, or pass another --task."
+    )
+
+
+def score_head(model: Any) -> torch.nn.Module | None:
+    """Return the head of a model with scores; None of a language model."""
+    if "ForSequenceClassification" not in type(model).__name__:
+        return None
+    heads = (getattr(model, name, None) for name in ("score", "classifier"))
+    return next((each for each in heads if each is not None), None)
+
+
 def build_on_meta(directory: Path) -> Any:
     """Return the model that config.json describes, without memory for its weights.
 
@@ -131,7 +156,7 @@ def _linear_modules(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() or score_head(model)
     inside = _text_modules(model)
     mamba = model.config.model_type in _MAMBA_TYPES
     for name, module in model.named_modules():

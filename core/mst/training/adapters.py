@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mst.errors import ModelError
 from mst.model.files import read_config
-from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class
+from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class, score_class
 from mst.training.quantization import hold_still, quantization_config
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def load_model(
     device: torch.device,
     quantization: str = "none",
     compute_dtype: str | None = None,
+    score_pad_token_id: int | None = None,
 ) -> torch.nn.Module:
     """Load a causal language model from a local directory, safetensors only, no code from it.
 
@@ -40,6 +41,9 @@ def load_model(
         device: where the weights go.
         quantization: of the linear layers: "none", "nf4" or "int8".
         compute_dtype: of the products with quantized weights; default `dtype`.
+        score_pad_token_id: load a reward model instead, which has a head for one score in place of
+            the language model's and reads it at the last token that is not this one. A head that
+            the directory lacks is drawn from torch's random numbers.
 
     Raises:
         ModelError: transformers can't load it, or it is to be quantized and bitsandbytes is not
@@ -51,6 +55,8 @@ def load_model(
 
     untyped: Any = logging
     untyped.disable_progress_bar()
+    if score_pad_token_id is not None:
+        untyped.set_verbosity_error()  # it warns that the head is new, as it must be
     model: Any
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
@@ -70,6 +76,10 @@ def load_model(
             directory, local_files_only=True, trust_remote_code=False
         )
         auto = auto_class(config)
+        if score_pad_token_id is not None:
+            auto = score_class(config)
+            config.num_labels, config.pad_token_id = 1, score_pad_token_id
+            arguments["config"] = config
         if quantization != "none" and config.model_type in NOT_QUANTIZED:
             left = [*NOT_QUANTIZED[config.model_type], "lm_head"]
             arguments["quantization_config"].llm_int8_skip_modules = left
@@ -108,7 +118,8 @@ def lora_config(request: TrainRequest) -> LoraConfig:
         target_modules="all-linear" if targets == ("all-linear",) else list(targets),
         use_rslora=request.use_rslora,
         use_dora=request.use_dora,
-        task_type="CAUSAL_LM",
+        # PEFT trains and saves the new head of a classifier whole, beside the adapters.
+        task_type="SEQ_CLS" if request.task == "rm" else "CAUSAL_LM",
     )
 
 
@@ -136,6 +147,8 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
             config.target_modules = _all_linear(model)
         with quiet_peft():
             model = get_peft_model(model, config)
+        for _, parameter in trained_parameters(model):  # a reward model's head is not an adapter
+            parameter.data = parameter.data.float()
     model.train()
     return model
 

@@ -1,30 +1,47 @@
-"""The training loop: exact resume, loss averaged over the global batch's tokens, any device."""
+"""The training loop: exact resume, loss averaged over the global batch, any device."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from mst.errors import PeerFailed, TrainingError
 from mst.training import checkpoint, faults, parallel, precision, zero
 from mst.training.adapters import trained_parameters
-from mst.training.batches import Batch, collate, collate_lines
 from mst.training.checkpoint import TrainState
-from mst.training.loss import compute_in, summed_loss
-from mst.training.order import step_micro_batches
+from mst.training.evaluation import held_out
+from mst.training.micro_batches import (
+    LOSS,
+    Share,
+    add,
+    counted,
+    part_of,
+    preludes,
+    share_of,
+    summed_names,
+    tokens_of,
+)
+from mst.training.order import step_micro_batches, step_rows
 from mst.training.report import EvalMetrics, StepMetrics
 from mst.training.schedule import learning_rate_factor, warmup_steps
 from mst.training.session import Session
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: "done", "interrupted" or "early" (early stopping), and where."""
+    """How the loop ended: "done", "interrupted" or "early" (early stopping), and where.
+
+    `evaluation` is the newest one; None when there was none since the run was begun or resumed.
+    """
 
     ending: str
     state: TrainState
+    evaluation: EvalMetrics | None = None
 
 
 def run(session: Session, state: TrainState) -> Outcome:
@@ -37,7 +54,7 @@ def run(session: Session, state: TrainState) -> Outcome:
     """
     plan, request = session.plan, session.request
     saved_at = state.step
-    ending = "done"
+    ending, evaluation = "done", None
     while state.step < plan.total_steps:
         if parallel.highest(session.group, int(session.stop_asked())):
             ending = "interrupted"
@@ -52,7 +69,7 @@ def run(session: Session, state: TrainState) -> Outcome:
         last = state.step == plan.total_steps
         if session.val and (last or _due(state.step, request.eval_steps, plan.steps_per_epoch)):
             with faults.named(session.device, f"in the evaluation after step {state.step}"):
-                state = _evaluated(session, state)
+                state, evaluation = _evaluated(session, state)
             patience = request.early_stopping_patience
             if patience is not None and state.worse_evaluations >= patience:
                 ending = "early"
@@ -64,7 +81,7 @@ def run(session: Session, state: TrainState) -> Outcome:
             break
     if saved_at != state.step:
         _save(session, state)
-    return Outcome(ending, state)
+    return Outcome(ending, state, evaluation)
 
 
 class _Agreed(Exception):
@@ -108,34 +125,17 @@ def _micro_batch(session: Session, state: TrainState) -> int:
     return state.micro_batch or session.plan.per_device_train_batch_size
 
 
-def _batches(session: Session, state: TrainState) -> tuple[list[Batch], int]:
-    """Return this rank's micro-batches of the next step, and how many of them count.
-
-    DeepSpeed wants as many passes of every rank: those with fewer rows repeat some of another's,
-    which count for nothing.
-    """
-    chosen = step_micro_batches(
-        session.sizes,
-        state.step,
-        _micro_batch(session, state),
-        session.plan.global_batch,
-        session.request.seed,
-        session.layout,
-    )
-    own = chosen[session.group.rank :: session.group.world_size]
-    count = len(own)
-    if session.zero is not None:
-        own += chosen[:1] * (-(-len(chosen) // session.group.world_size) - count)
-    return [_batch(session, items) for items in own], count
-
-
-def _batch(session: Session, items: Sequence[Sequence[int]]) -> Batch:
-    """Return the tensors of a micro-batch of rows; each block of rows gets a line of its own."""
-    examples = [[session.train[row] for row in rows] for rows in items]
-    if session.sizes.block is not None and session.layout == "lines":
-        return collate_lines(examples, session.pad_token_id, session.layout)
-    whole = [each for rows in examples for each in rows]
-    return collate(whole, session.pad_token_id, session.layout)
+def _share(session: Session, state: TrainState) -> Share:
+    """Return this rank's share of the next step."""
+    sizes, batch, seed = session.sizes, session.plan.global_batch, session.request.seed
+    size = _micro_batch(session, state)
+    rows = [row for item in step_rows(sizes, state.step, batch, seed) for row in item]
+    place = {row: number for number, row in enumerate(rows)}
+    micros = [
+        tuple(tuple(place[row] for row in item) for item in items)
+        for items in step_micro_batches(sizes, state.step, size, batch, seed, session.layout)
+    ]
+    return share_of(session, [session.train[row] for row in rows], micros)
 
 
 def _set_rate(session: Session, step: int) -> float:
@@ -153,9 +153,10 @@ def _set_rate(session: Session, step: int) -> float:
 
 @dataclass(frozen=True)
 class _Taken:
-    """An optimizer step: its loss, its gradients' norm, its tokens and float16's scale after it."""
+    """An optimizer step: loss, metrics, gradients' norm, tokens and float16's scale after it."""
 
     loss: float
+    metrics: Mapping[str, float]
     norm: float
     tokens: float
     scale: float
@@ -187,6 +188,7 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
             grad_norm=taken.norm,
             tokens=state.tokens,
             tokens_per_second=taken.tokens / seconds,
+            metrics=taken.metrics,
         )
     )
     return state
@@ -199,15 +201,15 @@ def _take_own(session: Session, state: TrainState) -> _Taken:
     scale = state.loss_scale or precision.first_scale(session.plan.compute_dtype)
     good = state.good_steps
     while True:
-        batches, own = _batches(session, state)
-        label_tokens, tokens = _counted(session, batches, own)
-        loss = _gradients(session, batches, label_tokens, scale)
-        if loss is None:
+        share = _share(session, state)
+        passed = _gradients(session, share, scale)
+        if passed is None:
             state = _shrunk(session, state)
             continue
         weights = [p for group in session.optimizer.param_groups for p in group["params"]]
         parallel.sum_gradients(session.group, weights)
-        (loss_sum,) = parallel.summed(session.group, [loss])
+        sums = summed_names(session, share, passed)
+        loss_sum = sums.pop(LOSS)
         if scale != 1:
             for each in weights:
                 if each.grad is not None:
@@ -223,25 +225,19 @@ def _take_own(session: Session, state: TrainState) -> _Taken:
         scale, good = smaller, 0
     session.optimizer.step()
     scale, good = precision.after_good_step(scale, good, session.plan.compute_dtype)
-    return _Taken(loss_sum, norm, tokens, scale, good, state.micro_batch)
-
-
-def _counted(session: Session, batches: Sequence[Batch], own: int) -> list[float]:
-    """Return the label tokens and the tokens of the step, of all ranks' own micro-batches."""
-    mine = batches[:own]
-    sums = [sum(each.label_tokens for each in mine), sum(each.tokens for each in mine)]
-    return parallel.summed(session.group, sums)
+    tokens = tokens_of(session, share.step)
+    return _Taken(loss_sum, sums, norm, tokens, scale, good, state.micro_batch)
 
 
 def _take_zero(session: Session, state: TrainState) -> _Taken:
     """Let DeepSpeed reduce the gradients and step."""
     assert session.zero is not None
-    batches, own = _batches(session, state)
-    label_tokens, tokens = _counted(session, batches, own)
+    share = _share(session, state)
     while True:
         with parallel.peers_may_fail(session.device):
-            loss = _zero_gradients(session, state, batches, own, label_tokens)
-        (loss_sum,) = parallel.summed(session.group, [loss])
+            passed = _zero_gradients(session, state, share)
+        sums = summed_names(session, share, passed)
+        loss_sum = sums.pop(LOSS)
         if not math.isfinite(loss_sum):
             raise _Agreed(_not_finite(state.step + 1, loss_sum, math.nan))
         scale = zero.loss_scale(session.zero)
@@ -253,31 +249,28 @@ def _take_zero(session: Session, state: TrainState) -> _Taken:
             # The weights have been changed by then: only what was saved before is whole.
             raise _Agreed(_not_finite(state.step + 1, loss_sum, norm), whole=False)
     scale = zero.loss_scale(session.zero)
-    return _Taken(loss_sum, norm, tokens, scale, state.good_steps, state.micro_batch)
+    tokens = tokens_of(session, share.step)
+    return _Taken(loss_sum, sums, norm, tokens, scale, state.good_steps, state.micro_batch)
 
 
-def _zero_gradients(
-    session: Session,
-    state: TrainState,
-    batches: Sequence[Batch],
-    own: int,
-    label_tokens: float,
-) -> float:
-    """Leave the gradients with DeepSpeed and return this rank's part of the mean loss.
+def _zero_gradients(session: Session, state: TrainState, share: Share) -> dict[str, float]:
+    """Leave the gradients with DeepSpeed and return this rank's part of the loss and metrics.
 
     Raises:
         OutOfMemory: on this rank alone: the others are in a collective, and end with it.
     """
     assert session.zero is not None
-    total = 0.0
+    passed: dict[str, float] = {}
     try:
-        for place, batch in enumerate(batches):
-            with compute_in(session.model, session.device.type, session.dtype):
-                loss = summed_loss(session.model, batch.to(session.device), session.selective)
-            loss = loss * (place < own) / label_tokens
-            zero.backward(session.zero, loss)
-            total += float(loss.detach())
-            del loss
+        before, sums = preludes(session, share)
+        known = counted(session, share, sums)
+        for place, each in enumerate(before):
+            part = part_of(session, each, known)
+            counts = place < share.own
+            zero.backward(session.zero, part.loss * counts)
+            if counts:
+                add(passed, {LOSS: part.loss.detach(), **part.metrics})
+            del part
     except RuntimeError as error:
         if not faults.is_out_of_memory(error):
             raise
@@ -285,38 +278,50 @@ def _zero_gradients(
         raise faults.too_large(
             session.device, state.step + 1, size, session.plan, session.request
         ) from None
-    return total
+    return passed
 
 
-def _gradients(
-    session: Session, batches: Sequence[Batch], label_tokens: float, scale: float
-) -> float | None:
-    """Leave the gradients of this rank's micro-batches, times `scale`, and return their loss.
+def _gradients(session: Session, share: Share, scale: float) -> dict[str, float] | None:
+    """Leave the gradients of this rank's micro-batches, times `scale`, and return what they gave.
 
     Returns:
-        The rank's part of the mean over `label_tokens`; None when any rank ran out of memory.
+        The rank's part of the loss and the metrics; None when any rank ran out of memory.
     """
-    import torch
-
     session.optimizer.zero_grad(set_to_none=True)
-    full = False
-    total = torch.zeros((), device=session.device)
+    if session.objective.before is None:  # nothing that memory could run out in
+        before, sums = preludes(session, share)
+    else:
+        found = _within_memory(session, lambda: preludes(session, share))
+        if found is None:
+            return None
+        before, sums = found
+    known = counted(session, share, sums)
+
+    def passes() -> dict[str, float]:
+        added: dict[str, Any] = {}
+        for each in before:
+            part = part_of(session, each, known)
+            (part.loss * scale).backward()  # type: ignore[no-untyped-call]
+            # On the device: a value on the host would wait for it after every micro-batch.
+            for name, value in (LOSS, part.loss.detach()), *part.metrics.items():
+                added[name] = added.get(name, 0.0) + value
+            del part
+        return {name: float(value) for name, value in added.items()}
+
+    return _within_memory(session, passes)
+
+
+def _within_memory(session: Session, work: Callable[[], T]) -> T | None:
+    """Return what `work` returns; None when any rank ran out of memory in it."""
+    found: T | None = None
     try:
-        for batch in batches:
-            with compute_in(session.model, session.device.type, session.dtype):
-                loss = summed_loss(session.model, batch.to(session.device), session.selective)
-            loss = loss / label_tokens
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            del loss
-        value = float(total)
+        found = work()
     except RuntimeError as error:
         if not faults.is_out_of_memory(error):
             raise
-        full = True
-    if parallel.highest(session.group, int(full)):
+    if parallel.highest(session.group, int(found is None)):
         return None
-    return value
+    return found
 
 
 def _shrunk(session: Session, state: TrainState) -> TrainState:
@@ -345,43 +350,11 @@ def _not_finite(step: int, loss: float, norm: float) -> TrainingError:
     )
 
 
-def _evaluated(session: Session, state: TrainState) -> TrainState:
-    loss = held_out_loss(session, state.micro_batch)
+def _evaluated(session: Session, state: TrainState) -> tuple[TrainState, EvalMetrics]:
+    loss, metrics = held_out(session, state.micro_batch)
     epoch = round(state.step / session.plan.steps_per_epoch, 4)
-    session.reporter.evaluation(EvalMetrics(state.step, epoch, loss))
+    found = EvalMetrics(state.step, epoch, loss, metrics)
+    session.reporter.evaluation(found)
     if state.best_loss is None or loss < state.best_loss:
-        return replace(state, best_step=state.step, best_loss=loss, worse_evaluations=0)
-    return replace(state, worse_evaluations=state.worse_evaluations + 1)
-
-
-def held_out_loss(session: Session, micro_batch: int | None = None) -> float:
-    """Return the mean cross-entropy over the label tokens of the held-out rows.
-
-    Args:
-        session: its ranks share the rows.
-        micro_batch: rows at a time; default the plan's.
-    """
-    import torch
-
-    size = micro_batch or session.plan.per_device_train_batch_size
-    every = range(0, len(session.val), size)
-    starts = list(every[session.group.rank :: session.group.world_size])
-    own = len(starts)
-    if session.zero is not None:  # every rank makes as many passes
-        starts += [0] * (-(-len(every) // session.group.world_size) - own)
-    session.model.eval()
-    total, count = 0.0, 0
-    try:
-        with torch.no_grad(), parallel.peers_may_fail(session.device):
-            for place, start in enumerate(starts):
-                rows = session.val[start : start + size]
-                batch = collate(rows, session.pad_token_id, session.layout).to(session.device)
-                with compute_in(session.model, session.device.type, session.dtype):
-                    loss = float(summed_loss(session.model, batch, session.selective))
-                if place < own:
-                    total += loss
-                    count += batch.label_tokens
-    finally:
-        session.model.train()
-    total, count_sum = parallel.summed(session.group, [total, count])
-    return total / count_sum
+        return replace(state, best_step=state.step, best_loss=loss, worse_evaluations=0), found
+    return replace(state, worse_evaluations=state.worse_evaluations + 1), found

@@ -37,11 +37,14 @@ def wanted(quantization: str, request: TrainRequest) -> bool:
     """Return whether the adapters begin this way; "auto" does it for 4 bits.
 
     DoRA's magnitudes are taken from the weights that adapters begin with, so it begins as ever.
+    Preferences take the model without adapters as their reference, from which "auto" does not
+    begin apart.
     """
     if request.use_dora or quantization == "none":
         return False
     asked = request.init_lora_weights
-    return asked == "qera" or (asked == "auto" and quantization == "nf4")
+    likelihood = request.task in ("sft", "pt")
+    return asked == "qera" or (asked == "auto" and quantization == "nf4" and likelihood)
 
 
 def begin_with_error(

@@ -134,6 +134,37 @@ def summed(group: Group, values: Sequence[float]) -> list[float]:
     return [float(each) for each in shared]
 
 
+def all_names(group: Group, names: Iterable[str]) -> list[str]:
+    """Return the names that any rank has, sorted; every rank gets the same.
+
+    Raises:
+        PeerFailed: another rank has died.
+    """
+    import torch
+
+    own = json.dumps(sorted(names)).encode()
+    if group.world_size == 1:
+        return json.loads(own)  # type: ignore[no-any-return]
+    length = highest(group, len(own))
+    padded = torch.frombuffer(bytearray(own.ljust(length)), dtype=torch.uint8)
+    parts = gathered(group, {"names": padded})
+    texts = [each.numpy().tobytes().decode() for each in parts.values()]
+    return sorted({name for text in texts for name in json.loads(text)})
+
+
+def summed_tensor(group: Group, values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the host summed over all ranks.
+
+    Raises:
+        PeerFailed: another rank has died.
+    """
+    import torch
+
+    if group.world_size > 1:
+        _reduce(values, torch.distributed.ReduceOp.SUM)
+    return values
+
+
 def sum_gradients(group: Group, parameters: Iterable[torch.nn.Parameter]) -> None:
     """Sum each parameter's gradient over all ranks, in place.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import IO, TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ class StepMetrics:
     Attributes:
         step: counted from 1.
         epoch: passes over the data after this step.
-        loss: mean over the label tokens of the step's global batch.
+        loss: the objective's, over the step's global batch.
         learning_rate: that was used.
         grad_norm: before clipping.
         tokens: trained on since the run began, padding not counted.
         tokens_per_second: of this step, padding not counted.
+        metrics: what the objective measures besides, over the step's global batch.
     """
 
     step: int
@@ -33,15 +35,17 @@ class StepMetrics:
     grad_norm: float
     tokens: int
     tokens_per_second: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """One evaluation on the held-out rows: mean loss over their label tokens."""
+    """One evaluation on the held-out rows: the objective's loss and metrics over all of them."""
 
     step: int
     epoch: float
     eval_loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reporter(Protocol):
@@ -69,7 +73,10 @@ class MetricsFile:
         self._every = every
 
     def _write(self, metrics: StepMetrics | EvalMetrics) -> None:
-        self._file.write(json.dumps(asdict(metrics)) + "\n")
+        line = asdict(metrics)
+        prefix = "eval_" if isinstance(metrics, EvalMetrics) else ""
+        line |= {f"{prefix}{name}": value for name, value in line.pop("metrics").items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def step(self, metrics: StepMetrics) -> None:
@@ -134,7 +141,8 @@ class ProgressBar:
 
     def step(self, metrics: StepMetrics) -> None:
         """Move the bar, or print a line when it is time."""
-        shown = f"loss {metrics.loss:.4f}{self._eval}  {metrics.tokens_per_second:.0f} tokens/s"
+        shown = f"loss {metrics.loss:.4f}{_preference(metrics.metrics)}{self._eval}"
+        shown += f"  {metrics.tokens_per_second:.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=metrics.step, shown=shown)
             return
@@ -146,7 +154,7 @@ class ProgressBar:
 
     def evaluation(self, metrics: EvalMetrics) -> None:
         """Show the held-out loss beside the training loss."""
-        self._eval = f"  held-out loss {metrics.eval_loss:.4f}"
+        self._eval = f"  held-out loss {metrics.eval_loss:.4f}{_preference(metrics.metrics)}"
         if self._bar is None:
             self._console.print(f"step {metrics.step}/{self._total}{self._eval}")
 
@@ -164,6 +172,13 @@ class ProgressBar:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def _preference(metrics: Mapping[str, float]) -> str:
+    """Return what a person looks at first of an objective over preferences, or ""."""
+    shown = (("rewards/margins", "margin", ".3f"), ("rewards/accuracies", "right", ".0%"))
+    found = ((words, form, metrics[name]) for name, words, form in shown if name in metrics)
+    return "".join(f"  {words} {value:{form}}" for words, form, value in found)
 
 
 class Reporters:

@@ -15,7 +15,6 @@ from mst.plan import Plan
 from mst.rundir import CHECKPOINTS, RunManifest
 from mst.training import checkpoint
 from mst.training import zero as sharded
-from mst.training.checkpoint import TrainState
 from mst.training.faults import named
 
 if TYPE_CHECKING:
@@ -160,16 +159,17 @@ def _baseline(prepared: Prepared) -> dict[str, float]:
     return {} if found is None else {"accuracy_baseline": found}
 
 
-def loop_figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> dict[str, float]:
+def loop_figures(outcome: Outcome, seconds: float, peak: int, plan: Plan) -> dict[str, float]:
     """Return the loop's figures, as the manifest names them.
 
     Args:
-        state: at its end.
+        outcome: of the loop.
         seconds: that it took.
         peak: memory in bytes.
         plan: what was forecast.
     """
     # A device's context is the driver's: torch's allocator, which is measured, does not see it.
+    state = outcome.state
     apart = 0 if "cpu" in plan.torch_devices else plan.memory.runtime_bytes
     figures = {
         "steps": float(state.step),
@@ -182,4 +182,8 @@ def loop_figures(state: TrainState, seconds: float, peak: int, plan: Plan) -> di
     }
     if state.best_loss is not None and state.best_step is not None:
         figures |= {"best_eval_loss": state.best_loss, "best_step": float(state.best_step)}
+    if outcome.evaluation is not None:
+        found = outcome.evaluation
+        figures |= {"last_eval_loss": found.eval_loss, "last_eval_step": float(found.step)}
+        figures |= {f"eval_{name}": value for name, value in found.metrics.items()}
     return figures

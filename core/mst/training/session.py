@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,18 @@ from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Layout, layout_of
 from mst.training.loss import keeps_logits
+from mst.training.objectives import find_objective
 from mst.training.optimizers import make_optimizer
 from mst.training.order import RowSizes, row_sizes
 from mst.training.parallel import ALONE, Group
+from mst.training.reference import Reference, frozen_copy, precomputed
 from mst.training.report import Reporter
 
 if TYPE_CHECKING:
     import torch
 
     from mst.data.encode import Example
+    from mst.objective import Objective
     from mst.plan import Plan
     from mst.request import TrainRequest
 
@@ -46,6 +49,8 @@ class Session:
         checkpoints: directory of the checkpoints.
         reporter: told of each step, evaluation and save.
         stop_asked: True once the user wants the run to end.
+        objective: what the model is trained for.
+        reference: how the model before training is known; None when the objective needs it not.
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
@@ -67,6 +72,8 @@ class Session:
     checkpoints: Path
     reporter: Reporter
     stop_asked: Callable[[], bool]
+    objective: Objective
+    reference: Reference | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
 
@@ -85,10 +92,14 @@ def make_session(
     stop_asked: Callable[[], bool],
     group: Group = ALONE,
     zero_config: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
 ) -> Session:
-    """Gather what the loop needs, with a fresh optimizer.
+    """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
-    With `zero_config` the model is handed to DeepSpeed; for stage 3 it may lie on the host.
+    With `zero_config` the model is handed to DeepSpeed; for stage 3 it may lie on the host. The
+    default of `objective` is the built-in one that the request names. Where it needs the model
+    before training, that is the base under the adapter, a frozen copy, or, when the request wants
+    it, log-probabilities that are computed here.
 
     Raises:
         TrainingError: the model does not sit on the device that was asked for.
@@ -97,12 +108,13 @@ def make_session(
 
     # DeepSpeed moves the weights of stage 3 itself.
     check_placement(model, torch.device("cpu") if plan.strategy == "zero3" else device)
+    objective = objective or find_objective(request)
     optimizer = make_optimizer(model, request, plan.learning_rate, plan.optim)
     zero = None
     if zero_config is not None:
         zero = sharded.start(model, optimizer, zero_config, device, group)
         optimizer = zero.engine.optimizer
-    return Session(
+    session = Session(
         model=zero.engine if zero else model,
         optimizer=optimizer,
         names={id(parameter): name for name, parameter in trained_parameters(model)},
@@ -111,7 +123,8 @@ def make_session(
         train=train,
         val=val,
         pad_token_id=pad_token_id,
-        layout=layout_of(packing, plan.attention),
+        # A classifier of transformers looks for one score a row of its tensors.
+        layout=layout_of(packing and not objective.scores, plan.attention),
         sizes=row_sizes(train, plan.max_length if request.packing else None),
         selective=keeps_logits(model),
         plan=plan,
@@ -119,9 +132,26 @@ def make_session(
         checkpoints=checkpoints,
         reporter=reporter,
         stop_asked=stop_asked,
+        objective=objective,
         group=group,
         zero=zero,
     )
+    if not session.objective.reference:
+        return session
+    session = replace(session, reference=_reference(session))
+    return _with_notes(session) if request.precompute_ref_log_probs else session
+
+
+def _reference(session: Session) -> Reference:
+    with_adapter = session.plan.tuner != "full"
+    if with_adapter or session.request.precompute_ref_log_probs:
+        return Reference()
+    return Reference(frozen_copy(session.model))
+
+
+def _with_notes(session: Session) -> Session:
+    notes = precomputed(session, [*session.train, *session.val])
+    return replace(session, reference=Reference(notes=notes))
 
 
 def check_placement(model: torch.nn.Module, device: torch.device) -> None:

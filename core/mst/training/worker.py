@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mst import rundir
 from mst.configuration import ZERO_STAGES
@@ -35,6 +35,8 @@ from mst.training.adapters import (
 from mst.training.checkpoint import TrainState
 from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
+from mst.training.meeting import meeting_place
+from mst.training.objectives import find_objective
 from mst.training.parallel import (
     Group,
     join,
@@ -50,15 +52,19 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from mst.registry import Registry
     from mst.training.loop import Outcome
     from mst.training.session import Session
 
 
-def _activate(backend: str) -> None:
+def _activated(backend: str) -> Registry:
+    """Load the backend's torch code, and return the plugins."""
     from mst.probe import activate
     from mst.registry import load
 
-    activate(load(), backend)
+    registry = load()
+    activate(registry, backend)
+    return registry
 
 
 def _packages(plan: Plan) -> tuple[str, ...]:
@@ -75,10 +81,15 @@ def _seed(seed: int) -> None:
 
 
 def _load(
-    manifest: RunManifest, plan: Plan, request: TrainRequest, device: torch.device
+    manifest: RunManifest,
+    plan: Plan,
+    request: TrainRequest,
+    device: torch.device,
+    prepared: Prepared,
 ) -> torch.nn.Module:
     import torch
 
+    _seed(request.seed)  # of a reward model's new head
     with named(device, "while the model was being loaded"):
         # ZeRO-3 takes the model from the host weight by weight: no device holds it whole.
         place = torch.device("cpu") if plan.strategy == "zero3" else device
@@ -89,6 +100,7 @@ def _load(
             place,
             plan.quantization,
             plan.compute_dtype,
+            prepared.tokenizer.pad_token_id if prepared.objective.scores else None,
         )
         _seed(request.seed)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
@@ -140,32 +152,6 @@ def _restored(found: Path, session: Session, console: Console) -> TrainState:
     return state
 
 
-def _meeting(meeting: str, run: Path, rank: int, world_size: int) -> Any:
-    """Return where the ranks meet: a file in `run`, or a store when they are on several machines.
-
-    Raises:
-        RunError: the ranks don't all reach each other.
-    """
-    if not meeting.startswith("{"):
-        return run / meeting
-    from datetime import timedelta
-
-    import torch
-
-    from mst.training.parallel import TIMEOUT
-    from mst.training.preflight import preflight
-
-    where = json.loads(meeting)
-    distributed: Any = torch.distributed
-    store = distributed.TCPStore(
-        where["address"], where["port"], wait_for_workers=False, timeout=timedelta(seconds=60)
-    )
-    store = distributed.PrefixStore(where["prefix"], store)
-    preflight(store, rank, world_size, where["interface"], where["own"])
-    store.set_timeout(TIMEOUT)
-    return store
-
-
 def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
     """Train the run in directory `run` to its end and record the outcome in its manifest.
 
@@ -187,7 +173,7 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
     manifest = rundir.read_manifest(run)
     hide_packages(keep=_packages(plan))
     with console.status("loading the model and the data"):
-        _activate(plan.backend)
+        registry = _activated(plan.backend)
         import torch
 
         device = torch.device(plan.torch_devices[rank % len(plan.torch_devices)])
@@ -199,13 +185,17 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
                 plan.world_size,
                 device,
                 plan.distributed_backend,
-                _meeting(meeting, run, rank, plan.world_size),
+                meeting_place(meeting, run, rank, plan.world_size),
                 always=ZERO_STAGES[plan.strategy] > 0,
             )
         prepared = prepare(
-            request, [each.path for each in manifest.data], Path(manifest.model_path), None
+            request,
+            [each.path for each in manifest.data],
+            Path(manifest.model_path),
+            None,
+            find_objective(request, registry),
         )
-        model = _load(manifest, plan, request, device)
+        model = _load(manifest, plan, request, device, prepared)
         if lora_init.wanted(plan.quantization, request):
             with named(device, "while the adapters were being made"):
                 place = next(model.parameters()).device
@@ -286,7 +276,7 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
             f"stopped after step {outcome.state.step} of {training.plan.total_steps}; everything"
             f" is saved. Go on with: mst train --output-dir {run} --resume"
         )
-    return session, outcome, figures | loop_figures(outcome.state, seconds, peak, training.plan)
+    return session, outcome, figures | loop_figures(outcome, seconds, peak, training.plan)
 
 
 def _session(training: Training) -> Session:
@@ -309,8 +299,8 @@ def _session(training: Training) -> Session:
             return rows_stay_apart(training.model, vocabulary, training.device, lines)
 
     # ZeRO-3 puts the weights on the device first.
-    late = plan.strategy == "zero3"
-    packing = False if late else apart()
+    late = plan.strategy == "zero3" and not prepared.objective.scores
+    packing = not (late or prepared.objective.scores) and apart()
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -326,6 +316,7 @@ def _session(training: Training) -> Session:
             training.stop,
             training.group,
             zero_config,
+            prepared.objective,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))

@@ -42,6 +42,36 @@ def examples() -> list[Example]:
     ]
 
 
+def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> Example:
+    """Return a preference between two answers."""
+    worse = example(prompt + rejected, len(rejected))
+    return dataclasses.replace(example(prompt + chosen, len(chosen)), rejected=worse)
+
+
+@pytest.fixture
+def pairs() -> list[Example]:
+    """Preferences of unlike lengths."""
+    import random
+
+    draw = random.Random(1)
+
+    def ids(length: int) -> list[int]:
+        return [draw.randrange(4, 6000) for _ in range(length)]
+
+    sizes = [(5, 2, 4), (11, 6, 3), (8, 1, 1), (14, 9, 7), (3, 3, 12), (17, 4, 2), (6, 2, 2)]
+    return [pair(ids(prompt), ids(one), ids(other)) for prompt, one, other in sizes]
+
+
+@pytest.fixture
+def judged(examples: list[Example]) -> list[Example]:
+    """The rows with a verdict each, as KTO takes them."""
+    verdicts = (True, False, True, True, False, True, False)
+    return [
+        dataclasses.replace(each, row=Row((), "memory", 1, desirable=verdict))
+        for each, verdict in zip(examples, verdicts, strict=True)
+    ]
+
+
 @pytest.fixture
 def model(tiny_model: Path) -> torch.nn.Module:
     """The tiny model in float32."""
@@ -129,6 +159,7 @@ def begin(
         stop: Callable[[], bool] = lambda: False,
         packing: bool = True,
         blocks: bool = False,
+        train: Sequence[Example] | None = None,
         **changes: Any,
     ) -> Session:
         import torch
@@ -147,8 +178,15 @@ def begin(
             **({"lora_rank": 4, "logging_steps": 1, "packing": blocks} | options)
         )
         cpu = torch.device("cpu")
+        torch.manual_seed(0)
         model = load_model(
-            tiny_model, plan.weights_dtype, "sdpa", cpu, plan.quantization, plan.compute_dtype
+            tiny_model,
+            plan.weights_dtype,
+            "sdpa",
+            cpu,
+            plan.quantization,
+            plan.compute_dtype,
+            0 if request.task == "rm" else None,
         )
         torch.manual_seed(0)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
@@ -158,7 +196,7 @@ def begin(
             model,
             torch.device("cpu"),
             packing,
-            examples,
+            examples if train is None else train,
             val,
             0,
             plan,

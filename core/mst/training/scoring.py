@@ -1,0 +1,105 @@
+"""What a model says of sequences: laid out as a micro-batch, and sorted back by sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mst.data.encode import IGNORE, Example
+from mst.objective import Scored, label_count
+from mst.training.batches import Batch, Layout, collate_lines, lines_of
+from mst.training.loss import forward_arguments, token_log_probs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Sequences as one micro-batch, and where each one's targets lie in it.
+
+    Attributes:
+        batch: the tensors.
+        sources: (targets,) places of the targets with a label, in `batch.targets` flattened.
+        places: (targets,) where they go in (sequences, longest) flattened.
+        weights: (sequences, longest) factor of each.
+    """
+
+    batch: Batch
+    sources: torch.Tensor
+    places: torch.Tensor
+    weights: torch.Tensor
+
+    def to(self, device: torch.device) -> Laid:
+        """Return the same on `device`."""
+        return Laid(
+            self.batch.to(device),
+            self.sources.to(device),
+            self.places.to(device),
+            self.weights.to(device),
+        )
+
+
+def lay_out(
+    sequences: Sequence[Example],
+    pad_token_id: int,
+    layout: Layout,
+    lines: Sequence[Sequence[int]] | None = None,
+) -> Laid:
+    """Return sequences as one micro-batch.
+
+    Args:
+        sequences: what the model reads.
+        pad_token_id: fills what is padded.
+        layout: of the tensors.
+        lines: which sequences lie in each line; default as `lines_of` says.
+    """
+    import torch
+
+    if lines is None:
+        lines = lines_of([len(each.input_ids) for each in sequences], layout)
+    batch = collate_lines([[sequences[i] for i in line] for line in lines], pad_token_id, layout)
+    owners = torch.zeros(batch.input_ids.shape, dtype=torch.long)
+    for row, line in zip(owners, lines, strict=True):
+        start = 0
+        for number in line:
+            end = start + len(sequences[number].input_ids)
+            row[start:end] = number
+            start = end
+    sources = (batch.targets != IGNORE).flatten().nonzero()[:, 0]
+    of = owners[:, batch.keep].flatten()[sources]
+    counts = torch.tensor([label_count(each) for each in sequences])
+    longest = max(1, int(counts.max()))
+    # Targets lie in the order of the lines, and those of one sequence side by side.
+    order = torch.tensor([number for line in lines for number in line])
+    first = torch.zeros_like(counts)
+    first[order] = counts[order].cumsum(0) - counts[order]
+    within = torch.arange(len(sources)) - first[of]
+    weights = torch.zeros(len(sequences), longest)
+    for row, each, count in zip(weights, sequences, counts.tolist(), strict=True):
+        row[:count] = 1.0
+        if each.weights is not None:
+            pairs = zip(each.weights, each.labels, strict=True)
+            row[:count] = torch.tensor([weight for weight, label in pairs if label != IGNORE])
+    return Laid(batch, sources, of * longest + within, weights)
+
+
+def scored(model: torch.nn.Module, laid: Laid, selective: bool, scores: bool) -> Scored:
+    """Return what a model says of a micro-batch's sequences.
+
+    Args:
+        model: a language model, or one with a score for each sequence.
+        laid: on the model's device.
+        selective: what `keeps_logits` said.
+        scores: the model gives scores.
+    """
+    weights = laid.weights
+    lengths = (weights > 0).sum(-1).float()
+    if scores:
+        found = model(**forward_arguments(model, laid.batch)).logits
+        nothing = weights.new_zeros(weights.shape)
+        return Scored(nothing, weights, lengths, found[:, 0].float())
+    values = token_log_probs(model, laid.batch, selective).flatten()[laid.sources]
+    spread = values.new_zeros(weights.numel()).scatter(0, laid.places, values)
+    return Scored(spread.view_as(weights), weights, lengths)
