@@ -60,7 +60,7 @@ def row_losses(
 
     def work(places: list[int]) -> list[tuple[float, float]]:
         chosen = [examples[place] for place in places]
-        batch = collate(chosen, pad_token_id, packing=False)
+        batch = collate(chosen, pad_token_id, "padded")
         weights = _weights(chosen, batch.input_ids.shape[1])[:, 1:][:, batch.keep]
         weights = weights * (batch.targets != IGNORE)
         with torch.inference_mode(), compute_in(model, device.type, dtype):
