@@ -13,7 +13,6 @@ from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.durable import sha256
 from mst.errors import EvaluationError
 from mst.evaluate.job import EvalJob, Subject
-from mst.evaluate.likelihood import text_windows
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Encoding:
         tokenizer: the model's.
         template: the model's, or the file that its run was trained with.
         fingerprint: alike for two models that read the same tokens.
-        examples: by a row's place; of a plain text the windows of it. Rows that are too long
+        examples: by a row's place; of a plain text the pieces of it. Rows that are too long
             are left out.
     """
 
@@ -46,13 +45,10 @@ def encode_rows(rows: Sequence[Row], job: EvalJob, subject: Subject) -> Encoding
     length = min(job.max_length, subject.context or job.max_length)
     places = {id(row): place for place, row in enumerate(rows)}
     examples: dict[int, tuple[Example, ...]] = {}
-    talks = [row for row in rows if row.text is None]
-    if talks:
-        encoded = encode(talks, tokenizer, template, length, job.train_on, job.truncation_strategy)
-        examples = {places[id(each.row)]: (each,) for each in encoded.examples}
-    for row in rows:
-        if row.text is not None and (windows := text_windows(row, tokenizer, length)):
-            examples[places[id(row)]] = tuple(windows)
+    encoded = encode(rows, tokenizer, template, length, job.train_on, job.truncation_strategy)
+    for each in encoded.examples:
+        place = places[id(each.row)]
+        examples[place] = (*examples.get(place, ()), each)
     fingerprint = sha256(directory / "tokenizer.json") + template.source
     return Encoding(tokenizer, template, fingerprint, examples)
 

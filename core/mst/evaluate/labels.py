@@ -64,7 +64,10 @@ def questions(
     rows: Sequence[Row], tokenizer: TextTokenizer, template: ChatTemplate
 ) -> tuple[Question, ...]:
     """Render each row up to its answer."""
-    texts = [render(template, each.messages[:-1], add_generation_prompt=True) for each in rows]
+    texts = [
+        render(template, each.messages[:-1], add_generation_prompt=True, tools=each.tools)
+        for each in rows
+    ]
     return tuple(
         Question(tuple(encoded.ids), row.messages[-1].content.strip())
         for row, encoded in zip(rows, tokenizer.encode_batch(texts), strict=True)
@@ -83,10 +86,10 @@ def answer_tokens(
         template: the model's.
     """
     before = row.messages[:-1]
-    start = len(render(template, before, add_generation_prompt=True))
+    start = len(render(template, before, add_generation_prompt=True, tools=row.tools))
     found = []
     for answer in answers:
-        text = render(template, (*before, Message("assistant", answer)))[start:]
+        text = render(template, (*before, Message("assistant", answer)), tools=row.tools)[start:]
         ids = tokenizer.encode(text).ids
         ends = [i for i, token in enumerate(ids) if token in tokenizer.eos_token_ids]
         found.append(tuple(ids[: ends[0] + 1] if ends else ids))

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mst.data.encode import IGNORE, Example
-from mst.data.rows import Row
-from mst.data.tokens import TextTokenizer
 from mst.evaluate.batching import batches, in_passes
 
 if TYPE_CHECKING:
     import torch
-
-
-def text_windows(row: Row, tokenizer: TextTokenizer, length: int) -> list[Example]:
-    """Return a plain text as windows of at most `length` tokens, each token in one of them.
-
-    A window's first token has nothing before it, so it carries no loss.
-    """
-    assert row.text is not None
-    ids = array("i", tokenizer.encode(row.text).ids)
-    windows = [ids[start : start + length] for start in range(0, len(ids), length)]
-    ignored = array("i", [IGNORE])
-    return [Example(each, ignored + each[1:], row) for each in windows if len(each) > 1]
 
 
 def row_losses(

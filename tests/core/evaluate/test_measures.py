@@ -14,13 +14,12 @@ import pytest
 from mst.data.encode import Example, encode
 from mst.data.formats import read
 from mst.data.labels import label_set
-from mst.data.rows import Row
 from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.evaluate.answers import greedy_answers
 from mst.evaluate.batching import batches, in_passes, token_budget
 from mst.evaluate.labels import label_accuracy, label_answers
-from mst.evaluate.likelihood import row_losses, text_windows
+from mst.evaluate.likelihood import row_losses
 from mst.model.facts import read_facts
 
 PROMPTS = [[1, 320, 275, 201], [1, 99], [1, 7, 7, 1200, 99, 320, 5000, 17, 44], [1, 5000, 6]]
@@ -65,17 +64,6 @@ def test_weights_of_tokens_weigh_loss_and_count(model: Any, examples: tuple[Exam
 
     assert after[0] == pytest.approx(before[0])
     assert after[1] == pytest.approx([2 * each for each in before[1]], rel=1e-5)
-
-
-def test_a_text_is_read_in_windows_that_hold_every_token_once(tiny_model: Path) -> None:
-    tokenizer = load_tokenizer(tiny_model)
-    text = "The master said: is it not a pleasure to learn? " * 9
-    windows = text_windows(Row((), "memory", 1, text=text), tokenizer, 32)
-    ids = [token for each in windows for token in each.input_ids]
-
-    assert ids == tokenizer.encode(text).ids
-    assert [len(each.input_ids) for each in windows[:-1]] == [32] * (len(windows) - 1)
-    assert [sum(label >= 0 for label in each.labels) for each in windows[:2]] == [31, 31]
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 10_000), (4, 10_000), (4, 40)])
