@@ -7,7 +7,8 @@ transformers/utils/chat_template_utils.py of transformers 5.23, and a test compa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -16,8 +17,24 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from mst.data.limits import (
+    MADE,
+    OPERATORS,
+    TICK,
+    Watch,
+    limited,
+    listed,
+    made,
+    measured_filter,
+    spend,
+    spend_call,
+    spend_operator,
+    tick,
+)
 
 
 class TemplateRefusedError(TemplateError):
@@ -25,7 +42,7 @@ class TemplateRefusedError(TemplateError):
 
 
 class GenerationBlocks(Extension):
-    """Accepts `{% generation %}` blocks, and renders what is in them."""
+    """Renders what is in `{% generation %}` blocks, and notes where it stands."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a plain set)
 
@@ -36,7 +53,42 @@ class GenerationBlocks(Extension):
         return nodes.CallBlock(self.call_method("_rendered"), [], [], body).set_lineno(line)
 
     def _rendered(self, caller: Callable[[], str]) -> str:
-        return caller()
+        text = caller()
+        if _output.written is not None:
+            _output.blocks.append((_output.written, text))
+        return text
+
+
+class _Output(threading.local):
+    """How much this thread's template has written, and the generation blocks in it."""
+
+    def __init__(self) -> None:
+        self.written: int | None = None
+        self.blocks: list[tuple[int, str]] = []
+
+
+_output = _Output()
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """transformers' sandbox, with limits of time and size."""
+
+    intercepted_binops = OPERATORS
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Count what an operator makes, and let it."""
+        spend_operator(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Count what a call makes, and let it."""
+        # jinja wraps `str.format` to keep it from attributes.
+        method = getattr(function, "__wrapped__", function)
+        receiver = getattr(method, "__self__", None)
+        if isinstance(receiver, str):
+            args = tuple(map(listed, args)) if method.__name__ == "join" else args
+            spend_call(method.__name__, receiver, args, kwargs)
+        return made(super().call(context, function, *args, **kwargs))
 
 
 class PlainDict:
@@ -101,12 +153,42 @@ def _strftime_now(pattern: str) -> str:
 @lru_cache(maxsize=8)
 def compiled(source: str) -> Template:
     """Return a template ready to render; raises jinja2's TemplateSyntaxError."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlocks, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
+    for name, function in list(environment.filters.items()):
+        environment.filters[name] = measured_filter(name, function)
+    environment.filters |= {TICK: tick, MADE: made}
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["dict"] = PlainDict()
     environment.globals["namespace"] = GuardedNamespace
-    return environment.from_string(source)
+    del environment.globals["lipsum"]
+    tree = Watch().visit(environment.parse(source))
+    code = environment.compile(tree)
+    return Template.from_code(environment, code, environment.make_globals(None))
+
+
+def rendered(source: str, values: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return what a template writes, and where its `{% generation %}` blocks stand in it.
+
+    Raises:
+        TemplateLimitError: it ran too long, or made too much.
+        TemplateRefusedError: it called `raise_exception`.
+        Exception: whatever else it does wrong.
+    """
+    pieces: list[str] = []
+    _output.written, _output.blocks = 0, []
+    try:
+        with limited():
+            for piece in compiled(source).generate(**values):
+                pieces.append(piece)
+                _output.written += len(piece)
+                spend(len(piece))
+    finally:
+        _output.written = None
+    text = "".join(pieces)
+    # A block in a macro is rendered before what stands in front of it, so its place isn't known.
+    blocks = _output.blocks if all(text.startswith(b, at) for at, b in _output.blocks) else []
+    return text, tuple((start, start + len(block)) for start, block in blocks if block)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mst.data.rows import Message
-from mst.data.template import ChatTemplate, render
-from mst.data.turns import turn_ends
+from mst.data.template import ChatTemplate, render_marked
+from mst.data.turns import turn_places
 from mst.errors import DataError
 
 TRAIN_ON = ("assistant", "last", "all")
@@ -42,7 +42,8 @@ def assistant_spans(
 
     Returns:
         The text, and ascending spans. A turn's span ends with its end-of-turn token: white space
-        after it carries no loss, since the model has stopped by then.
+        after it carries no loss, since the model has stopped by then, unless the template's own
+        `{% generation %}` block holds it.
 
     Raises:
         DataError: when the template refuses the conversation, writes no end-of-turn token after
@@ -52,15 +53,14 @@ def assistant_spans(
     if train_on not in TRAIN_ON:
         raise DataError(f"--train-on '{train_on}' is not one of {', '.join(TRAIN_ON)}. Pass one.")
     weights = _weights(messages, train_on, first)
-    text = render(template, messages, tools=tools)
+    text, blocks = render_marked(template, messages, tools=tools)
+    # With "all" every turn is looked at: a model that never reads an end of turn never stops.
+    trained = [index for index, weight in weights.items() if weight or train_on == "all"]
+    places = turn_places(template, messages, trained, text, blocks, tools)
     if train_on == "all":
-        # Every turn is looked at, because a model that never reads an end of turn never stops.
-        ends = turn_ends(template, messages, list(weights), text, tools)
-        own = {index: weight for index, weight in weights.items() if weight != 1}
-        return text, _around(len(text), [Span(*ends[i], own[i]) for i in own])
-    trained = [index for index, weight in weights.items() if weight]
-    ends = turn_ends(template, messages, trained, text, tools)
-    return text, tuple(Span(*ends[index], weights[index]) for index in trained)
+        trained = [index for index in trained if weights[index] != 1]
+    spans = [Span(*place, weights[index]) for index in trained for place in places[index]]
+    return text, tuple(spans) if train_on != "all" else _around(len(text), spans)
 
 
 def _weights(messages: Sequence[Message], train_on: str, first: int) -> dict[int, float]:

@@ -12,7 +12,7 @@ from mst.errors import ModelError
 
 # Ends of a turn, for base models whose files name only the end of a document. In order: ChatML
 # (Qwen, SmolLM, MiniMind, InternLM), Llama 3, Llama 4, Gemma 2 and 3, Phi 3 and 4, Command R.
-_TURN_ENDS = (
+TURN_ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|eot|>",
@@ -61,7 +61,7 @@ def special_tokens(model_dir: Path) -> SpecialTokens:
     declared = _declared(configs, "eos_token_id", added)
     if "eos_token" not in named and declared:
         named["eos_token"] = declared[0]
-    ends = [text for text in _TURN_ENDS if text in added.values()]
+    ends = [text for text in TURN_ENDS if text in added.values()]
     stop = tuple(dict.fromkeys([*filter(None, [named.get("eos_token")]), *declared, *ends]))
     pads = [*filter(None, [named.get("pad_token")]), *_declared(configs, "pad_token_id", added)]
     return SpecialTokens(named, stop, pads[0] if pads else None)

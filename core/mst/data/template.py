@@ -85,16 +85,33 @@ def render(
     Raises:
         DataError: when the template refuses the conversation. The caller adds which row it was.
     """
-    from mst.data.sandbox import TemplateRefusedError, compiled
+    return render_marked(template, messages, add_generation_prompt, tools)[0]
 
+
+def render_marked(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Render as `render` does, and say where `{% generation %}` blocks stand in the text."""
+    from mst.data.limits import TemplateLimitError
+    from mst.data.sandbox import TemplateRefusedError, rendered
+
+    values = {
+        **template.special_tokens,
+        "messages": [_plain(message) for message in messages],
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
     try:
-        return compiled(template.source).render(
-            messages=[_plain(message) for message in messages],
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **template.special_tokens,
-        )
+        return rendered(template.source, values)
+    except TemplateLimitError as error:
+        raise ModelError(
+            f"the chat template in {template.origin} was stopped: {error.message}. A template "
+            "takes milliseconds for a conversation; mend it, or pass another --template."
+        ) from None
     except TemplateRefusedError as error:
         # The template may build its reason from the conversation; only its own words are shown.
         own_words = bool(error.message) and str(error.message) in template.source

@@ -14,38 +14,64 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from mst.data.marks import answer_of, blocks_of_turns, shared_length
 from mst.data.rows import Message
+from mst.data.special import TURN_ENDS
 from mst.data.template import ChatTemplate, render
 from mst.errors import DataError
 
 Tools = Sequence[Mapping[str, Any]]
+Place = tuple[int, int]
 
 
-def turn_ends(
+def turn_places(
     template: ChatTemplate,
     messages: Sequence[Message],
     turns: Iterable[int],
     text: str,
+    blocks: Sequence[Place],
     tools: Tools = (),
-) -> dict[int, tuple[int, int]]:
-    """Return (start, end) in characters of assistant turns, each with its end-of-turn token.
+) -> dict[int, list[Place]]:
+    """Return the (start, end) in characters of assistant turns, with their end-of-turn tokens.
 
     Args:
         template: the model's template.
         messages: the conversation.
         turns: places of the assistant turns that are asked for.
         text: the conversation, rendered.
+        blocks: where the template's `{% generation %}` blocks stand in it, if it has them.
         tools: what the conversation may call.
 
     Raises:
         DataError: no end-of-turn token follows an answer, or it isn't proved where one stands.
     """
-    return {index: _turn(template, messages, index, text, tools) for index in turns}
+    marked = blocks_of_turns(template, messages, text, blocks, tools) if blocks else None
+    found = {}
+    for index in turns:
+        if marked is not None:
+            places = _marked(template, index, text, marked[index])
+        else:
+            places = [_turn(template, messages, index, text, tools)]
+        # Some templates keep no answer of earlier turns, or want another form of content.
+        if answer_of(messages[index]) not in "".join(text[start:end] for start, end in places):
+            raise _not_proved(template, index)
+        found[index] = places
+    return found
+
+
+def _marked(template: ChatTemplate, index: int, text: str, blocks: list[Place]) -> list[Place]:
+    *others, (start, end) = blocks
+    if _last_stop(template, text, start, end) is not None:
+        return blocks
+    stop = _stop_end(template, text, end)
+    if stop is None:
+        raise _never_stops(template, index)
+    return [*others, (start, stop)]
 
 
 def _turn(
     template: ChatTemplate, messages: Sequence[Message], index: int, text: str, tools: Tools
-) -> tuple[int, int]:
+) -> Place:
     message = messages[index]
     start = _prefix(template, messages[:index], text, tools, add_generation_prompt=True)
     if start is not None:
@@ -61,23 +87,34 @@ def _turn(
             return start, end
     found = _difference(template, messages, index, text, tools)
     if found is None or (start is None and found[0] is None):
-        raise DataError(
-            f"message {index + 1} is an answer to learn, but where the chat template in "
-            f"{template.origin} writes it cannot be proved. Pass --train-on last, or a --template "
-            "that writes each turn unchanged."
-        )
+        raise _not_proved(template, index)
     begin, content_end = found
     end = _stop_end(template, text, content_end)
     if end is None:
-        raise DataError(
-            f"message {index + 1} is an answer to learn, but the chat template in "
-            f"{template.origin} writes no end-of-turn token after it (looked for "
-            f"{', '.join(template.stop_tokens) or 'none: the model names no eos_token'}), so the "
-            "model would never stop. Pass a --template that does."
-        )
+        raise _never_stops(template, index)
     first = start if start is not None else begin
     assert first is not None
     return min(first, content_end), end
+
+
+def _not_proved(template: ChatTemplate, index: int) -> DataError:
+    return DataError(
+        f"message {index + 1} is an answer to learn, but where the chat template in "
+        f"{template.origin} writes it cannot be proved. Pass --train-on last, or a --template "
+        "that writes each turn unchanged."
+    )
+
+
+def _never_stops(template: ChatTemplate, index: int) -> DataError:
+    unknown = [end for end in TURN_ENDS if end in template.source]
+    unknown = [end for end in unknown if end not in template.stop_tokens]
+    hint = f"; it writes {unknown[0]}, which is no token of this model" if unknown else ""
+    return DataError(
+        f"message {index + 1} is an answer to learn, but the chat template in "
+        f"{template.origin} writes no end-of-turn token after it (looked for "
+        f"{', '.join(template.stop_tokens) or 'none: the model names no eos_token'}{hint}), so the "
+        "model would never stop. Pass a --template that does."
+    )
 
 
 def _prefix(
@@ -121,8 +158,7 @@ def _difference(
         return (len(before), end) if len(before) <= end else None
     # A template that sorts an answer's reasoning into a block of its own changes the text before
     # the marker too; that is harmless while it stays within this turn.
-    pairs = enumerate(zip(before, text, strict=False))
-    same = next((place for place, (a, b) in pairs if a != b), min(len(before), len(text)))
+    same = shared_length(before, text)
     turn = _prefix(template, messages[:index], text, tools)
     return (same if turn is not None and turn <= same <= end else None), end
 
