@@ -129,11 +129,7 @@ def prepare_job(
     machine = machine_facts(registry)
     where = _named_machine(on, registry, tell) if on else _this_machine(machine, request, registry)
     source = locate(request.model, request.models_dir, environ)
-    directory = source.path
-    if source.is_gguf:
-        from mst.model.gguf import convert
-
-        directory = convert(source.path, cache_dir(), tell)
+    directory = _converted(source, tell)
     weights = not on or bool(list(directory.glob("*.safetensors")))
     model = read_facts(directory, weights=weights, tell=tell)
     tell("reading and tokenizing the data")
@@ -176,6 +172,25 @@ def prepare_job(
             created=rundir.now(),
         ),
     )
+
+
+def model_directory(
+    request: TrainRequest, environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Path:
+    """Return the directory of the model that a request names; a GGUF file is converted.
+
+    Raises:
+        ModelError: it isn't found, or can't be converted.
+    """
+    return _converted(locate(request.model, request.models_dir, environ), tell)
+
+
+def _converted(source: ModelSource, tell: Callable[[str], None]) -> Path:
+    if not source.is_gguf:
+        return source.path
+    from mst.model.gguf import convert
+
+    return convert(source.path, cache_dir(), tell)
 
 
 def _zero_of_file(asked: str) -> str | None:

@@ -17,6 +17,7 @@ from mst.request import TASKS, alias_names
 COMMANDS = {
     "train": ("train", "tune a model: plan it, train it, measure it"),
     "plan": ("plan", "say what `mst train` would do here, and why"),
+    "preview": ("preview", "which tokens of the rows carry loss"),
     "devices": ("devices", "the devices that are here, with the source of every figure"),
     "doctor": ("doctor", "check this machine, and say what to mend"),
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),
