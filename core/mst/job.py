@@ -154,7 +154,7 @@ def prepare_job(
 
         config_of(made, request)
     return Job(
-        request=replace(request, model=str(source.path.absolute())),
+        request=_anywhere(request, source),
         machine=machine,
         source=source,
         model=model,
@@ -191,6 +191,20 @@ def _converted(source: ModelSource, tell: Callable[[str], None]) -> Path:
     from mst.model.gguf import convert
 
     return convert(source.path, cache_dir(), tell)
+
+
+def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
+    """Return the request with paths that mean the same from every working directory."""
+    from mst.data.sources import absolute_spec
+
+    info = request.dataset_info
+    return replace(
+        request,
+        model=str(source.path.absolute()),
+        dataset=tuple(absolute_spec(each, info) for each in request.dataset),
+        val_dataset=tuple(absolute_spec(each, info) for each in request.val_dataset),
+        dataset_info=None if info is None else str(Path(info).expanduser().absolute()),
+    )
 
 
 def _zero_of_file(asked: str) -> str | None:

@@ -62,14 +62,34 @@ class TrainRequest:
     )
     dataset: tuple[str, ...] = option(
         (),
-        "data files: JSONL, JSON or CSV",
+        "data files, directories or globs; PATH#1000 takes the first 1000 rows, PATH#~1000 draws"
+        " 1000",
         group="what",
         aliases=("dataset_path", "train_file"),
         metavar="PATH",
     )
+    dataset_info: str | None = option(
+        None,
+        "LLaMA-Factory's dataset_info.json, or its directory; --dataset may then name data in it",
+        group="data",
+        aliases=("dataset_dir",),
+        metavar="FILE|DIR",
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        "what columns are, where their names don't say it: question=prompt",
+        group="data",
+        metavar="COLUMN=ROLE",
+    )
+    on_bad_row: str = option(
+        "error",
+        "a row that can't be used ends the command, or is left out, counted and reported",
+        group="data",
+        choices=("error", "skip"),
+    )
     val_dataset: tuple[str, ...] = option(
         (),
-        "data files that are held out, instead of a share of --dataset",
+        "what is held out, instead of a share of --dataset; named as --dataset is",
         group="data",
         aliases=("eval_dataset", "val_file"),
         metavar="PATH",

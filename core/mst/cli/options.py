@@ -154,6 +154,8 @@ def convert(name: str, value: object, shown: str) -> Any:
     each = fields()[name]
     kind, many = _kinds()[name]
     if many:
+        if isinstance(value, dict) and "=" in each.metadata["metavar"]:
+            value = [f"{key}={one}" for key, one in value.items()]
         items = value if isinstance(value, (list, tuple)) else str(value).split(",")
         return tuple(str(item).strip() for item in items if str(item).strip())
     if isinstance(value, (list, dict)):

@@ -32,12 +32,15 @@ _PARTS = {
 
 
 def show_data(console: Console, job: Job) -> None:
-    """Print how each data file was understood."""
+    """Print how each data file was understood, and which of its rows are left out."""
     for each in (*job.manifest.data, *job.manifest.val_data):
         columns = ", ".join(each.columns)
+        of = f" of {each.selection}" if each.selection else ""
         console.print(
-            f"data    {each.path}: {each.rows} rows, {each.kind}, {each.shape} ({columns})"
+            f"data    {each.path}: {each.rows} rows{of}, {each.kind}, {each.shape} ({columns})"
         )
+        for reason in each.skipped:
+            console.print(f"        left out: {reason}", markup=False)
 
 
 def show_plan(console: Console, job: Job) -> None:

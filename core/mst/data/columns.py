@@ -32,6 +32,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
 }
 ROLES = tuple(_SYNONYMS)
 _OPTIONAL = ("system", "history", "tools", "reasoning")
+_LENIENT = (*_OPTIONAL, "input")
 ACCEPTED_SHAPES = (
     "'messages' or 'conversations' (a list of turns); "
     "or 'instruction' and 'output' (optional: 'input', 'system', 'history'); "
@@ -118,37 +119,18 @@ def find_columns(
         file: for errors.
         kind: of the file.
         first: its first row.
-        mapping: roles that the user gave to columns; names decide about the others.
+        mapping: columns that the user gave to roles; those that the row lacks are passed over, for
+            a data set may have files of several shapes. Names decide about the others.
 
     Raises:
-        DataError: no known shape, two columns for a role, or a given column is not there.
+        DataError: no known shape, or two columns for a role.
     """
-    missing = [column for column in mapping.values() if column not in first]
-    needed_roles = [r for r, c in mapping.items() if c in missing and r not in _LENIENT]
-    if needed_roles:
-        column = mapping[needed_roles[0]]
-        raise DataError(
-            f"{file}: --columns names {shown_names([column])}, which its first row does not have; "
-            f"found {shown_names(first)}. Mend the name."
-        )
-    finder = _Finder(file, kind, first, mapping)
+    optional = {role: mapping[role] for role in _LENIENT if role in mapping}
+    here = {role: column for role, column in mapping.items() if column in first} | optional
+    absent = tuple(column for column in mapping.values() if column not in first)
+    finder = _Finder(file, kind, first, here, absent)
     shape, needed = finder.shape()
-    optional = {
-        role: (mapping[role],) if role in mapping else _SYNONYMS[role] for role in _OPTIONAL
-    }
-    if needed.get("prompt") == "instruction" or "input" in mapping:
-        optional["input"] = (mapping.get("input", "input"),)
-    if shape == "preference":
-        # Where chosen and rejected are whole conversations, these are not needed.
-        optional |= {role: finder.names(role) for role in ("prompt", "messages")}
-    taken = set(needed.values())
-    optional = {
-        role: tuple(name for name in names if name not in taken) for role, names in optional.items()
-    }
-    return Columns(shape, needed, {role: names for role, names in optional.items() if names})
-
-
-_LENIENT = (*_OPTIONAL, "input")
+    return Columns(shape, needed, finder.optional(shape, needed))
 
 
 @dataclass(frozen=True)
@@ -159,6 +141,7 @@ class _Finder:
     kind: str
     first: Mapping[str, Any]
     mapping: Mapping[str, str]
+    absent: tuple[str, ...]
 
     def names(self, role: str) -> tuple[str, ...]:
         """Return the names that a role's column may have."""
@@ -188,6 +171,22 @@ class _Finder:
         if label is not None:
             return "kto", {**needed, "label": label}
         return shape, needed
+
+    def optional(self, shape: str, needed: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """Return the names that columns which a row may lack can have."""
+        roles: tuple[str, ...] = () if shape == "text" else _OPTIONAL
+        if "prompt" not in needed and shape != "preference":
+            roles = tuple(role for role in roles if role != "history")
+        if needed.get("prompt") == "instruction" or "input" in self.mapping:
+            roles = (*roles, "input")
+        if "chosen" in needed:
+            # Where chosen and rejected are whole conversations, these are not needed.
+            roles = (*roles, "prompt", "messages", "input")
+        taken = set(needed.values())
+        found = {
+            role: tuple(name for name in self.names(role) if name not in taken) for role in roles
+        }
+        return {role: names for role, names in found.items() if names}
 
     def preference(self) -> dict[str, str] | None:
         """Return the columns of a better and a worse answer."""
@@ -258,6 +257,8 @@ class _Finder:
             name = next(iter(self.first))
             if any(character in name for character in ";\t"):
                 hint = " The header holds ';' or tabs: save the file with commas, or as .tsv."
+        if self.absent:
+            hint += f" --columns names {shown_names(self.absent)}, which it does not have."
         return DataError(
             f"{self.file}: no known set of columns in its first row; found "
             f"{shown_names(self.first)}, accepted {ACCEPTED_SHAPES}. Rename the columns, or say "

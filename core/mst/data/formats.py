@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,20 @@ def read(specs: Sequence[str], reading: Reading = _AS_USUAL) -> DataSet:
     """
     if not specs:
         raise DataError("A data set is needed, but none was given. Pass --dataset FILE.")
-    sets = [_read_source(find_source(spec, reading.dataset_info), reading) for spec in specs]
-    return DataSet(
-        tuple(chain.from_iterable(each.rows for each in sets)),
-        tuple(chain.from_iterable(each.files for each in sets)),
+    return _joined(
+        [_read_source(find_source(spec, reading.dataset_info), reading) for spec in specs]
     )
+
+
+def check_columns_used(reading: Reading, files: Sequence[FileFacts]) -> None:
+    """Raise DataError when `--columns` names a column that no file has."""
+    used = {column for each in files for column in each.columns}
+    for role, column in role_mapping(reading.columns).items():
+        if f"{role}={column}" not in used:
+            raise DataError(
+                f"--columns {column}={role}: no data file uses such a column. `mst data check` "
+                "shows their columns; mend the name, or leave it out."
+            )
 
 
 def iter_rows(
@@ -114,7 +123,12 @@ def iter_rows(
     """
     source = find_source(spec, reading.dataset_info)
     kept = Refusals(reading.on_bad_row) if refusals is None else refusals
-    rows = chain.from_iterable(_file_rows(path, source, reading, kept) for path in source.files)
+
+    def rows_of(path: Path) -> Iterator[Row]:
+        with records(path) as opened:
+            yield from file_rows(FileReading(path, source, reading, kept), opened)
+
+    rows = chain.from_iterable(map(rows_of, source.files))
     yield from select(rows, source.selection, reading.seed)
 
 
@@ -124,66 +138,93 @@ def row_reader(path: Path, source: Source, reading: Reading = _AS_USUAL) -> RowR
     Raises:
         DataError: it has none, or of no known shape.
     """
+    file = FileReading(path, source, reading, Refusals("skip"))
     with records(path) as opened:
-        reader, _ = _begin(opened, path, source, reading, Refusals("skip"))
+        reader, _ = _begin(file, opened)
     return reader
 
 
-def _begin(
-    opened: Records, path: Path, source: Source, reading: Reading, refusals: Refusals
-) -> tuple[RowReader, Iterator[Record | RowError]]:
+@dataclass
+class FileReading:
+    """One file that is being read; what is known of it grows with the rows that are taken.
+
+    Attributes:
+        path: resolved.
+        source: that named it.
+        reading: the options.
+        refusals: what happens to its bad rows.
+        reader: None before the first row is taken.
+        names: of all fields that its rows have had so far.
+    """
+
+    path: Path
+    source: Source
+    reading: Reading
+    refusals: Refusals
+    reader: RowReader | None = None
+    names: set[str] = field(default_factory=set)
+
+
+def file_rows(file: FileReading, opened: Records) -> Iterator[Row]:
+    """Yield a file's good rows.
+
+    Args:
+        file: what is read.
+        opened: its records, none taken yet.
+
+    Raises:
+        DataError: as `read`.
+    """
+    file.reader, items = _begin(file, opened)
+    for item in items:
+        if isinstance(item, RowError):
+            file.refusals.add(item)
+            continue
+        file.names.update(item.fields)
+        try:
+            row = file.reader.row(item.number, item.fields)
+        except RowError as error:
+            file.refusals.add(error)
+            continue
+        yield row
+
+
+def used_columns(file: FileReading) -> tuple[str, ...]:
+    """Return which columns were used so far, as `FileFacts.columns` has them."""
+    if file.reader is None:
+        return ()
+    columns = file.reader.columns
+    optional = (
+        f"{role}={name}"
+        for role, synonyms in columns.optional.items()
+        for name in synonyms
+        if name in file.names
+    )
+    return (*(f"{role}={column}" for role, column in columns.needed.items()), *optional)
+
+
+def _begin(file: FileReading, opened: Records) -> tuple[RowReader, Iterator[Record | RowError]]:
     """Return a file's reader and its records from the first good one on."""
     for item in opened.items:
         if isinstance(item, RowError):
-            refusals.add(item)
+            file.refusals.add(item)
             continue
-        mapping = {**source.registered.mapping, **role_mapping(reading.columns)}
-        kind = kind_of(path) or ""
-        columns = find_columns(str(path), kind, item.fields, mapping)
-        reader = RowReader(str(path), kind, columns, source.registered.tags)
+        registered = file.source.registered
+        mapping = {**registered.mapping, **role_mapping(file.reading.columns)}
+        kind = kind_of(file.path) or ""
+        columns = find_columns(str(file.path), kind, item.fields, mapping)
+        reader = RowReader(str(file.path), kind, columns, registered.tags)
         return reader, chain((item,), opened.items)
-    bad = sum(each.rows for each in refusals.listed())
+    bad = sum(each.rows for each in file.refusals.listed())
     raise DataError(
-        f"{path} was given as a data set, but it holds no rows"
+        f"{file.path} was given as a data set, but it holds no rows"
         + (f" that can be used (refused: {bad})" if bad else " (it is empty)")
         + ". Add at least one row, or pass another --dataset."
     )
 
 
-def _file_rows(path: Path, source: Source, reading: Reading, refusals: Refusals) -> Iterator[Row]:
-    with records(path) as opened:
-        reader, items = _begin(opened, path, source, reading, refusals)
-        yield from _good_rows(reader, items, refusals, set())
-
-
-def _good_rows(
-    reader: RowReader,
-    items: Iterator[Record | RowError],
-    refusals: Refusals,
-    names: set[str],
-) -> Iterator[Row]:
-    """Yield a row for each good record, and keep the names of all fields in `names`."""
-    for item in items:
-        if isinstance(item, RowError):
-            refusals.add(item)
-            continue
-        names.update(item.fields)
-        try:
-            row = reader.row(item.number, item.fields)
-        except RowError as error:
-            refusals.add(error)
-            continue
-        yield row
-
-
-@dataclass
-class _FileRead:
-    rows: list[Row] = field(repr=False)
-    facts: FileFacts
-
-
 def _read_source(source: Source, reading: Reading) -> DataSet:
-    selection, found = source.selection, []
+    selection, found = source.selection, list[DataSet]()
     left = None if selection.sampled else selection.rows
     for path in source.files:
         if left == 0:
@@ -191,47 +232,49 @@ def _read_source(source: Source, reading: Reading) -> DataSet:
         found.append(_read_file(path, source, reading, left))
         left = None if left is None else left - len(found[-1].rows)
     if selection.sampled:
-        rows = chain.from_iterable(each.rows for each in found)
-        kept = {id(row) for row in select(rows, selection, reading.seed)}
-        for each in found:
-            each.rows = [row for row in each.rows if id(row) in kept]
+        found = _sampled(found, selection, reading.seed)
+    return _joined(found)
+
+
+def _sampled(found: Sequence[DataSet], selection: Selection, seed: int) -> list[DataSet]:
+    """Return the files' rows that are drawn from all of them together."""
+    numbered = ((index, row) for index, each in enumerate(found) for row in each.rows)
+    drawn: list[list[Row]] = [[] for _ in found]
+    for index, row in select(numbered, selection, seed):
+        drawn[index].append(row)
+    return [
+        DataSet(tuple(rows), (replace(each.files[0], rows=len(rows)),))
+        for each, rows in zip(found, drawn, strict=True)
+    ]
+
+
+def _joined(sets: Sequence[DataSet]) -> DataSet:
     return DataSet(
-        tuple(chain.from_iterable(each.rows for each in found)),
-        tuple(replace(each.facts, rows=len(each.rows), selection=str(selection)) for each in found),
+        tuple(chain.from_iterable(each.rows for each in sets)),
+        tuple(chain.from_iterable(each.files for each in sets)),
     )
 
 
-def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) -> _FileRead:
-    refusals, names = Refusals(reading.on_bad_row), set[str]()
+def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) -> DataSet:
+    file = FileReading(path, source, reading, Refusals(reading.on_bad_row))
     with records(path) as opened:
-        reader, items = _begin(opened, path, source, reading, refusals)
-        rows = list(select(_good_rows(reader, items, refusals, names), Selection(limit), 0))
+        rows = tuple(islice(file_rows(file, opened), limit))
         digest = opened.sha256()
+    refused = file.refusals.listed()
     if not rows:
-        refused = sum(each.rows for each in refusals.listed())
         raise DataError(
-            f"{path}: none of its rows can be used (refused: {refused}; the first reason: "
-            f"{refusals.listed()[0]}). Mend them, or pass another --dataset."
+            f"{path}: none of its rows can be used, for example because: {refused[0]}. Mend them, "
+            "or pass another --dataset."
         )
-    return _FileRead(
-        rows,
-        FileFacts(
-            path=str(path),
-            sha256=digest,
-            kind=reader.kind,
-            shape=reader.columns.shape,
-            columns=_used(reader.columns, names),
-            rows=len(rows),
-            skipped=tuple(map(str, refusals.listed())),
-        ),
+    assert file.reader is not None
+    facts = FileFacts(
+        path=str(path),
+        sha256=digest,
+        kind=file.reader.kind,
+        shape=file.reader.columns.shape,
+        columns=used_columns(file),
+        rows=len(rows),
+        selection=str(source.selection),
+        skipped=tuple(map(str, refused)),
     )
-
-
-def _used(columns: Columns, names: set[str]) -> tuple[str, ...]:
-    optional = (
-        f"{role}={name}"
-        for role, synonyms in columns.optional.items()
-        for name in synonyms
-        if name in names
-    )
-    return (*(f"{role}={column}" for role, column in columns.needed.items()), *optional)
+    return DataSet(rows, (facts,))

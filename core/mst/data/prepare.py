@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.data.encode import Encoded, encode
-from mst.data.formats import read
+from mst.data.formats import Reading, check_columns_used, read
 from mst.data.labels import label_set
 from mst.data.rows import FileFacts, Row
 from mst.data.split import split
@@ -63,7 +63,7 @@ def prepare(
 
     Args:
         request: the options of data.
-        dataset: the files, with the default filled in.
+        dataset: as the request has it, with the default filled in.
         model_dir: holds tokenizer.json and the chat template.
         context: the model's longest context in tokens, if known.
         objective: what the rows are for; default the built-in one that the request names.
@@ -75,15 +75,17 @@ def prepare(
     objective = objective or find_objective(request)
     tokenizer = load_tokenizer(model_dir)
     template = load_template(model_dir, request.template)
-    found = read(dataset)
+    reading = Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed)
+    found = read(dataset, reading)
     if request.val_dataset:
-        held_out = read(request.val_dataset)
+        held_out = read(request.val_dataset, reading)
         train_rows, val_rows, val_files = found.rows, held_out.rows, held_out.files
     else:
         train_at, val_at = split(len(found.rows), request.val_size, request.seed)
         train_rows = tuple(found.rows[i] for i in train_at)
         val_rows = tuple(found.rows[i] for i in val_at)
         val_files = ()
+    check_columns_used(reading, (*found.files, *val_files))
     check_rows(objective, (*train_rows, *val_rows))
     max_length = request.max_length
     if max_length is None:

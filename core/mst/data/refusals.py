@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from mst.errors import DataError
@@ -33,6 +33,7 @@ class RowError(DataError):
     Attributes:
         place: where.
         reason: what was expected and what was found, alike for rows that are bad in the same way.
+        fix: what to do.
     """
 
     def __init__(self, place: Place, reason: str, fix: str, found: str = "") -> None:
@@ -40,6 +41,7 @@ class RowError(DataError):
         super().__init__(f"{place}: {reason}{f' ({found})' if found else ''}. {fix}")
         self.place = place
         self.reason = reason
+        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,20 @@ class Refused:
 
     Attributes:
         reason: as in `RowError`.
+        fix: of the first of them.
         rows: how many.
         numbers: the first of them.
     """
 
     reason: str
+    fix: str
     rows: int
     numbers: tuple[int, ...]
 
     def __str__(self) -> str:
         """Return it as one line for a person."""
         shown = ", ".join(map(str, self.numbers)) + (" …" if self.rows > len(self.numbers) else "")
-        return f"{self.reason}: {self.rows} (row {shown})"
+        return f"{self.reason}: {self.rows} (row {shown}). {self.fix}".rstrip()
 
 
 @dataclass
@@ -71,8 +75,7 @@ class Refusals:
     """
 
     on_bad_row: str = "error"
-    _numbers: dict[str, list[int]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
+    _found: dict[str, Refused] = field(default_factory=dict)
 
     def add(self, error: RowError) -> None:
         """Raise `error`, or count it.
@@ -82,17 +85,13 @@ class Refusals:
         """
         if self.on_bad_row == "error":
             raise error
-        self._counts[error.reason] = self._counts.get(error.reason, 0) + 1
-        numbers = self._numbers.setdefault(error.reason, [])
-        if len(numbers) < _NUMBERS_KEPT:
-            numbers.append(error.place.row)
+        before = self._found.get(error.reason, Refused(error.reason, error.fix, 0, ()))
+        numbers = (*before.numbers, error.place.row)[:_NUMBERS_KEPT]
+        self._found[error.reason] = replace(before, rows=before.rows + 1, numbers=numbers)
 
     def listed(self) -> tuple[Refused, ...]:
         """Return what was counted, most frequent first."""
-        order = sorted(self._counts, key=lambda reason: -self._counts[reason])
-        return tuple(
-            Refused(reason, self._counts[reason], tuple(self._numbers[reason])) for reason in order
-        )
+        return tuple(sorted(self._found.values(), key=lambda each: -each.rows))
 
 
 def refuse(place: Place, reason: str, fix: str, found: str = "") -> NoReturn:

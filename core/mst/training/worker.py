@@ -109,6 +109,24 @@ def _load(
     return model
 
 
+def _data(request: TrainRequest, manifest: RunManifest, objective: Objective) -> Prepared:
+    """Return the data that was planned with.
+
+    Raises:
+        RunError: it is other data by now, or on this machine.
+    """
+    prepared = prepare(request, request.dataset, Path(manifest.model_path), None, objective)
+    planned = {each.path: each.sha256 for each in (*manifest.data, *manifest.val_data)}
+    found = {each.path: each.sha256 for each in (*prepared.files, *prepared.val_files)}
+    changed = sorted(path for path in planned | found if planned.get(path) != found.get(path))
+    if changed:
+        raise RunError(
+            f"{changed[0]} is not what it was when the run was planned. Put it back as it was, or"
+            " start a new run in another --output-dir."
+        )
+    return prepared
+
+
 def _checkpoint_to_restore(run: Path, asked: str | None, console: Console) -> Path | None:
     """Return the checkpoint to go on from; set aside newer ones, damaged or not asked for.
 
@@ -188,13 +206,7 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
                 meeting_place(meeting, run, rank, plan.world_size),
                 always=ZERO_STAGES[plan.strategy] > 0,
             )
-        prepared = prepare(
-            request,
-            [each.path for each in manifest.data],
-            Path(manifest.model_path),
-            None,
-            find_objective(request, registry),
-        )
+        prepared = _data(request, manifest, find_objective(request, registry))
         model = _load(manifest, plan, request, device, prepared)
         if lora_init.wanted(plan.quantization, request):
             with named(device, "while the adapters were being made"):

@@ -23,13 +23,16 @@ def preference(
     Raises:
         RowError: the two begin differently, are the same, or end with no answer.
     """
+    rejected = _side(place, fields, columns.needed["rejected"], tags)
     if "chosen" in columns.needed:
-        context = _context(place, columns, fields, tags)
-        better = _side(place, fields, columns.needed["chosen"], context, tags)
-        worse = _side(place, fields, columns.needed["rejected"], context, tags)
+        chosen = _side(place, fields, columns.needed["chosen"], tags)
+        answers = any(side[0].role == "assistant" for side in (chosen, rejected))
+        context = (_context if answers else _system)(place, columns, fields, tags)
+        better = _whole(place, columns.needed["chosen"], context, chosen)
     else:
         better = _better(place, columns, fields, tags)
-        worse = _side(place, fields, columns.needed["rejected"], better[:-1], tags)
+        context = better[:-1]
+    worse = _whole(place, columns.needed["rejected"], context, rejected)
     better, worse = conversation(place, better), conversation(place, worse)
     _check(place, better, worse)
     return better, worse
@@ -56,8 +59,12 @@ def _context(place: Place, columns: Columns, fields: Mapping[str, Any], tags: Ta
         return asked(place, columns, fields, name, tags)
     name = optional_name(place, columns, fields, "messages")
     if name is None:
-        return _with_system(place, columns, fields, ())
+        return _system(place, columns, fields, tags)
     return _with_system(place, columns, fields, turns(place, name, fields[name], tags))
+
+
+def _system(place: Place, columns: Columns, fields: Mapping[str, Any], tags: Tags) -> Messages:
+    return _with_system(place, columns, fields, ())
 
 
 def _with_system(
@@ -67,18 +74,19 @@ def _with_system(
     return with_system(place, name or "", optional_text(place, fields, name), messages)
 
 
-def _side(
-    place: Place, fields: Mapping[str, Any], name: str, context: Messages, tags: Tags
-) -> Messages:
-    """Return one whole conversation: an answer behind the context, or all of it in one column."""
+def _side(place: Place, fields: Mapping[str, Any], name: str, tags: Tags) -> Messages:
+    """Return the turns of one column: an answer, or a whole conversation."""
     value = needed(place, fields, name, str, list, dict)
-    part = Place(place.file, place.row, f"field '{name}'")
     if isinstance(value, str):
-        found: Messages = (Message("assistant", answer(place, name, value)),)
-    else:
-        found = turns(part, name, value, tags)
+        return (Message("assistant", answer(place, name, value)),)
+    found = turns(Place(place.file, place.row, f"field '{name}'"), name, value, tags)
     if not found:
         refuse(place, f"field '{name}' holds no turn", "Mend or remove the row.")
+    return found
+
+
+def _whole(place: Place, name: str, context: Messages, found: Messages) -> Messages:
+    """Return one whole conversation."""
     if found[0].role == "assistant":
         if not any(turn.role == "user" for turn in context):
             refuse(
