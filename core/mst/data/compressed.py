@@ -54,10 +54,37 @@ class _Hashing(io.RawIOBase):
         return len(data)
 
 
+class _Zstd:
+    """Zstandard frames, one after another; one that is cut off is an error.
+
+    zstandard's own stream reader takes a cut-off frame for a whole one.
+    """
+
+    def __init__(self, decompressor: Any, packed: IO[bytes]) -> None:
+        self._decompressor, self._packed = decompressor, packed
+        self._frame: Any = None
+        self._left = self._ready = b""
+
+    def read(self, size: int) -> bytes:
+        while not self._ready:
+            # A block of 4 bytes may unpack to 128 KiB, so a piece of 4 KiB to 128 MiB.
+            piece = self._left or self._packed.read(4096)
+            if not piece:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError
+                return b""
+            if self._frame is None or self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._ready = self._frame.decompress(piece)
+            self._left = self._frame.unused_data
+        data, self._ready = self._ready[:size], self._ready[size:]
+        return data
+
+
 class _Bounded(io.RawIOBase):
     """Decompressed bytes; ends with a DataError where they are damaged or far too many."""
 
-    def __init__(self, file: str, inner: IO[bytes], packed: _Hashing, from_bytes: int) -> None:
+    def __init__(self, file: str, inner: Any, packed: _Hashing, from_bytes: int) -> None:
         self._file, self._inner, self._packed = file, inner, packed
         self._from_bytes = from_bytes
         self._count = 0
@@ -79,7 +106,8 @@ class _Bounded(io.RawIOBase):
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._inner.read(size)
+            data: bytes = self._inner.read(size)
+            return data
         except (OSError, EOFError, zlib.error) as error:
             problem = type(error).__name__
         except Exception as error:  # zstandard may not be installed, so its error has no name here
@@ -139,4 +167,4 @@ def _decompressor(path: Path, compression: str, stream: IO[bytes]) -> Any:
             f"{path} is compressed with zstd, which needs the zstandard package, and it is not "
             "installed. Run `python -m pip install 'mst-train[data]'`, or decompress the file."
         ) from None
-    return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    return _Zstd(zstandard.ZstdDecompressor(), stream)

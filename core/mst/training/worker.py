@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from mst.objective import Objective
     from mst.registry import Registry
     from mst.training.loop import Outcome
     from mst.training.session import Session
