@@ -111,6 +111,8 @@ def _show_check(console: Console, found: DataCheck) -> None:
     if found.scripts:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in found.scripts.items())
         console.print(f"scripts {shares} of the letters")
+    if found.answers is not None:
+        console.print(f"answers {found.answers} different ones: a classification")
     if found.val_files:
         console.print(f"overlap {found.overlap} rows are in both --dataset and --val-dataset")
 

@@ -11,6 +11,7 @@ from itertools import islice
 
 from mst.data.encode import Example, encode
 from mst.data.formats import FileReading, Reading, file_rows, used_columns
+from mst.data.labels import AnswerTally, unknown_answer
 from mst.data.records import records
 from mst.data.refusals import Place, Refusals, Refused, RowError
 from mst.data.rows import Message, Row
@@ -107,6 +108,7 @@ class DataCheck:
         lengths: of all rows; None when no tokenizer was at hand or no row is left.
         scripts: each script's share of the letters.
         overlap: rows of --val-dataset that --dataset has too.
+        answers: how many different ones --dataset has, when it is a classification.
     """
 
     files: tuple[FileCheck, ...]
@@ -114,6 +116,7 @@ class DataCheck:
     lengths: Lengths | None
     scripts: Mapping[str, float]
     overlap: int
+    answers: int | None
 
 
 def has_problems(check: DataCheck) -> bool:
@@ -144,6 +147,7 @@ def check_data(
     seen: set[bytes] = set()
     val_seen: set[bytes] = set()
     files = tuple(_checked_files(specs, reading, tally, seen))
+    tally.known = tally.answers.labels()
     val_files = tuple(_checked_files(val_specs, reading, tally, val_seen))
     return DataCheck(
         files=files,
@@ -151,6 +155,7 @@ def check_data(
         lengths=_lengths(sorted(tally.lengths), max_length),
         scripts=script_shares(tally.characters),
         overlap=len(seen & val_seen),
+        answers=len(tally.known) if tally.known else None,
     )
 
 
@@ -159,6 +164,8 @@ class _Tally:
     encoder: Encoder | None
     lengths: list[int] = field(default_factory=list)
     characters: Counter[str] = field(default_factory=Counter)
+    answers: AnswerTally = field(default_factory=AnswerTally)
+    known: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -199,7 +206,11 @@ def _look_through(
         rows = islice(file_rows(file, opened), limit)
         while batch := list(islice(rows, _BATCH_ROWS)):
             for row in _encodable(batch, tally, file.refusals):
-                _count(row, found, tally, seen)
+                error = unknown_answer(row, tally.known) if tally.known else None
+                if error is None:
+                    _count(row, found, tally, seen)
+                else:
+                    file.refusals.add(error)
 
 
 def _file_check(file: FileReading, found: _Found, problem: str | None) -> FileCheck:
@@ -253,6 +264,7 @@ def _length(example: Example) -> int:
 
 def _count(row: Row, found: _Found, tally: _Tally, seen: set[bytes]) -> None:
     found.rows += 1
+    tally.answers.add(row)
     digest = fingerprint(row)
     if digest in seen:
         found.duplicates += 1

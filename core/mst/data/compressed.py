@@ -18,7 +18,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # Text shrinks to a tenth, logs to a fiftieth; gzip's limit is 1,032. A file that grows past both
 # bounds is made to fill a memory, not to hold rows.
 MAX_RATIO = 100
-MAX_RATIO_FROM_BYTES = 256 << 20
+MAX_RATIO_FROM_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 18
 
 

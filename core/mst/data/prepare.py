@@ -9,11 +9,11 @@ from pathlib import Path
 from mst.data.encode import Encoded, encode
 from mst.data.formats import Reading, check_columns_used, read
 from mst.data.labels import label_set
-from mst.data.rows import FileFacts, Row
+from mst.data.rows import DataSet, FileFacts, Row
 from mst.data.split import split
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
-from mst.data.usable import check_rows, usable
+from mst.data.usable import check_rows, usable, with_known_answers
 from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
 from mst.training.objectives import find_objective
@@ -77,14 +77,8 @@ def prepare(
     template = load_template(model_dir, request.template)
     reading = Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed)
     found = read(dataset, reading)
-    if request.val_dataset:
-        held_out = read(request.val_dataset, reading)
-        train_rows, val_rows, val_files = found.rows, held_out.rows, held_out.files
-    else:
-        train_at, val_at = split(len(found.rows), request.val_size, request.seed)
-        train_rows = tuple(found.rows[i] for i in train_at)
-        val_rows = tuple(found.rows[i] for i in val_at)
-        val_files = ()
+    train_rows, held_out = _parted(request, found, reading)
+    val_rows, val_files = held_out.rows, held_out.files
     check_columns_used(reading, (*found.files, *val_files))
     check_rows(objective, (*train_rows, *val_rows))
     max_length = request.max_length
@@ -116,6 +110,21 @@ def prepare(
         template=template,
         objective=objective,
     )
+
+
+def _parted(
+    request: TrainRequest, found: DataSet, reading: Reading
+) -> tuple[tuple[Row, ...], DataSet]:
+    """Return the rows that are trained on, and those held out with the files of their own."""
+    if not request.val_dataset:
+        train_at, val_at = split(len(found.rows), request.val_size, request.seed)
+        held_out = DataSet(tuple(found.rows[i] for i in val_at), ())
+        return tuple(found.rows[i] for i in train_at), held_out
+    held_out = read(request.val_dataset, reading)
+    answers = label_set(found.rows) if request.task == "sft" else None
+    if answers and request.label_accuracy != "off":
+        held_out = with_known_answers(held_out, answers, request.on_bad_row)
+    return found.rows, held_out
 
 
 def data_facts(prepared: Prepared) -> DataFacts:

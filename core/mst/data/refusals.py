@@ -34,14 +34,16 @@ class RowError(DataError):
         place: where.
         reason: what was expected and what was found, alike for rows that are bad in the same way.
         fix: what to do.
+        found: what differs from row to row, such as a column's number.
     """
 
     def __init__(self, place: Place, reason: str, fix: str, found: str = "") -> None:
-        """Keep the parts. `found` is what differs from row to row, such as a column's number."""
+        """Keep the parts."""
         super().__init__(f"{place}: {reason}{f' ({found})' if found else ''}. {fix}")
         self.place = place
         self.reason = reason
         self.fix = fix
+        self.found = found
 
 
 @dataclass(frozen=True)

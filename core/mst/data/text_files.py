@@ -203,23 +203,50 @@ def _txt(file: str, stream: BinaryIO) -> Parsed:
             yield number, {"text": text}
 
 
-def _text_lines(file: str, stream: BinaryIO) -> Iterator[str]:
-    for number, line in lines(file, stream):
-        if isinstance(line, RowError):
-            raise line
-        # A record may go over many lines, so the place is a line here, and one bad line ends it.
-        text = decoded(Place(file, number, "counted in lines"), line)
-        if "\r" in text[:-2]:
-            # Files of old Macs end their lines with it alone.
-            yield from re.split(r"(?<=\r)(?!\n)", text)
-        else:
-            yield text
+class _TextLines:
+    """A file's lines as text, for a reader whose records may go over several of them.
+
+    Attributes:
+        bad: why the last record holds a line that is no text; the reader takes it, and resets it.
+    """
+
+    def __init__(self, file: str, stream: BinaryIO) -> None:
+        self.bad: RowError | None = None
+        self._file = file
+        self._texts = self._split(stream)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._texts
+
+    def _split(self, stream: BinaryIO) -> Iterator[str]:
+        for number, line in lines(self._file, stream):
+            text = self._text(number, line)
+            if "\r" in text[:-2]:
+                # Files of old Macs end their lines with it alone.
+                yield from re.split(r"(?<=\r)(?!\n)", text)
+            else:
+                yield text
+
+    def _text(self, number: int, line: bytes | RowError) -> str:
+        try:
+            if isinstance(line, RowError):
+                raise line
+            return decoded(Place(self._file, number), line)
+        except RowError as error:
+            self.bad = error
+        # Its quotes and delimiters still count, or the records after it would be misread.
+        return (
+            ""
+            if isinstance(line, RowError)
+            else line.replace(b"\0", b"").decode("utf-8", "replace")
+        )
 
 
 def _delimited(delimiter: str) -> Callable[[str, BinaryIO], Parsed]:
     def parse(file: str, stream: BinaryIO) -> Parsed:
+        texts = _TextLines(file, stream)
         # strict: a quote that is not closed is an error instead of one huge cell.
-        reader = csv.reader(_text_lines(file, stream), delimiter=delimiter, strict=True)
+        reader = csv.reader(texts, delimiter=delimiter, strict=True)
         header: list[str] = []
         number = 0
         while True:
@@ -229,13 +256,18 @@ def _delimited(delimiter: str) -> Callable[[str, BinaryIO], Parsed]:
                 return
             except csv.Error as error:
                 raise _malformed(file, number + 1, reader.line_num, error) from None
-            if not cells:
+            bad, texts.bad = texts.bad, None
+            if not cells and bad is None:
                 continue
             if not header:
+                if bad is not None:
+                    raise bad
                 header = _header(file, cells)
                 continue
             number += 1
-            if len(cells) == len(header):
+            if bad is not None:
+                yield RowError(Place(file, number), bad.reason, bad.fix, bad.found)
+            elif len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             else:
                 yield _wrong_width(Place(file, number), len(header), len(cells), reader.line_num)

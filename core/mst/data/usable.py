@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mst.data.encode import Encoded
-from mst.data.rows import Row
+from mst.data.labels import unknown_answer
+from mst.data.refusals import Refusals
+from mst.data.rows import DataSet, Row
 from mst.errors import DataError
 from mst.objective import Objective
 
@@ -24,6 +26,33 @@ def check_rows(objective: Objective, rows: Iterable[Row]) -> None:
                 f"{row.file}, row {row.number}: --task {objective.name} was asked for; the row"
                 f" {lacking}."
             )
+
+
+def with_known_answers(found: DataSet, answers: Sequence[str], on_bad_row: str) -> DataSet:
+    """Return held-out rows without those whose answer is none of `answers`, which are reported.
+
+    Raises:
+        DataError: bad rows are errors, or none is left.
+    """
+    refusals = {each.path: Refusals(on_bad_row) for each in found.files}
+    kept = []
+    for row in found.rows:
+        error = unknown_answer(row, answers)
+        if error is None:
+            kept.append(row)
+        else:
+            refusals[row.file].add(error)
+    if not kept:
+        raise DataError(
+            f"none of the answers of --val-dataset is one of the {len(answers)} of --dataset. Are"
+            " they of the same task? If so, pass --label-accuracy off."
+        )
+    files = []
+    for each in found.files:
+        listed = refusals[each.path].listed()
+        rows = each.rows - sum(refused.rows for refused in listed)
+        files.append(replace(each, rows=rows, skipped=(*each.skipped, *map(str, listed))))
+    return DataSet(tuple(kept), tuple(files))
 
 
 def usable(objective: Objective, found: Encoded) -> Encoded:

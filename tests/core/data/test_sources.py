@@ -57,7 +57,7 @@ def test_text_files_may_be_compressed(tmp_path: Path, name: str, suffix: str) ->
         pack = zstandard.ZstdCompressor().compress
         path.write_bytes(pack(content[:5]) + pack(content[5:]))
     data = read([str(path)])
-    texts = []
+    texts: list[str | None] = []
     for row in data.rows:
         texts += [m.content for m in row.messages] or [row.text]
 
@@ -297,7 +297,7 @@ BAD_TEXT: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a.txt", SECRET.encode("utf-16"), ("it is UTF-16", "iconv")),
     ("a.jsonl", SECRET.encode("utf-16-le"), ("row 1", "NUL bytes", "UTF-16LE")),
     ("a.jsonl", b'{"text": "a\0b"}', ("row 1", "NUL bytes")),
-    ("a.csv", b"text\n\0\n", ("row 2", "NUL bytes")),
+    ("a.csv", b"text\n\0\n", ("row 1", "NUL bytes")),
     ("a.txt", SECRET.encode("gb18030", "ignore"), ("row 1", "UTF-8", "byte")),
     ("a.jsonl", gzip.compress(b"{}"), ("named as text, but it is gzip",)),
     ("a.json", b"PAR1", ("it is parquet",)),

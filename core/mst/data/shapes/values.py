@@ -12,6 +12,8 @@ from mst.data.refusals import Place, json_type, refuse, shown_names
 
 # Deeper than any tool's schema; Python's own parser gives up at about a thousand.
 _MAX_DEPTH = 64
+# Four million tokens: more than any model reads, and as much as a tokenizer takes in seconds.
+_MAX_CHARACTERS = 16 << 20
 
 
 def needed(place: Place, fields: Mapping[str, Any], name: str, *kinds: type) -> Any:
@@ -40,6 +42,12 @@ def of_kind(place: Place, name: str, value: object, *kinds: type) -> Any:
 
 def text(place: Place, name: str, value: str) -> str:
     """Return text that a tokenizer takes."""
+    if len(value) > _MAX_CHARACTERS:
+        refuse(
+            place,
+            f"field '{name}' has more than the {_MAX_CHARACTERS >> 20} Mi characters that fit",
+            "Split it.",
+        )
     if "\0" in value:
         refuse(place, f"field '{name}' holds a NUL character", "Remove it.")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
