@@ -68,7 +68,7 @@ def unknown_answer(row: Row, answers: Sequence[str]) -> RowError | None:
         return None
     return RowError(
         Place(row.file, row.number, f"message {len(row.messages)}"),
-        f"field 'content' is none of the {len(answers)} answers of --dataset",
+        f"the assistant's answer is none of the {len(answers)} answers of --dataset",
         "Mend the answer, add rows with it to --dataset, or pass --label-accuracy off.",
     )
 

@@ -127,7 +127,7 @@ def test_a_label_outside_the_set_is_named(jsonl: Jsonl, check: Check) -> None:
 
     assert code == 1
     assert "answers 2 different ones: a classification" in out
-    assert "'content' is none of the 2 answers of --dataset: 1 (row 2). Mend the answer" in out
+    assert "answer is none of the 2 answers of --dataset: 1 (row 2). Mend the answer" in out
     assert SECRET not in out
 
 
