@@ -117,3 +117,12 @@ def test_peers_boolean_resume(tmp_path: Path, text: str, resume: Any) -> None:
     file.write_text(text)
 
     assert parsed(str(file))[0].resume == resume
+
+
+def test_columns_may_be_a_mapping_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("columns:\n  frage: prompt\n  antwort: response\non_bad_row: skip\n")
+    request = parsed(str(file))[0]
+
+    assert request.columns == ("frage=prompt", "antwort=response")
+    assert request.on_bad_row == "skip"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mst import serial
     from mst.data.check import check_data, has_problems
-    from mst.data.formats import Reading
+    from mst.data.formats import Reading, check_columns_used
 
     if args.action is None:
         raise UsageError("mst data: say what to do: `mst data check PATH`.")
@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         _show_check(console, found)
         if args.show:
             _show_rows(console, args.paths, reading, args.show)
+    files = (*found.files, *found.val_files)
+    if not any(each.problem for each in files):
+        check_columns_used(reading, [each.columns for each in files])
     return EXIT_FAILED if has_problems(found) else 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -95,9 +95,14 @@ def read(specs: Sequence[str], reading: Reading = _AS_USUAL) -> DataSet:
     )
 
 
-def check_columns_used(reading: Reading, files: Sequence[FileFacts]) -> None:
-    """Raise DataError when `--columns` names a column that no file has."""
-    used = {column for each in files for column in each.columns}
+def check_columns_used(reading: Reading, columns: Iterable[Sequence[str]]) -> None:
+    """Raise DataError when `--columns` names a column that no file has.
+
+    Args:
+        reading: the options.
+        columns: each file's, as `FileFacts.columns` has them.
+    """
+    used = set(chain.from_iterable(columns))
     for role, column in role_mapping(reading.columns).items():
         if f"{role}={column}" not in used:
             raise DataError(

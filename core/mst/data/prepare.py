@@ -79,7 +79,7 @@ def prepare(
     found = read(dataset, reading)
     train_rows, held_out = _parted(request, found, reading)
     val_rows, val_files = held_out.rows, held_out.files
-    check_columns_used(reading, (*found.files, *val_files))
+    check_columns_used(reading, [each.columns for each in (*found.files, *val_files)])
     check_rows(objective, (*train_rows, *val_rows))
     max_length = request.max_length
     if max_length is None:

@@ -172,3 +172,20 @@ def test_an_error_of_a_row_says_its_number_once(jsonl: Jsonl) -> None:
 
     assert str(caught.value).count("row 2") == 1
     assert caught.value.place.row == 2
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    jsonl: Jsonl, tiny_model: Path, refuses: Refuses
+) -> None:
+    from mst.training.objectives import find_objective
+    from mst.training.worker import _data
+
+    path = jsonl(*LABELED)
+    job = prepare_job(TrainRequest(model=str(tiny_model), dataset=(path,), device="cpu"), {})
+    objective = find_objective(job.request)
+
+    assert _data(job.request, job.manifest, objective).files == job.manifest.data
+    jsonl(*LABELED, pair(SECRET, "yes"))
+    refuses(
+        lambda: _data(job.request, job.manifest, objective), path, "Put it back", "--output-dir"
+    )

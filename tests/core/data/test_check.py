@@ -164,6 +164,16 @@ def test_columns_and_registered_names_are_taken(jsonl: Jsonl, check: Check, tmp_
         assert "(prompt=ask, response=reply)" in out
 
 
+def test_a_column_that_no_file_has_is_named_after_what_they_have(
+    jsonl: Jsonl, check: Check
+) -> None:
+    code, out = check(jsonl({"query": "q", "response": "a"}), "--columns", "sytem=system")
+
+    assert code == 1
+    assert "(prompt=query, response=response)" in out
+    assert "--columns sytem=system: no data file uses such a column" in out
+
+
 def test_an_action_or_path_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
     assert cli.main(["data"]) == 2
     code, out = check(str(tmp_path / "none.jsonl"))
