@@ -162,9 +162,16 @@ def _show_rows(console: Console, paths: list[str], reading: Reading, count: int)
     for row in islice(rows, count):
         console.print(f"\n{row.file}, row {row.number}", soft_wrap=True)
         if row.text is not None:
-            console.print(row.text)
+            console.print(_printable(row.text))
         for name, turns in (("", row.messages), ("rejected ", row.rejected)):
             for turn in turns:
-                console.print(f"[{name}{turn.role}] {turn.content}")
+                console.print(f"[{name}{turn.role}] {_printable(turn.content)}")
                 for call in turn.tool_calls:
                     console.print(f"  calls {json.dumps(call['function'], ensure_ascii=False)}")
+
+
+def _printable(text: str) -> str:
+    """Return text that can't steer the terminal: control characters are written out."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text
+    )

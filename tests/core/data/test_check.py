@@ -95,7 +95,7 @@ def test_rows_are_shown_on_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = jsonl(chat("first"), chat("second"), chat("third"))
+    path = jsonl(chat("first"), chat("second\x1b[2J"), chat("third"))
     code, out = check(path, "--show", "2")
 
     assert code == 2
@@ -107,7 +107,7 @@ def test_rows_are_shown_on_a_terminal_alone(
 
     assert code == 0
     assert "[user] first" in out
-    assert "row 2 [user] second" in out
+    assert "row 2 [user] second\\x1b[2J" in out
     assert "third" not in out
     assert check(path, "--show", "2", "--json")[0] == 2
 
