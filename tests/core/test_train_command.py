@@ -64,7 +64,7 @@ BAD_DATA: list[tuple[str, str, str]] = [
     ("rows.jsonl", row(SECRET, "a") + '{"other": "' + SECRET + '"}\n', "messages"),
     ("rows.json", "[]", "holds no rows"),
     ("rows.csv", "text,category\n" + SECRET + ",b\n", "category"),
-    ("rows.parquet", SECRET, ".jsonl"),
+    ("rows.parquet", SECRET, "cannot be read as parquet"),
 ]
 
 

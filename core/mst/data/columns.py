@@ -15,6 +15,8 @@ from mst.errors import DataError, UsageError
 PROMPT_COLUMNS = ("query", "prompt", "question", "problem", "instruction")
 RESPONSE_COLUMNS = ("response", "answer", "completion", "output", "target", "targets", "solution")
 SYSTEM_COLUMNS = ("system", "system_prompt")
+# Beside `text` they may be the answers to it, as in public classification sets.
+CLASS_COLUMNS = ("label", "labels", "category", "class", "intent", "sentiment")
 REASONING_COLUMNS = ("reasoning_content", "thinking")
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
@@ -215,7 +217,19 @@ class _Finder:
         text = self.only("text") or ("response" if self.lone_response() else None)
         if text is None:
             raise self.unknown()
+        if text == "text" and "text" not in self.mapping:
+            self.refuse_class_beside_text()
         return "text", {"text": text}
+
+    def refuse_class_beside_text(self) -> None:
+        """Raise DataError where `text` may be a question: to learn it as text would be a guess."""
+        found = [name for name in CLASS_COLUMNS if name in self.first]
+        if found:
+            raise DataError(
+                f"{self.file}: 'text' stands beside '{found[0]}', so it may be plain text or a "
+                f"question. Say which with --columns text=text, or --columns text=prompt "
+                f"{found[0]}=response."
+            )
 
     def pair(self) -> dict[str, str] | None:
         """Return the columns of a prompt and its response."""

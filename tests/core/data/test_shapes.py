@@ -218,6 +218,16 @@ def test_columns_say_what_names_do_not(jsonl: Jsonl) -> None:
     assert only(jsonl(row), '{"prompt": "query", "reply": "response"}').messages[1] == ANSWER
 
 
+def test_a_text_beside_its_class_is_learned_as_the_user_says(
+    jsonl: Jsonl, refuses: Refuses
+) -> None:
+    path = jsonl({"text": "q", "category": "good"})
+
+    assert only(path, "text=prompt", "category=response").messages == (USER, ANSWER)
+    assert only(path, "text=text").text == "q"
+    refuses(lambda: read([path]), "'text' stands beside 'category'", "category=response")
+
+
 def test_columns_that_are_wrong_are_named(jsonl: Jsonl, refuses: Refuses) -> None:
     path = jsonl({"ask": "q", "reply": "a"})
 
