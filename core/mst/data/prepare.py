@@ -75,9 +75,9 @@ def prepare(
     objective = objective or find_objective(request)
     tokenizer = load_tokenizer(model_dir)
     template = load_template(model_dir, request.template)
-    reading = Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed)
+    reading = reading_of(request)
     found = read(dataset, reading)
-    train_rows, held_out = _parted(request, found, reading)
+    train_rows, held_out = parted(request, found, reading)
     val_rows, val_files = held_out.rows, held_out.files
     check_columns_used(reading, [each.columns for each in (*found.files, *val_files)])
     check_rows(objective, (*train_rows, *val_rows))
@@ -112,7 +112,12 @@ def prepare(
     )
 
 
-def _parted(
+def reading_of(request: TrainRequest) -> Reading:
+    """Return how a request's data is read."""
+    return Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed)
+
+
+def parted(
     request: TrainRequest, found: DataSet, reading: Reading
 ) -> tuple[tuple[Row, ...], DataSet]:
     """Return the rows that are trained on, and those held out with the files of their own."""

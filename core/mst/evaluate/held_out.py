@@ -9,8 +9,8 @@ from pathlib import Path
 from mst import rundir
 from mst.data.formats import read
 from mst.data.labels import label_set
-from mst.data.rows import DataSet, FileFacts, Row
-from mst.data.split import split
+from mst.data.prepare import parted, reading_of
+from mst.data.rows import FileFacts, Row
 from mst.errors import EvaluationError
 from mst.request import TrainRequest
 
@@ -52,14 +52,13 @@ def of_run(run: Path) -> HeldOut:
     """
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
-    train = _same(run, manifest.data)
-    if request.val_dataset:
-        held_out = _same(run, manifest.val_data)
-        train_rows, rows, files = train.rows, held_out.rows, held_out.files
-    else:
-        kept, chosen = split(len(train.rows), request.val_size, request.seed)
-        train_rows = tuple(train.rows[place] for place in kept)
-        rows, files = tuple(train.rows[place] for place in chosen), train.files
+    facts = (*manifest.data, *manifest.val_data)
+    _all_there(run, facts)
+    reading = reading_of(request)
+    found = read(request.dataset, reading)
+    train_rows, held_out = parted(request, found, reading)
+    _unchanged(run, facts, (*found.files, *held_out.files))
+    rows, files = held_out.rows, held_out.files or found.files
     if not rows:
         raise EvaluationError(
             f"{run} held out no rows (--val-size 0), so nothing is left to judge it by. Pass files"
@@ -68,11 +67,11 @@ def of_run(run: Path) -> HeldOut:
     return HeldOut(rows, files, label_set(train_rows), f"held out in {run.name}")
 
 
-def _same(run: Path, facts: Sequence[FileFacts]) -> DataSet:
-    """Read a run's data files again.
+def _all_there(run: Path, facts: Sequence[FileFacts]) -> None:
+    """Make sure that a run's data files are where they were.
 
     Raises:
-        EvaluationError: one is gone or differs.
+        EvaluationError: one is gone.
     """
     gone = [each.path for each in facts if not Path(each.path).is_file()]
     if gone:
@@ -80,15 +79,22 @@ def _same(run: Path, facts: Sequence[FileFacts]) -> DataSet:
             f"{run} was trained on {gone[0]}, which is gone, so its held-out rows can't be told."
             " Put the file back, or pass other rows: --dataset FILE."
         )
-    found = read([each.path for each in facts])
-    for before, after in zip(facts, found.files, strict=True):
-        if before.sha256 != after.sha256:
+
+
+def _unchanged(run: Path, before: Sequence[FileFacts], after: Sequence[FileFacts]) -> None:
+    """Make sure that a run's data files hold what they held.
+
+    Raises:
+        EvaluationError: one differs.
+    """
+    found = {each.path: each.sha256 for each in after}
+    for each in before:
+        if found.get(each.path) != each.sha256:
             raise EvaluationError(
-                f"{before.path} is not what {run} was trained on (its SHA-256 differs from"
+                f"{each.path} is not what {run} was trained on (its SHA-256 differs from"
                 " run.json's), so other rows would be judged than were held out. Put the file"
                 " back, or pass other rows: --dataset FILE."
             )
-    return found
 
 
 def question(row: Row) -> Row | None:

@@ -23,8 +23,9 @@ def own_run(finished_run: Path, chat_rows: Path, tmp_path: Path) -> tuple[Path, 
     run, data = tmp_path / "run", tmp_path / "rows.jsonl"
     shutil.copytree(finished_run, run)
     shutil.copy(chat_rows, data)
-    text = (run / rundir.MANIFEST).read_text(encoding="utf-8")
-    (run / rundir.MANIFEST).write_text(text.replace(str(chat_rows), str(data)), encoding="utf-8")
+    for name in (rundir.MANIFEST, rundir.REQUEST):
+        text = (run / name).read_text(encoding="utf-8")
+        (run / name).write_text(text.replace(str(chat_rows), str(data)), encoding="utf-8")
     return run, data
 
 
