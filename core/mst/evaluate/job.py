@@ -172,10 +172,11 @@ def prepare_evaluation(request: EvalRequest, environ: Mapping[str, str]) -> Eval
 
 
 def _check_files(request: EvalRequest) -> None:
-    from mst.evaluate.user_metric import split_spec
+    from mst.evaluate.user_metric import DEFAULT_NAME
+    from mst.user_function import split_spec
 
     if request.metric_file is not None:
-        file, _ = split_spec(request.metric_file)
+        file, _ = split_spec(request.metric_file, DEFAULT_NAME)
         if not Path(file).is_file():
             raise EvaluationError(
                 f"--metric-file {file}: there is no such file. Pass a Python file, and after a"

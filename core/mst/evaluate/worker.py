@@ -25,8 +25,9 @@ from mst.evaluate.job import EvalJob, Subject
 from mst.evaluate.measure import Measured, Task, measure
 from mst.evaluate.report import EvalReport, Judged
 from mst.evaluate.text_metrics import TEXT_METRICS, bleu_tokenizer
-from mst.evaluate.user_metric import UserMetric, load_metric, user_statistic
+from mst.evaluate.user_metric import load_metric, user_statistic
 from mst.extensions import hide_extensions, hide_packages
+from mst.user_function import UserFunction
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _figures(
     job: EvalJob,
     task: Task,
     found: list[Measured],
-    metric: UserMetric | None,
+    metric: UserFunction | None,
     same_tokens: bool,
     console: Console,
 ) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
@@ -110,7 +111,7 @@ def _references(task: Task) -> list[str]:
     return [row.messages[-1].content.strip() for row in task.questions.values()]
 
 
-def _statistics(task: Task, found: Measured, metric: UserMetric | None) -> list[Statistic]:
+def _statistics(task: Task, found: Measured, metric: UserFunction | None) -> list[Statistic]:
     import math
 
     statistics: list[Statistic] = []
