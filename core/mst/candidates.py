@@ -234,6 +234,8 @@ def _strategies(
             yield "ddp", "none"
     if asked == "off" or quantization != "none":
         return
+    if space.data.objective.samples:
+        return  # answers are sampled by a model that each device holds whole
     # A frozen copy is whole on each device, which DeepSpeed does not know of.
     if tuner == "full" and objective_costs(space.data, space.request, tuner)["frozen_copy"]:
         return

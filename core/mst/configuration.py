@@ -36,6 +36,7 @@ class Configuration:
             pass: those of a reference, say.
         frozen_copy: a second copy of the weights is held, as they were before training.
         scores: the model has a head for one score, and no logits.
+        samples: tokens that are sampled one after the other before the gradients.
     """
 
     tuner: str = "lora"
@@ -57,6 +58,7 @@ class Configuration:
     extra_passes: int = 0
     frozen_copy: bool = False
     scores: bool = False
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class ObjectiveWork:
         reference: it compares with the model as it was before training.
         passes: forward passes a row that it makes before the gradients.
         scores: the model has a head for one score.
+        samples: longest answer that it samples for each sequence.
     """
 
     reference: bool = False
     passes: int = 0
     scores: bool = False
+    samples: int = 0

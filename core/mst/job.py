@@ -196,6 +196,7 @@ def _converted(source: ModelSource, tell: Callable[[str], None]) -> Path:
 def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
     """Return the request with paths that mean the same from every working directory."""
     from mst.data.sources import absolute_spec
+    from mst.training.rewards import absolute_specs
 
     info = request.dataset_info
     return replace(
@@ -203,6 +204,7 @@ def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
         model=str(source.path.absolute()),
         dataset=tuple(absolute_spec(each, info) for each in request.dataset),
         val_dataset=tuple(absolute_spec(each, info) for each in request.val_dataset),
+        reward_funcs=absolute_specs(request.reward_funcs),
         dataset_info=None if info is None else str(Path(info).expanduser().absolute()),
     )
 

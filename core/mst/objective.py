@@ -70,6 +70,32 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """An answer that is to be sampled.
+
+    Attributes:
+        prompt: token ids up to where the model answers.
+        seed: draws with the same one are the same, whatever else is sampled beside it.
+    """
+
+    prompt: Sequence[int] = field(repr=False)
+    seed: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was sampled.
+
+    Attributes:
+        tokens: its ids, with that of the token with which the model stopped.
+        cut: it did not stop within as many tokens as there may be.
+    """
+
+    tokens: Sequence[int] = field(repr=False)
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Passes:
     """What an objective can ask of the model before the step's gradients.
 
@@ -77,10 +103,16 @@ class Passes:
         model: as it is being trained; call it in no other way than by the functions here unless
             the objective refuses ZeRO.
         score: what the model, and the model before training, say of sequences; no gradient.
+        sample: answers of at most `Objective.samples` tokens, drawn at its temperature.
+        text: of token ids, without special tokens.
+        step: optimizer steps taken before; 0 on held-out rows.
     """
 
     model: torch.nn.Module
     score: Callable[[Sequence[Example]], tuple[Scored, Scored | None]]
+    sample: Callable[[Sequence[Draw]], list[Answer]]
+    text: Callable[[Sequence[int]], str]
+    step: int
 
 
 @dataclass(frozen=True)
@@ -124,8 +156,13 @@ class Objective:
             random numbers but torch's. None where there is nothing to do.
         reference: the loss needs what the model said before training.
         passes: forward passes a row that `before` makes, for the forecast of time.
-        train_on: "all" where the whole text has labels, whatever `--train-on` says.
+        train_on: which turns have labels, whatever `--train-on` says.
         scores: the model gives a sequence a score instead of its tokens a probability.
+        samples: longest answer in tokens that `before` samples, for each of `sequences`; 0 where it
+            samples none.
+        temperature: what logits are divided by, where answers are sampled and in all passes.
+        goal: metric of the held-out rows whose highest value is the best; the lowest loss where
+            it is "".
     """
 
     name: str
@@ -139,11 +176,14 @@ class Objective:
     passes: int = 0
     train_on: str | None = None
     scores: bool = False
+    samples: int = 0
+    temperature: float = 1.0
+    goal: str = ""
 
 
 def objective_work(objective: Objective) -> ObjectiveWork:
     """Return what the planner needs to know of an objective."""
-    return ObjectiveWork(objective.reference, objective.passes, objective.scores)
+    return ObjectiveWork(objective.reference, objective.passes, objective.scores, objective.samples)
 
 
 def label_count(example: Example) -> int:

@@ -112,6 +112,12 @@ def _check_objective(request: TrainRequest, data: DataFacts, zero: str) -> None:
             "--packing was asked for; a reward model scores rows that are padded, each in a line of"
             " its own. Leave --packing out."
         )
+    if data.objective.samples and zero.startswith("zero"):
+        raise PlanError(
+            f"--deepspeed {request.deepspeed} was asked for; {request.task} samples answers from a"
+            " model that each device holds whole. Pass --deepspeed off: several devices then share"
+            " the rows."
+        )
     live = data.objective.reference and not request.precompute_ref_log_probs
     if live and request.tuner == "full" and zero.startswith("zero"):
         other = ", or --precompute-ref-log-probs" if request.task == "dpo" else ""

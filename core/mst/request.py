@@ -8,7 +8,7 @@ from typing import Any
 
 DEVICE_AUTO = "auto"
 # What comes with mst for `--task`; each is also a command: `mst dpo` is `mst train --task dpo`.
-TASKS = ("sft", "pt", "dpo", "kto", "orpo", "simpo", "rm")
+TASKS = ("sft", "pt", "dpo", "kto", "orpo", "simpo", "rm", "grpo")
 
 
 def option(
@@ -129,22 +129,22 @@ class TrainRequest:
     task: str = option(
         "sft",
         "what it is trained for: sft, pt (plain text), dpo, kto, orpo, simpo, rm (reward model),"
-        " or a plugin's",
+        " grpo (rewards), or a plugin's",
         group="objective",
         aliases=("stage", "rlhf_type"),
         metavar="NAME",
     )
     beta: float | None = option(
         None,
-        "strength of the reference (dpo, kto; default 0.1), of the odds ratio (orpo; 0.1), or scale"
-        " of the rewards (simpo; 2)",
+        "strength of the reference (dpo, kto; default 0.1; grpo has none), of the odds ratio (orpo;"
+        " 0.1), or scale of the rewards (simpo; 2)",
         group="objective",
         aliases=("pref_beta", "rlhf_beta"),
         above=0,
     )
     loss_type: str | None = option(
         None,
-        "of dpo: sigmoid (default), hinge or ipo",
+        "of dpo: sigmoid (default), hinge or ipo; of grpo: dapo (default), grpo or dr_grpo",
         group="objective",
         aliases=("pref_loss",),
         metavar="NAME",
@@ -185,6 +185,28 @@ class TrainRequest:
         False,
         "of dpo: compute what the model says before training once, at the start; kept in memory",
         group="objective",
+    )
+    reward_funcs: tuple[str, ...] = option(
+        (),
+        "of grpo: what judges answers: exact_match, exact_match_folded, json_valid, or"
+        " FILE.py:FUNCTION",
+        group="objective",
+        metavar="NAME|FILE",
+    )
+    reward_weights: tuple[str, ...] = option(
+        (),
+        "of grpo: factor of each of --reward-funcs; default 1",
+        group="objective",
+        metavar="NUMBER",
+    )
+    num_generations: int = option(
+        8, "of grpo: answers that are sampled to each prompt", group="objective", at_least=2
+    )
+    max_completion_length: int = option(
+        256, "of grpo: longest sampled answer in tokens", group="objective", at_least=1
+    )
+    temperature: float = option(
+        1.0, "of grpo: at which answers are sampled", group="objective", above=0
     )
     quant_bits: int | None = option(
         None,

@@ -233,6 +233,8 @@ def _activation_traffic(
 def _weight_traffic(work: ModelWork, made: Configuration, trained: float) -> float:
     """Return bytes moved for gradients, casts and the optimizer's own share of the weights."""
     moved = ACCUMULATION_BYTES * trained * made.accumulation
+    # Each token that is sampled reads all weights; keys and values of those before are left out.
+    moved += made.samples * _held(work, made) * made.accumulation
     if made.tuner == "full" and made.compute_dtype != made.weights_dtype:
         moved += CAST_BYTES * trained * made.accumulation
     if made.use_dora:
@@ -294,7 +296,7 @@ def _held(work: ModelWork, made: Configuration) -> float:
 
 
 def _passes(made: Configuration) -> int:
-    return 2 + (1 if made.checkpointing else 0) + made.extra_passes
+    return 2 + (1 if made.checkpointing else 0) + made.extra_passes + made.samples
 
 
 def _offloaded(work: ModelWork, made: Configuration, trained: float) -> tuple[float, float]:

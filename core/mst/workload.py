@@ -96,12 +96,14 @@ def objective_costs(data: DataFacts, request: TrainRequest, tuner: str) -> dict[
     """Return the fields of a `Configuration` that the objective decides."""
     work = data.objective
     live = work.reference and not request.precompute_ref_log_probs
-    # What comes before the gradients asks the model and its reference both.
+    # What comes before the gradients asks the model and its reference both; that which samples
+    # reads each token once.
     return {
         "sequences": data.sequences,
-        "extra_passes": work.passes * (2 if work.reference else 1) + live,
+        "extra_passes": work.passes * (2 if work.reference else 1) + live + (work.samples > 0),
         "frozen_copy": live and tuner == "full",
         "scores": work.scores,
+        "samples": work.samples,
     }
 
 

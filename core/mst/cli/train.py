@@ -105,6 +105,12 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str 
         accuracy = results.get("eval_rewards/accuracies")
         right = "" if accuracy is None else f", the better answer preferred in {accuracy:.1%}"
         console.print(f"\nheld out: margin {results['eval_rewards/margins']:.3f}{right}")
+    if "best_eval_reward" in results:
+        best, step = results["best_eval_reward"], results["best_step"]
+        console.print(
+            f"\nheld out: mean reward {results['eval_reward']:.3f}; {best:.3f} at best, after step"
+            f" {step:.0f}"
+        )
     peak, predicted = results["peak_memory_bytes"], results["predicted_memory_bytes"]
     console.print(
         f"\nmemory  {gib(peak)} at the peak, {gib(predicted)} predicted"

@@ -136,9 +136,11 @@ def data_facts(prepared: Prepared) -> DataFacts:
     """Return what the planner needs of the encoded rows."""
     examples, objective = prepared.train.examples, prepared.objective
     longest = prepared.train.stats.longest
-    read = [objective.sequences(each) for each in examples]
-    parts = tuple(tuple(len(one.input_ids) for one in each) for each in read)
-    counts = [0 if objective.scores else sum(map(label_count, each)) for each in read]
+    parts, counts = [], []
+    for each in examples:
+        read = objective.sequences(each)
+        parts.append(tuple(len(one.input_ids) for one in read))
+        counts.append(0 if objective.scores else sum(map(label_count, read)))
     facts = DataFacts(
         lengths=tuple(map(sum, parts)),
         label_tokens=tuple(counts),
@@ -147,7 +149,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
         max_length=min(prepared.max_length, longest),
         longest=longest,
         deleted=prepared.train.stats.deleted,
-        parts=parts,
+        parts=tuple(parts),
         sequences=max(map(len, parts)),
         unusable=prepared.train.unusable,
         objective=objective_work(objective),

@@ -77,9 +77,38 @@ def forecast(
         step_copy=states.step_copy,
         quantized=configuration.quantization != "none",
     )
-    found = [*step_phases(made), Phase("save", step_copy=states.save, whole=False)]
+    found = [
+        *step_phases(made),
+        Phase("save", step_copy=states.save, whole=False),
+        *_sampling(model, configuration, step),
+    ]
     peak = max(found, key=lambda each: each.bytes)
     return _parts(model, peak, states, made, available_bytes, on_host, device)
+
+
+def _sampling(
+    model: ModelFacts, configuration: Configuration, step: StepShape
+) -> tuple[Phase, ...]:
+    """Return the phase in which answers are sampled: keys, values, and logits of one token each.
+
+    A layer's cache is copied as it grows by a token. The step's tokens are those of answers that
+    are as long as they may be.
+    """
+    if not configuration.samples:
+        return ()
+    width = FLOAT_BYTES.get(configuration.compute_dtype, 4)
+    heads = model.key_value_heads * model.head_dim or model.hidden_size
+    layers = max(1, model.layers) + 1
+    answers = configuration.micro_batch * configuration.sequences
+    return (
+        Phase(
+            "sampling",
+            activations=layers * 2 * heads * width * step.tokens,
+            # In the model's dtype, in float32, their probabilities, and these summed up.
+            logits=answers * model.vocab_size * (width + 12),
+            whole=False,
+        ),
+    )
 
 
 def _scheme(configuration: Configuration, on_host: bool, kernel: str) -> Scheme:

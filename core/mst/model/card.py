@@ -23,6 +23,7 @@ _FIGURES = {
     "accuracy_baseline": ("accuracy of TF-IDF + logistic regression", "{:.1%}"),
     "accuracy_rows": ("held-out rows asked", "{:.0f}"),
     "best_eval_loss": ("best held-out loss", "{:.4f}"),
+    "best_eval_reward": ("best mean reward, held out", "{:.4f}"),
     "steps": ("optimizer steps", "{:.0f}"),
     "tokens": ("tokens trained on", "{:.0f}"),
 }

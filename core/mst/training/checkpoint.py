@@ -33,7 +33,7 @@ class TrainState:
         step: optimizer steps taken.
         tokens: tokens trained on, padding not counted.
         best_step: step of the best held-out loss so far; None before the first evaluation.
-        best_loss: that loss.
+        best_loss: that loss; of an objective with a goal, the highest metric's negative.
         worse_evaluations: evaluations since then.
         train_seconds: wall time spent in steps.
         micro_batch: rows a micro-batch, once memory has forced fewer than planned; else None.

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mst.training import parallel
-from mst.training.micro_batches import LOSS, add, counted, part_of, preludes, share_of, summed_names
+from mst.training.micro_batches import (
+    LOSS,
+    TOKENS,
+    add,
+    counted,
+    part_of,
+    preludes,
+    share_of,
+    summed_names,
+)
 
 if TYPE_CHECKING:
     from mst.training.session import Session
@@ -28,7 +37,7 @@ def held_out(session: Session, micro_batch: int | None = None) -> tuple[float, d
     session.model.eval()
     try:
         with torch.no_grad(), parallel.peers_may_fail(session.device):
-            before, sums = preludes(session, share)
+            before, sums = preludes(session, share, 0)
             known = counted(session, share, sums)
             for place, each in enumerate(before):
                 part = part_of(session, each, known)
@@ -37,6 +46,7 @@ def held_out(session: Session, micro_batch: int | None = None) -> tuple[float, d
     finally:
         session.model.train()
     found = summed_names(session, share, passed)
+    del found[TOKENS]
     return found.pop(LOSS), found
 
 

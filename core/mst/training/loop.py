@@ -15,6 +15,7 @@ from mst.training.checkpoint import TrainState
 from mst.training.evaluation import held_out
 from mst.training.micro_batches import (
     LOSS,
+    TOKENS,
     Share,
     add,
     counted,
@@ -22,7 +23,6 @@ from mst.training.micro_batches import (
     preludes,
     share_of,
     summed_names,
-    tokens_of,
 )
 from mst.training.order import step_micro_batches, step_rows
 from mst.training.report import EvalMetrics, StepMetrics
@@ -202,14 +202,14 @@ def _take_own(session: Session, state: TrainState) -> _Taken:
     good = state.good_steps
     while True:
         share = _share(session, state)
-        passed = _gradients(session, share, scale)
+        passed = _gradients(session, share, scale, state.step)
         if passed is None:
             state = _shrunk(session, state)
             continue
         weights = [p for group in session.optimizer.param_groups for p in group["params"]]
         parallel.sum_gradients(session.group, weights)
         sums = summed_names(session, share, passed)
-        loss_sum = sums.pop(LOSS)
+        loss_sum, tokens = sums.pop(LOSS), sums.pop(TOKENS)
         if scale != 1:
             for each in weights:
                 if each.grad is not None:
@@ -225,7 +225,6 @@ def _take_own(session: Session, state: TrainState) -> _Taken:
         scale, good = smaller, 0
     session.optimizer.step()
     scale, good = precision.after_good_step(scale, good, session.plan.compute_dtype)
-    tokens = tokens_of(session, share.step)
     return _Taken(loss_sum, sums, norm, tokens, scale, good, state.micro_batch)
 
 
@@ -237,7 +236,7 @@ def _take_zero(session: Session, state: TrainState) -> _Taken:
         with parallel.peers_may_fail(session.device):
             passed = _zero_gradients(session, state, share)
         sums = summed_names(session, share, passed)
-        loss_sum = sums.pop(LOSS)
+        loss_sum, tokens = sums.pop(LOSS), sums.pop(TOKENS)
         if not math.isfinite(loss_sum):
             raise _Agreed(_not_finite(state.step + 1, loss_sum, math.nan))
         scale = zero.loss_scale(session.zero)
@@ -249,7 +248,6 @@ def _take_zero(session: Session, state: TrainState) -> _Taken:
             # The weights have been changed by then: only what was saved before is whole.
             raise _Agreed(_not_finite(state.step + 1, loss_sum, norm), whole=False)
     scale = zero.loss_scale(session.zero)
-    tokens = tokens_of(session, share.step)
     return _Taken(loss_sum, sums, norm, tokens, scale, state.good_steps, state.micro_batch)
 
 
@@ -262,7 +260,7 @@ def _zero_gradients(session: Session, state: TrainState, share: Share) -> dict[s
     assert session.zero is not None
     passed: dict[str, float] = {}
     try:
-        before, sums = preludes(session, share)
+        before, sums = preludes(session, share, state.step)
         known = counted(session, share, sums)
         for place, each in enumerate(before):
             part = part_of(session, each, known)
@@ -281,7 +279,7 @@ def _zero_gradients(session: Session, state: TrainState, share: Share) -> dict[s
     return passed
 
 
-def _gradients(session: Session, share: Share, scale: float) -> dict[str, float] | None:
+def _gradients(session: Session, share: Share, scale: float, step: int) -> dict[str, float] | None:
     """Leave the gradients of this rank's micro-batches, times `scale`, and return what they gave.
 
     Returns:
@@ -289,9 +287,9 @@ def _gradients(session: Session, share: Share, scale: float) -> dict[str, float]
     """
     session.optimizer.zero_grad(set_to_none=True)
     if session.objective.before is None:  # nothing that memory could run out in
-        before, sums = preludes(session, share)
+        before, sums = preludes(session, share, step)
     else:
-        found = _within_memory(session, lambda: preludes(session, share))
+        found = _within_memory(session, lambda: preludes(session, share, step))
         if found is None:
             return None
         before, sums = found
@@ -355,6 +353,8 @@ def _evaluated(session: Session, state: TrainState) -> tuple[TrainState, EvalMet
     epoch = round(state.step / session.plan.steps_per_epoch, 4)
     found = EvalMetrics(state.step, epoch, loss, metrics)
     session.reporter.evaluation(found)
-    if state.best_loss is None or loss < state.best_loss:
-        return replace(state, best_step=state.step, best_loss=loss, worse_evaluations=0), found
+    goal = session.objective.goal
+    judged = -metrics[goal] if goal else loss
+    if state.best_loss is None or judged < state.best_loss:
+        return replace(state, best_step=state.step, best_loss=judged, worse_evaluations=0), found
     return replace(state, worse_evaluations=state.worse_evaluations + 1), found

@@ -64,7 +64,9 @@ def forward_arguments(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
-def token_log_probs(model: torch.nn.Module, batch: Batch, selective: bool) -> torch.Tensor:
+def token_log_probs(
+    model: torch.nn.Module, batch: Batch, selective: bool, temperature: float = 1.0
+) -> torch.Tensor:
     """Return the log-probability of each of a micro-batch's targets (rows, kept), as float32.
 
     Those without a label are 0.
@@ -73,6 +75,7 @@ def token_log_probs(model: torch.nn.Module, batch: Batch, selective: bool) -> to
         model: a causal language model of transformers, with or without adapters.
         batch: from `collate`.
         selective: what `keeps_logits` said; saves the output head's work on prompt tokens.
+        temperature: that the logits are divided by.
     """
     import torch.nn.functional as functional
 
@@ -81,8 +84,9 @@ def token_log_probs(model: torch.nn.Module, batch: Batch, selective: bool) -> to
         logits = model(**arguments, logits_to_keep=batch.keep).logits
     else:
         logits = model(**arguments).logits[:, batch.keep]
+    logits = logits.flatten(0, 1).float()
     losses = functional.cross_entropy(
-        logits.flatten(0, 1).float(),
+        logits if temperature == 1 else logits / temperature,
         batch.targets.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="none",

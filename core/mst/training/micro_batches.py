@@ -5,8 +5,9 @@ What is summed over a step is summed over ranks too, so none of it depends on ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -15,6 +16,7 @@ from mst.objective import Micro, Part, Passes, Scored, totals
 from mst.training import parallel
 from mst.training.loss import compute_in
 from mst.training.reference import reference_scores
+from mst.training.sampling import sampled, text_of
 from mst.training.scoring import Laid, lay_out, scored
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Beside the metrics' names in what is summed up.
 LOSS = "loss"
+TOKENS = "tokens read"
 Items = Sequence[tuple[int, ...]]
 
 
@@ -62,12 +65,6 @@ def share_of(session: Session, step: Sequence[Example], every: Sequence[Items]) 
     return Share(step, mine, own, len(every) >= group.world_size)
 
 
-def tokens_of(session: Session, examples: Iterable[Example]) -> int:
-    """Return the tokens that the model reads of rows, padding not counted."""
-    parts = (part for each in examples for part in session.objective.sequences(each))
-    return sum(len(each.input_ids) for each in parts)
-
-
 def _laid(
     session: Session, sequences: Sequence[Example], lines: Sequence[Sequence[int]] | None = None
 ) -> Laid:
@@ -87,7 +84,13 @@ def _block_lines(
 
 def _scored(session: Session, laid: Laid) -> Scored:
     with compute_in(session.model, session.device.type, session.dtype):
-        return scored(session.model, laid, session.selective, session.objective.scores)
+        return scored(
+            session.model,
+            laid,
+            session.selective,
+            session.objective.scores,
+            session.objective.temperature,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,15 @@ class Ready:
     blocks: Sequence[int] = ()
 
 
-def preludes(session: Session, share: Share) -> tuple[list[Ready], dict[str, float]]:
+def preludes(session: Session, share: Share, step: int) -> tuple[list[Ready], dict[str, float]]:
     """Return what each micro-batch's gradients are taken of, and this rank's sums from before.
 
     No rank waits for another in here, so that one may run out of memory.
+
+    Args:
+        session: model, objective, reference.
+        share: this rank's micro-batches.
+        step: optimizer steps taken before.
     """
     import torch
 
@@ -120,7 +128,9 @@ def preludes(session: Session, share: Share) -> tuple[list[Ready], dict[str, flo
                 reference = reference_scores(session, sequences, laid)
             return _scored(session, laid), reference
 
-    passes = Passes(session.model, score)
+    passes = Passes(
+        session.model, score, partial(sampled, session), partial(text_of, session), step
+    )
     found = [
         before(share.step, [i for item in items for i in item], passes) for items in share.micros
     ]
@@ -151,6 +161,8 @@ def summed_names(session: Session, share: Share, values: Mapping[str, float]) ->
 def part_of(session: Session, ready: Ready, known: Mapping[str, float]) -> Part:
     """Return the part of a micro-batch in the global batch's loss and metrics.
 
+    Among the metrics is the number of tokens that the model read, padding not counted.
+
     Args:
         session: model, objective, reference.
         ready: the micro-batch.
@@ -164,7 +176,9 @@ def part_of(session: Session, ready: Ready, known: Mapping[str, float]) -> Part:
     if session.reference is not None:
         reference = reference_scores(session, examples, laid)
     policy = _scored(session, laid)
-    return session.objective.loss(Micro(examples, policy, reference, known))
+    part = session.objective.loss(Micro(examples, policy, reference, known))
+    tokens = policy.log_probs.new_tensor(sum(len(each.input_ids) for each in sequences))
+    return Part(part.loss, {**part.metrics, TOKENS: tokens})
 
 
 def add(sums: dict[str, float], values: Mapping[str, SupportsFloat]) -> None:

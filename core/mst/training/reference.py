@@ -71,11 +71,13 @@ def reference_scores(session: Session, examples: Sequence[Example], laid: Laid) 
     assert known is not None
     if known.notes and all(id(each) in known.notes for each in examples):
         return _from_notes(known.notes, examples, laid)
+    objective = session.objective
+    how = session.selective, objective.scores, objective.temperature
     with torch.no_grad(), compute_in(session.model, session.device.type, session.dtype):
         if known.copy is not None:
-            return scored(known.copy, laid, session.selective, session.objective.scores)
+            return scored(known.copy, laid, *how)
         with as_before(session.model):
-            return scored(session.model, laid, session.selective, session.objective.scores)
+            return scored(session.model, laid, *how)
 
 
 def _from_notes(

@@ -175,8 +175,13 @@ class ProgressBar:
 
 
 def _preference(metrics: Mapping[str, float]) -> str:
-    """Return what a person looks at first of an objective over preferences, or ""."""
-    shown = (("rewards/margins", "margin", ".3f"), ("rewards/accuracies", "right", ".0%"))
+    """Return what a person looks at first of an objective over preferences or rewards, or ""."""
+    shown = (
+        ("rewards/margins", "margin", ".3f"),
+        ("rewards/accuracies", "right", ".0%"),
+        ("reward", "reward", ".3f"),
+        ("completion_length", "length", ".1f"),
+    )
     found = ((words, form, metrics[name]) for name, words, form in shown if name in metrics)
     return "".join(f"  {words} {value:{form}}" for words, form, value in found)
 

@@ -159,7 +159,9 @@ def _baseline(prepared: Prepared) -> dict[str, float]:
     return {} if found is None else {"accuracy_baseline": found}
 
 
-def loop_figures(outcome: Outcome, seconds: float, peak: int, plan: Plan) -> dict[str, float]:
+def loop_figures(
+    outcome: Outcome, seconds: float, peak: int, plan: Plan, goal: str
+) -> dict[str, float]:
     """Return the loop's figures, as the manifest names them.
 
     Args:
@@ -167,6 +169,7 @@ def loop_figures(outcome: Outcome, seconds: float, peak: int, plan: Plan) -> dic
         seconds: that it took.
         peak: memory in bytes.
         plan: what was forecast.
+        goal: of the objective, as `Objective.goal`.
     """
     # A device's context is the driver's: torch's allocator, which is measured, does not see it.
     state = outcome.state
@@ -181,7 +184,9 @@ def loop_figures(outcome: Outcome, seconds: float, peak: int, plan: Plan) -> dic
         "predicted_memory_bytes": float(plan.memory.peak_bytes - apart),
     }
     if state.best_loss is not None and state.best_step is not None:
-        figures |= {"best_eval_loss": state.best_loss, "best_step": float(state.best_step)}
+        best = {f"best_eval_{goal}": -state.best_loss} if goal else {}
+        best = best or {"best_eval_loss": state.best_loss}
+        figures |= {**best, "best_step": float(state.best_step)}
     if outcome.evaluation is not None:
         found = outcome.evaluation
         figures |= {"last_eval_loss": found.eval_loss, "last_eval_step": float(found.step)}

@@ -85,7 +85,9 @@ def lay_out(
     return Laid(batch, sources, of * longest + within, weights)
 
 
-def scored(model: torch.nn.Module, laid: Laid, selective: bool, scores: bool) -> Scored:
+def scored(
+    model: torch.nn.Module, laid: Laid, selective: bool, scores: bool, temperature: float = 1.0
+) -> Scored:
     """Return what a model says of a micro-batch's sequences.
 
     Args:
@@ -93,6 +95,7 @@ def scored(model: torch.nn.Module, laid: Laid, selective: bool, scores: bool) ->
         laid: on the model's device.
         selective: what `keeps_logits` said.
         scores: the model gives scores.
+        temperature: that logits are divided by.
     """
     weights = laid.weights
     lengths = (weights > 0).sum(-1).float()
@@ -100,6 +103,7 @@ def scored(model: torch.nn.Module, laid: Laid, selective: bool, scores: bool) ->
         found = model(**forward_arguments(model, laid.batch)).logits
         nothing = weights.new_zeros(weights.shape)
         return Scored(nothing, weights, lengths, found[:, 0].float())
-    values = token_log_probs(model, laid.batch, selective).flatten()[laid.sources]
+    values = token_log_probs(model, laid.batch, selective, temperature)
+    values = values.flatten()[laid.sources]
     spread = values.new_zeros(weights.numel()).scatter(0, laid.places, values)
     return Scored(spread.view_as(weights), weights, lengths)

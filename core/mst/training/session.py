@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from mst.data.encode import Example
+    from mst.data.tokens import TextTokenizer
     from mst.objective import Objective
     from mst.plan import Plan
     from mst.request import TrainRequest
@@ -51,6 +52,7 @@ class Session:
         stop_asked: True once the user wants the run to end.
         objective: what the model is trained for.
         reference: how the model before training is known; None when the objective needs it not.
+        tokenizer: of an objective that samples answers; others do without.
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
@@ -74,6 +76,7 @@ class Session:
     stop_asked: Callable[[], bool]
     objective: Objective
     reference: Reference | None = None
+    tokenizer: TextTokenizer | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
 
@@ -93,6 +96,7 @@ def make_session(
     group: Group = ALONE,
     zero_config: Mapping[str, Any] | None = None,
     objective: Objective | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -133,6 +137,7 @@ def make_session(
         reporter=reporter,
         stop_asked=stop_asked,
         objective=objective,
+        tokenizer=tokenizer,
         group=group,
         zero=zero,
     )

@@ -289,7 +289,8 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
             f"stopped after step {outcome.state.step} of {training.plan.total_steps}; everything"
             f" is saved. Go on with: mst train --output-dir {run} --resume"
         )
-    return session, outcome, figures | loop_figures(outcome, seconds, peak, training.plan)
+    goal = training.prepared.objective.goal
+    return session, outcome, figures | loop_figures(outcome, seconds, peak, training.plan, goal)
 
 
 def _session(training: Training) -> Session:
@@ -330,6 +331,7 @@ def _session(training: Training) -> Session:
             training.group,
             zero_config,
             prepared.objective,
+            prepared.tokenizer,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))

@@ -287,13 +287,15 @@ ROWS = {
 }
 TAKEN = {
     "sft": {"conversation"}, "pt": {"text", "conversation"}, "kto": {"judged"},
+    "grpo": {"conversation"},
     **{task: {"preference"} for task in (*OVER_PAIRS, "rm")},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("task", BUILT_IN)
 def test_a_task_takes_its_rows_and_names_another_task_for_the_rest(task: str) -> None:
-    objective = find_objective(TrainRequest(task=task))
+    rewards = ("exact_match",) if task == "grpo" else ()
+    objective = find_objective(TrainRequest(task=task, reward_funcs=rewards))
     lacking = {kind: objective.lacks(row) for kind, row in ROWS.items()}
 
     assert {kind for kind, text in lacking.items() if not text} == TAKEN[task]

@@ -22,11 +22,13 @@ BUILT_IN: Mapping[str, str] = {
     "orpo": "orpo",
     "simpo": "simpo",
     "rm": "reward",
+    "grpo": "grpo",
 }
 # Options that shape an objective; one that an objective does not read is refused there.
 LOSS_OPTIONS = (
     "beta", "loss_type", "label_smoothing", "simpo_gamma", "rpo_alpha", "desirable_weight",
-    "undesirable_weight", "precompute_ref_log_probs",
+    "undesirable_weight", "precompute_ref_log_probs", "reward_funcs", "reward_weights",
+    "num_generations", "max_completion_length", "temperature",
 )  # fmt: skip
 TAKES: Mapping[str, frozenset[str]] = {
     "sft": frozenset(),
@@ -38,6 +40,17 @@ TAKES: Mapping[str, frozenset[str]] = {
     "orpo": frozenset({"beta"}),
     "simpo": frozenset({"beta", "simpo_gamma", "label_smoothing"}),
     "rm": frozenset(),
+    "grpo": frozenset(
+        {
+            "beta",
+            "loss_type",
+            "reward_funcs",
+            "reward_weights",
+            "num_generations",
+            "max_completion_length",
+            "temperature",
+        }
+    ),
 }
 
 
@@ -89,7 +102,8 @@ def _check_options(request: TrainRequest) -> None:
         if value != getattr(defaults, name) and name not in TAKES[request.task]:
             flag = "--" + name.replace("_", "-")
             tasks = ", ".join(task for task, names in TAKES.items() if name in names)
+            shown = " ".join(value) if isinstance(value, tuple) else value
             raise UsageError(
-                f"{flag} {value} was given with --task {request.task}, which does not read it"
+                f"{flag} {shown} was given with --task {request.task}, which does not read it"
                 f" ({tasks} does). Leave it out, or pass another --task."
             )
