@@ -36,6 +36,8 @@ def task(draft: Draft, name: str, key: str) -> None:
         draft.keep("task", name, key)
     elif name != "sft":
         reason = f"mst's tasks are sft, pt, {', '.join(PREFERENCES)}"
+        if name == "grpo":
+            reason = "rewards are not carried over: mst grpo takes them with --reward-funcs"
         draft.drop(
             key, reason if "task" in fields() else "mst trains on answers only", "changes", "task"
         )

@@ -101,3 +101,14 @@ def test_a_run_remembers_where_its_files_are(
     assert absolute_specs(("exact_match", "judge.py", "judge.py:ends")) == (
         "exact_match", f"{tmp_path}/judge.py:reward", f"{tmp_path}/judge.py:ends",
     )  # fmt: skip
+
+
+def test_the_documented_reward_runs(tmp_path: Path) -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs/objectives.md").read_text("utf-8")
+    block = document.split("<!-- reward:begin -->\n```python\n")[1].split("```")[0]
+    spec = f"{write(tmp_path, block)}:short"
+    found = find_rewards(TrainRequest(task="grpo", reward_funcs=(spec,)))
+
+    judged = judge(found, ROWS, ['so {"a": 1} it is', "no", "x " * 50])
+
+    assert [each for (each,) in judged] == pytest.approx([0.95, -0.01, -0.5])

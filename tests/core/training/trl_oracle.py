@@ -18,6 +18,7 @@ TRAINERS = {
     "rm": ("trl", "Reward"),
     "orpo": ("trl.experimental.orpo", "ORPO"),
     "simpo": ("trl.experimental.cpo", "CPO"),
+    "grpo": ("trl", "GRPO"),
 }
 
 
@@ -36,6 +37,8 @@ def columns(task: str, row: dict[str, Any], before: dict[str, Any]) -> dict[str,
             "KL_completion_ids": before["completion"],
             "label": row["label"],
         }
+    if task == "grpo":
+        return row
     if task == "dpo":
         return {f"{key}_ids": row[key] for key in ("prompt", "chosen", "rejected")}
     whole = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
@@ -68,6 +71,36 @@ def in_order(trainer: Any, rows: list[dict[str, Any]]) -> Any:
     return InOrder
 
 
+def judged_already(trainer: Any) -> Any:
+    """Return GRPO's trainer, made to learn from answers that were sampled and judged before."""
+    import torch
+
+    class Judged(trainer):  # type: ignore[misc]
+        def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+            rows: list[dict[str, Any]] = inputs
+            prompts = max(len(each["prompt"]) for each in rows)
+            answers = max(len(each["completion"]) for each in rows)
+            left = [prompts - len(each["prompt"]) for each in rows]
+            right = [answers - len(each["completion"]) for each in rows]
+            both = list(zip(rows, left, right, strict=True))
+            made: dict[str, Any] = {
+                "prompt_ids": [[0] * gap + each["prompt"] for each, gap, _ in both],
+                "prompt_mask": [[0] * gap + [1] * (prompts - gap) for gap in left],
+                "completion_ids": [each["completion"] + [0] * gap for each, _, gap in both],
+                "completion_mask": [[1] * (answers - gap) + [0] * gap for gap in right],
+                "advantages": [each["advantage"] for each in rows],
+            }
+            made = {name: torch.tensor(value) for name, value in made.items()}
+            made["num_items_in_batch"] = made["completion_mask"].sum()
+            ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+            mask = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
+            with torch.no_grad(), self.model.disable_adapter():
+                said = self._get_per_token_logps_and_entropies(self.model, ids, mask, answers)
+            return {**made, "ref_per_token_logps": said[0]}
+
+    return Judged
+
+
 def model_of(spec: dict[str, Any]) -> Any:
     """Return the model with fresh adapters, as mst's test makes it."""
     import torch
@@ -95,17 +128,24 @@ def train(spec: dict[str, Any], directory: Path) -> list[dict[str, float]]:
         rows += [columns(task, row, part[i - 1]) for i, row in enumerate(part)]
     place, name = TRAINERS[task]
     module = importlib.import_module(place)
+    only = {"max_length": 512}
+    if task == "grpo":
+        only = {"num_generations": 2, "steps_per_generation": 1}
     config = getattr(module, f"{name}Config")(
         output_dir=str(directory), per_device_train_batch_size=batch,
         num_train_epochs=1, learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0,
         logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False,
-        gradient_checkpointing=False, disable_tqdm=True, max_length=512,
+        gradient_checkpointing=False, disable_tqdm=True, **only,
         remove_unused_columns=False, dataloader_pin_memory=False, seed=0, **spec["options"],
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(spec["model"], local_files_only=True)
-    trainer = in_order(getattr(module, f"{name}Trainer"), rows)(
+    made = in_order(getattr(module, f"{name}Trainer"), rows)
+    more: dict[str, Any] = {}
+    if task == "grpo":
+        made, more = judged_already(made), {"reward_funcs": lambda **_: []}
+    trainer = made(
         model=model_of(spec), args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        processing_class=tokenizer, **more,
     )  # fmt: skip
     trainer.train()
     return [each for each in trainer.state.log_history if "loss" in each]

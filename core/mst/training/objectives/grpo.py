@@ -205,11 +205,13 @@ def _loss(micro: Micro, *, settings: Settings) -> Part:
     """Return the part of the loss.
 
     Each batch is sampled anew from the model that learns from it, so the ratio of the two
-    policies is 1 and clipping it would change nothing; its gradient is that of the likelihood.
+    policies is 1 and clipping it would change nothing; its gradient is that of the likelihood. It
+    multiplies the KL term too, whose gradient would leave out how likely each token is.
 
     Source: Shao et al. 2024, "DeepSeekMath", equations 3 and 4, with one update a batch; "dapo":
     Yu et al. 2025, "DAPO", equation 8; "dr_grpo": Liu et al. 2025, "Understanding R1-Zero-Like
-    Training", section 3.2.
+    Training", section 3.2; the KL term: DeepSeek-AI 2025, "DeepSeek-V3.2", section 3.1, which TRL
+    1.16 follows.
     """
     import torch
 
@@ -236,7 +238,7 @@ def _loss(micro: Micro, *, settings: Settings) -> Part:
     if micro.reference is not None:
         apart = micro.reference.log_probs - policy.log_probs
         kl = (torch.exp(apart) - apart - 1) * policy.weights
-        losses = losses + settings.beta * kl
+        losses = losses + settings.beta * ratios * kl
         metrics["kl"] = kl.detach().sum() / totals["completion tokens"]
     return Part(_averaged(losses, micro, settings), metrics)
 
