@@ -99,17 +99,21 @@ def test_early_stopping_stops(begin: Begin, examples: list[Example], record: Any
     assert outcome.state.worse_evaluations == 2
 
 
-def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin) -> None:
-    whole = begin(total_steps=8, lora_dropout=0.1, save_steps=100)
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin, blocks: bool) -> None:
+    # Blocks of 40 tokens hold several of the rows each, and an epoch has two steps of them.
+    options: dict[str, Any] = {"total_steps": 8, "lora_dropout": 0.1, "save_steps": 100}
+    options |= {"blocks": blocks, "max_length": 40}
+    whole = begin(**options)
     run(whole, TrainState())
     stops = iter([False] * 3 + [True])
-    cut = begin(total_steps=8, lora_dropout=0.1, save_steps=100, stop=lambda: next(stops))
+    cut = begin(**options, stop=lambda: next(stops))
     outcome = run(cut, TrainState())
 
     assert outcome.ending == "interrupted"
     assert outcome.state.step == 3
 
-    resumed = begin(total_steps=8, lora_dropout=0.1, save_steps=100)
+    resumed = begin(**options)
     found = checkpoint.newest_whole(resumed.checkpoints)
     # The uninterrupted run saved its last step in the same directory.
     checkpoint.remove(checkpoint.checkpoint_path(resumed.checkpoints, 8))
