@@ -17,7 +17,7 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -71,9 +71,29 @@ _output = _Output()
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """transformers' sandbox, with limits of time and size."""
+    """transformers' sandbox, with limits of time and size.
+
+    It remembers which attributes it allowed, since a template asks for the same in every row.
+    """
 
     intercepted_binops = OPERATORS
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of `jinja2.Environment`."""
+        super().__init__(**options)
+        self._verdicts: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Return jinja2's verdict."""
+        if type(obj) not in (dict, list, str, GuardedNamespace, LoopContext):
+            return super().is_safe_attribute(obj, attr, value)
+        # Of an instance of these, jinja2 looks at the type and the name alone.
+        key = type(obj), attr
+        if key not in self._verdicts:
+            if len(self._verdicts) >= 1000:  # names that the template makes up
+                self._verdicts.clear()
+            self._verdicts[key] = super().is_safe_attribute(obj, attr, value)
+        return self._verdicts[key]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Count what an operator makes, and let it."""

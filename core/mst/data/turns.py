@@ -81,7 +81,8 @@ def _turn(
                     end = _stop_end(template, text, start + len(content))
                     if end is not None:
                         return start, end
-        after = _prefix(template, messages[: index + 1], text, tools)
+        last = index + 1 == len(messages)
+        after = len(text) if last else _prefix(template, messages[: index + 1], text, tools)
         end = _last_stop(template, text, start, after) if after is not None else None
         if end is not None:
             return start, end
