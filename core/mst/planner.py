@@ -165,8 +165,9 @@ def _label_accuracy(request: TrainRequest, data: DataFacts) -> tuple[bool, Reaso
 def _warnings(request: TrainRequest, data: DataFacts, steps: int, global_batch: int) -> list[str]:
     warnings = []
     if data.deleted:
+        of = "" if data.sampled_from is None else f" of {len(data.lengths) + data.deleted}"
         warnings.append(
-            f"{data.deleted} rows are longer than {data.max_length} tokens (the longest has"
+            f"{data.deleted}{of} rows are longer than {data.max_length} tokens (the longest has"
             f" {data.longest}) and are left out; --max-length or --truncation-strategy right"
             " would keep them"
         )
@@ -183,6 +184,12 @@ def _warnings(request: TrainRequest, data: DataFacts, steps: int, global_batch: 
             f"{steps} steps of {global_batch} {what} see only part of {epoch_items(data)} {what}"
         )
     return warnings
+
+
+def _longest(data: DataFacts) -> str:
+    if data.sampled_from is None:
+        return f"the longest row has {data.longest}"
+    return f"rows are streamed; the longest of {len(data.lengths)} looked at has {data.longest}"
 
 
 def _packing_reason(data: DataFacts) -> Reason | None:
@@ -327,9 +334,7 @@ def _plan(
         else Reason(
             "learning_rate", f"{rate:g}", f"the usual peak for {made.tuner} and {request.task}"
         ),
-        None
-        if request.max_length
-        else Reason("max_length", str(data.max_length), f"the longest row has {data.longest}"),
+        None if request.max_length else Reason("max_length", str(data.max_length), _longest(data)),
         _packing_reason(data),
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")

@@ -273,6 +273,11 @@ class TrainRequest:
         group="data",
         aliases=("sample_packing", "neat_packing"),
     )
+    streaming: bool = option(
+        False,
+        "read and tokenize rows of .jsonl files when a step needs them: for sets beyond memory",
+        group="data",
+    )
     truncation_strategy: str = option(
         "delete",
         "rows longer than max_length are left out, or cut at the right or left",

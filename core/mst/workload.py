@@ -126,6 +126,8 @@ def largest_step(
     Of blocks, which differ little, and of streamed rows, of which only a sample is known, it is
     the largest that could be met.
     """
+    if data.sampled_from is not None:
+        return _largest_of_streamed(data, min(micro_batch, data.sampled_from), layout)
     if data.packed_rows is not None:
         return _largest_of_blocks(data, min(micro_batch, len(data.lengths)), layout)
     sizes = RowSizes(data.lengths)
@@ -147,6 +149,26 @@ def largest_step(
             masked = masked or made.masked
             labels = max(labels, sum(data.label_tokens[row] for row in rows))
     return StepShape(tokens, labels, mask, height, width, masked=masked)
+
+
+def _largest_of_streamed(data: DataFacts, count: int, layout: Layout) -> StepShape:
+    """Return the shape of rows that are all as long as one may be.
+
+    As much of them carries loss as of that row of the sample of which the most does.
+    """
+    lengths = [data.max_length] * (count * data.sequences)
+    lines = [[lengths[i] for i in line] for line in lines_of(lengths, layout)]
+    made = batch_shape(lines, layout)
+    pairs = zip(data.label_tokens, data.lengths, strict=True)
+    share = max(labels / tokens for labels, tokens in pairs)
+    return StepShape(
+        tokens=made.lines * made.width,
+        label_tokens=math.ceil(share * sum(lengths)),
+        mask_values=made.lines * made.width**2 if made.packed else 0,
+        rows=made.lines,
+        width=made.width,
+        masked=layout == "padded" and made.lines > 1,
+    )
 
 
 def _largest_of_blocks(data: DataFacts, count: int, layout: Layout) -> StepShape:

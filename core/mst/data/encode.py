@@ -74,7 +74,7 @@ class Encoded:
     `unusable` counts those that were left out because the objective can't learn from them.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     stats: EncodeStats
     unusable: int = 0
 
@@ -136,6 +136,23 @@ def encode(
         divided=divided,
     )
     return Encoded(tuple(examples), stats)
+
+
+def encode_row(
+    row: Row,
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    max_length: int,
+    train_on: str,
+    truncation_strategy: str,
+) -> list[Example]:
+    """Return what is kept of one row, as `encode` would; nothing where it is too long.
+
+    Raises:
+        DataError: as `encode`, of the row alone.
+    """
+    (whole,) = _whole([row], tokenizer, template, train_on)
+    return fitting(whole, max_length, truncation_strategy)
 
 
 def _whole(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mst.data.encode import Encoded, encode
+from mst.data.encode import Encoded, Example, encode, encode_row
 from mst.data.formats import Reading, check_columns_used, read
 from mst.data.labels import label_set
 from mst.data.rows import DataSet, FileFacts, Row
 from mst.data.split import split
+from mst.data.streamed import check_streaming, stream
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.data.usable import check_rows, usable, with_known_answers
@@ -24,18 +25,30 @@ DEFAULT_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How rows are encoded; as the arguments of `mst.data.encode.encode`."""
+
+    tokenizer: TextTokenizer
+    template: ChatTemplate
+    max_length: int
+    train_on: str
+    truncation_strategy: str
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Encoded rows, and what they were made with. It lives in memory only.
 
     Attributes:
-        train_rows: the rows that are trained on, before encoding.
+        train_rows: the rows that are trained on, before encoding; none of those that are streamed.
         val_rows: the rows held out, before encoding.
-        train: encoded.
+        train: encoded; with streamed rows its figures are those of the sample.
         val: encoded; None when nothing is held out.
         answers: the set of answers when the data is a classification.
         max_length: the length that was applied.
         packing: rows fill blocks of that length.
         objective: what the rows are for.
+        sample: of streamed rows, some that were encoded for the plan; None where all rows are held.
     """
 
     train_rows: tuple[Row, ...]
@@ -50,6 +63,7 @@ class Prepared:
     tokenizer: TextTokenizer
     template: ChatTemplate
     objective: Objective
+    sample: tuple[Example, ...] | None = None
 
 
 def prepare(
@@ -76,31 +90,28 @@ def prepare(
     tokenizer = load_tokenizer(model_dir)
     template = load_template(model_dir, request.template)
     reading = reading_of(request)
+    max_length = request.max_length
+    if max_length is None:
+        max_length = min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    encoding = Encoding(
+        tokenizer,
+        template,
+        max_length,
+        objective.train_on or request.train_on,
+        request.truncation_strategy,
+    )
+    if request.streaming:
+        return _streamed(request, dataset, reading, objective, encoding)
     found = read(dataset, reading)
     train_rows, held_out = parted(request, found, reading)
     val_rows, val_files = held_out.rows, held_out.files
     check_columns_used(reading, [each.columns for each in (*found.files, *val_files)])
     check_rows(objective, (*train_rows, *val_rows))
-    max_length = request.max_length
-    if max_length is None:
-        max_length = min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-
-    def encoded(rows: Sequence[Row]) -> Encoded:
-        found = encode(
-            rows,
-            tokenizer,
-            template,
-            max_length=max_length,
-            train_on=objective.train_on or request.train_on,
-            truncation_strategy=request.truncation_strategy,
-        )
-        return usable(objective, found)
-
     return Prepared(
         train_rows=train_rows,
         val_rows=val_rows,
-        train=encoded(train_rows),
-        val=encoded(val_rows) if val_rows else None,
+        train=_encoded(train_rows, objective, encoding),
+        val=_encoded(val_rows, objective, encoding) if val_rows else None,
         answers=label_set(train_rows) if request.task == "sft" else None,
         max_length=max_length,
         packing=request.packing,
@@ -132,9 +143,54 @@ def parted(
     return found.rows, held_out
 
 
+def _encoded(rows: Sequence[Row], objective: Objective, encoding: Encoding) -> Encoded:
+    how = encoding
+    found = encode(
+        rows, how.tokenizer, how.template, how.max_length, how.train_on, how.truncation_strategy
+    )
+    return usable(objective, found)
+
+
+def _streamed(
+    request: TrainRequest,
+    dataset: Sequence[str],
+    reading: Reading,
+    objective: Objective,
+    encoding: Encoding,
+) -> Prepared:
+    """Return rows that are encoded when they are needed, with a sample that stands for them."""
+    how = encoding
+
+    def one(row: Row) -> list[Example]:
+        return encode_row(
+            row, how.tokenizer, how.template, how.max_length, how.train_on, how.truncation_strategy
+        )
+
+    check_streaming(request)
+    found = stream(request, dataset, reading, objective, one)
+    check_rows(objective, (*found.sample, *found.val))
+    sample = _encoded(found.sample, objective, encoding)
+    return Prepared(
+        train_rows=(),
+        val_rows=found.val,
+        train=replace(sample, examples=found.train),
+        val=_encoded(found.val, objective, encoding) if found.val else None,
+        answers=None,
+        max_length=how.max_length,
+        packing=False,
+        files=found.files,
+        val_files=found.val_files,
+        tokenizer=how.tokenizer,
+        template=how.template,
+        objective=objective,
+        sample=tuple(sample.examples),
+    )
+
+
 def data_facts(prepared: Prepared) -> DataFacts:
     """Return what the planner needs of the encoded rows."""
-    examples, objective = prepared.train.examples, prepared.objective
+    streamed = prepared.sample is not None
+    examples, objective = prepared.sample or prepared.train.examples, prepared.objective
     longest = prepared.train.stats.longest
     parts, counts = [], []
     for each in examples:
@@ -146,12 +202,13 @@ def data_facts(prepared: Prepared) -> DataFacts:
         label_tokens=tuple(counts),
         val_rows=len(prepared.val.examples) if prepared.val else 0,
         answers=len(prepared.answers) if prepared.answers else None,
-        max_length=min(prepared.max_length, longest),
+        max_length=prepared.max_length if streamed else min(prepared.max_length, longest),
         longest=longest,
         deleted=prepared.train.stats.deleted,
         parts=tuple(parts),
         sequences=max(map(len, parts)),
         unusable=prepared.train.unusable,
+        sampled_from=len(prepared.train.examples) if streamed else None,
         objective=objective_work(objective),
     )
     return packed(facts, prepared.max_length) if prepared.packing else facts

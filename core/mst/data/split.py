@@ -23,7 +23,7 @@ def split(n_rows: int, val_size: float, seed: int) -> tuple[tuple[int, ...], tup
     Raises:
         DataError: when `val_size` is no such number or leaves no row to train on.
     """
-    held_out = _held_out(n_rows, val_size)
+    held_out = held_out_rows(n_rows, val_size)
     if held_out >= n_rows:
         raise DataError(
             f"--val-size {val_size:g} holds out {held_out} of {n_rows} rows, which leaves none to "
@@ -35,7 +35,8 @@ def split(n_rows: int, val_size: float, seed: int) -> tuple[tuple[int, ...], tup
     return tuple(sorted(order[held_out:])), tuple(sorted(order[:held_out]))
 
 
-def _held_out(n_rows: int, val_size: float) -> int:
+def held_out_rows(n_rows: int, val_size: float) -> int:
+    """Return how many of `n_rows` rows `--val-size` holds out; raises as `split` does."""
     # math.isfinite first: int() of nan or infinity raises.
     if not math.isfinite(val_size) or val_size < 0 or (val_size >= 1 and val_size % 1):
         raise DataError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mst.data.permutation import permuted
 from mst.training.batches import Layout
 from mst.training.packing import by_length, even_shares, first_fit_decreasing
 
@@ -23,18 +24,21 @@ class RowSizes:
     Attributes:
         tokens: of each row, or what grows with them.
         block: `--packing` fills blocks of so many tokens, and they count as rows; else None.
+        streamed: the order takes no memory, and rows of no tokens are left out of their step.
     """
 
     tokens: Sequence[int]
     block: int | None = None
+    streamed: bool = False
 
 
 def row_sizes(examples: Sequence[Example], block: int | None) -> RowSizes:
     """Return the sizes of encoded rows; a preference counts with both conversations."""
-    tokens = array("I")
-    for each in examples:
-        tokens.append(len(each.input_ids) + (len(each.rejected.input_ids) if each.rejected else 0))
-    return RowSizes(tokens, block)
+    from mst.data.streaming import StreamedRows, StreamedSizes, row_tokens
+
+    if isinstance(examples, StreamedRows):
+        return RowSizes(StreamedSizes(examples), streamed=True)
+    return RowSizes(array("I", map(row_tokens, examples)), block)
 
 
 @lru_cache(maxsize=2)
@@ -81,7 +85,21 @@ def step_rows(
     part = slice(index * global_batch, (index + 1) * global_batch)
     if blocks:
         return epoch_blocks(sizes, seed, epoch)[part]
+    if sizes.streamed:
+        key = f"mst:{seed}:{epoch}"
+        places = range(*part.indices(count))
+        return _with_tokens(sizes, [permuted(place, count, key) for place in places])
     return tuple((row,) for row in epoch_order(count, seed, epoch)[part])
+
+
+def _with_tokens(sizes: RowSizes, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the rows that have tokens; where none has, the next that has stands in for all."""
+    found = [row for row in rows if sizes.tokens[row]]
+    if not found:
+        count = len(sizes.tokens)
+        others = ((rows[0] + further) % count for further in range(1, count))
+        found = [next(row for row in others if sizes.tokens[row])]
+    return tuple((row,) for row in found)
 
 
 def step_micro_batches(

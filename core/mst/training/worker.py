@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mst import rundir
 from mst.configuration import ZERO_STAGES
 from mst.data.prepare import Prepared, prepare
+from mst.data.streaming import StreamedRows
 from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError, TrainingError
 from mst.extensions import hide_packages
 from mst.plan import Plan
@@ -282,6 +283,9 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
     if session.zero is None:
         share_weights(group, (each for _, each in trained_parameters(training.model)))
     outcome, seconds, peak = _loop(training, session, state)
+    if isinstance(training.prepared.train.examples, StreamedRows):
+        for reason, rows in training.prepared.train.examples.left_out().items():
+            console.print(f"{rows} of the rows that were read taught nothing: {reason}")
     if outcome.ending == "interrupted":
         if not group.first:
             raise PeerFailed
