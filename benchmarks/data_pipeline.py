@@ -3,7 +3,7 @@
 `python benchmarks/data_pipeline.py [--rows 10000] [--pairs 3] [--dataset FILE] [--processes 1 2]`
 prints one JSON line a case; needs the `bench` extra. Both get the same rows, tokenizer and chat
 template, mask all but the assistant's turns, and pack blocks of `--max-length` tokens; TRL in the
-way that its trainer prepares a data set, with the training template that it has for Qwen3. They
+way that its trainer prepares a data set, with the training template that it has for the model. They
 take turns, each run in a process of its own; the ratio is the median over the pairs. "Processes"
 are TRL's `dataset_num_proc`, and threads of the tokenizer on our side. That both found the same
 tokens, and the same that carry loss, is checked; but TRL also learns the line break after each end
@@ -40,8 +40,8 @@ def taken(dataset: str, count: int) -> list[Row]:
     return list(islice(cycle(read([dataset]).rows), count))
 
 
-def model_directory(parent: Path) -> Path:
-    """Make a directory with Qwen3's tokenizer and the chat template that TRL knows of it."""
+def model_directory(parent: Path, template: str) -> Path:
+    """Make a directory with Qwen3's tokenizer and a chat template that TRL knows."""
     import trl
 
     directory = parent / "model"
@@ -49,8 +49,8 @@ def model_directory(parent: Path) -> Path:
     with gzip.open(TOKENIZER / "tokenizer.json.gz") as packed:
         (directory / "tokenizer.json").write_bytes(packed.read())
     shutil.copy(TOKENIZER / "tokenizer_config.json", directory)
-    template = Path(trl.__file__).parent / "chat_templates/qwen3.jinja"
-    shutil.copy(template, directory / "chat_template.jinja")
+    source = Path(trl.__file__).parent / f"chat_templates/{template}.jinja"
+    shutil.copy(source, directory / "chat_template.jinja")
     return directory
 
 
@@ -133,7 +133,9 @@ def run_trl(rows: list[Row], directory: Path, max_length: int, processes: int) -
         )  # fmt: skip
         trainer = Timed(model=model, args=config, train_dataset=data, processing_class=tokenizer)
         prepared = trainer.train_dataset
-    return facts(*times, list(zip(prepared["input_ids"], prepared["labels"], strict=True)))
+    return facts(
+        times[0], times[1], list(zip(prepared["input_ids"], prepared["labels"], strict=True))
+    )
 
 
 def measure(side: str, args: argparse.Namespace, processes: int) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def measure(side: str, args: argparse.Namespace, processes: int) -> dict[str, An
         command = [
             sys.executable, __file__, "--child", side, "--rows", str(args.rows),
             "--dataset", args.dataset, "--max-length", str(args.max_length),
-            "--processes", str(processes),
+            "--processes", str(processes), "--template", args.template,
         ]  # fmt: skip
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -173,7 +175,7 @@ def case(args: argparse.Namespace, processes: int) -> dict[str, Any]:
     other = [one["seconds"] for _, one in pairs]
     ratios = [b / a for a, b in zip(mine, other, strict=True)]
     return {
-        "case": f"{args.rows} rows of {Path(args.dataset).name}, Qwen3's tokenizer",
+        "case": f"{args.rows} rows of {Path(args.dataset).name}, template {args.template}",
         "processes": processes,
         "pairs": len(pairs),
         "max_length": args.max_length,
@@ -211,12 +213,14 @@ def main() -> None:
     parser.add_argument("--dataset", default=demo_data()[0], metavar="FILE")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--processes", type=int, nargs="+", default=[1])
+    # With several turns TRL's training template for Qwen3 gives other tokens than Qwen3's own.
+    parser.add_argument("--template", default="qwen3", choices=["qwen3", "qwen2_5"])
     parser.add_argument("--child", choices=["mst", "trl"])
     args = parser.parse_args()
     if args.child:
         rows = taken(args.dataset, args.rows)
         with tempfile.TemporaryDirectory() as parent:
-            directory = model_directory(Path(parent))
+            directory = model_directory(Path(parent), args.template)
             if args.child == "mst":
                 found = run_mst(rows, directory, args.max_length)
             else:
