@@ -97,6 +97,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Count what an operator makes, and let it."""
+        if operator == "+" and type(left) is type(right) is str:  # most of what templates do
+            spend(len(left) + len(right))
+            return left + right
         spend_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
