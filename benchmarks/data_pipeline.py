@@ -7,7 +7,8 @@ way that its trainer prepares a data set, with the training template that it has
 take turns, each run in a process of its own; the ratio is the median over the pairs. "Processes"
 are TRL's `dataset_num_proc`, and threads of the tokenizer on our side. That both found the same
 tokens, and the same that carry loss, is checked; but TRL also learns the line break after each end
-of turn, when the model has stopped already.
+of turn, when the model has stopped already. Rows have one answer each: with several, TRL's training
+template for Qwen3 gives other tokens than the model's own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def taken(dataset: str, count: int) -> list[Row]:
     return list(islice(cycle(read([dataset]).rows), count))
 
 
-def model_directory(parent: Path, template: str) -> Path:
+def model_directory(parent: Path) -> Path:
     """Make a directory with Qwen3's tokenizer and a chat template that TRL knows."""
     import trl
 
@@ -49,7 +50,7 @@ def model_directory(parent: Path, template: str) -> Path:
     with gzip.open(TOKENIZER / "tokenizer.json.gz") as packed:
         (directory / "tokenizer.json").write_bytes(packed.read())
     shutil.copy(TOKENIZER / "tokenizer_config.json", directory)
-    source = Path(trl.__file__).parent / f"chat_templates/{template}.jinja"
+    source = Path(trl.__file__).parent / "chat_templates/qwen3.jinja"
     shutil.copy(source, directory / "chat_template.jinja")
     return directory
 
@@ -149,7 +150,7 @@ def measure(side: str, args: argparse.Namespace, processes: int) -> dict[str, An
         command = [
             sys.executable, __file__, "--child", side, "--rows", str(args.rows),
             "--dataset", args.dataset, "--max-length", str(args.max_length),
-            "--processes", str(processes), "--template", args.template,
+            "--processes", str(processes),
         ]  # fmt: skip
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -175,7 +176,7 @@ def case(args: argparse.Namespace, processes: int) -> dict[str, Any]:
     other = [one["seconds"] for _, one in pairs]
     ratios = [b / a for a, b in zip(mine, other, strict=True)]
     return {
-        "case": f"{args.rows} rows of {Path(args.dataset).name}, template {args.template}",
+        "case": f"{args.rows} rows of {Path(args.dataset).name}, template qwen3",
         "processes": processes,
         "pairs": len(pairs),
         "max_length": args.max_length,
@@ -213,14 +214,12 @@ def main() -> None:
     parser.add_argument("--dataset", default=demo_data()[0], metavar="FILE")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--processes", type=int, nargs="+", default=[1])
-    # With several turns TRL's training template for Qwen3 gives other tokens than Qwen3's own.
-    parser.add_argument("--template", default="qwen3", choices=["qwen3", "qwen2_5"])
     parser.add_argument("--child", choices=["mst", "trl"])
     args = parser.parse_args()
     if args.child:
         rows = taken(args.dataset, args.rows)
         with tempfile.TemporaryDirectory() as parent:
-            directory = model_directory(Path(parent), args.template)
+            directory = model_directory(Path(parent))
             if args.child == "mst":
                 found = run_mst(rows, directory, args.max_length)
             else:
