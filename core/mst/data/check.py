@@ -254,7 +254,7 @@ def _encodes_alone(row: Row, encoder: Encoder, tally: _Tally, refusals: Refusals
 
 
 def _encoded(rows: Sequence[Row], encoder: Encoder) -> tuple[Example, ...]:
-    return encode(rows, encoder.tokenizer, encoder.template, None, encoder.train_on).examples
+    return tuple(encode(rows, encoder.tokenizer, encoder.template, None, encoder.train_on).examples)
 
 
 def _length(example: Example) -> int:

@@ -158,7 +158,7 @@ class Watch(NodeTransformer):
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
         """Count what the block keeps, after its own filter."""
         self.generic_visit(node)
-        node.filter = nodes.Filter(node.filter, MADE, [], [], None, None)  # type: ignore[arg-type]
+        node.filter = nodes.Filter(node.filter, MADE, [], [], None, None)
         return node
 
 

@@ -67,7 +67,7 @@ def preview(
         )
     except DataError as error:
         return Preview(row, (), str(error))
-    return Preview(row, found.examples, "")
+    return Preview(row, tuple(found.examples), "")
 
 
 def pieces(example: Example, tokenizer: TextTokenizer) -> Iterator[Piece]:

@@ -52,6 +52,11 @@ def of_run(run: Path) -> HeldOut:
     """
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    if request.streaming:
+        raise EvaluationError(
+            f"{run} streamed its rows, so those that it held out are in no file of their own. Pass"
+            " rows that it was not trained on: --dataset FILE."
+        )
     facts = (*manifest.data, *manifest.val_data)
     _all_there(run, facts)
     reading = reading_of(request)

@@ -96,7 +96,8 @@ def _in_files(name: str) -> str:
 
 def _spread(examples: Sequence[Example]) -> list[Example]:
     step = max(1, len(examples) // MEASURED_ROWS)
-    return [examples[place] for place in range(0, len(examples), step)][:MEASURED_ROWS]
+    chosen = [examples[place] for place in range(0, len(examples), step)[:MEASURED_ROWS]]
+    return [each for each in chosen if len(each.input_ids)]  # a streamed row may be no use
 
 
 class _Stored:

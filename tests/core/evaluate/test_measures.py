@@ -36,7 +36,7 @@ def model(tiny_model: Path) -> Any:
 @pytest.fixture(scope="module")
 def examples(tiny_model: Path, chat_rows: Path) -> tuple[Example, ...]:
     rows = read([str(chat_rows)]).rows
-    return encode(rows, load_tokenizer(tiny_model), load_template(tiny_model), 64).examples
+    return tuple(encode(rows, load_tokenizer(tiny_model), load_template(tiny_model), 64).examples)
 
 
 def losses(model: Any, examples: Any, rows: int = 7, tokens: int = 10_000) -> Any:
