@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mst.cli.options import nearest
@@ -69,7 +70,7 @@ def find_rewards(request: TrainRequest) -> tuple[Reward, ...]:
 def absolute_specs(specs: Sequence[str]) -> tuple[str, ...]:
     """Return the names of judges with the paths of files made absolute, for a run that resumes."""
     return tuple(
-        spec if spec in RULES else ":".join(split_spec(spec, DEFAULT_NAME)) for spec in specs
+        spec if spec in RULES else str(Path(spec).expanduser().absolute()) for spec in specs
     )
 
 

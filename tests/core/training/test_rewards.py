@@ -99,7 +99,7 @@ def test_a_run_remembers_where_its_files_are(
     monkeypatch.chdir(tmp_path)
 
     assert absolute_specs(("exact_match", "judge.py", "judge.py:ends")) == (
-        "exact_match", f"{tmp_path}/judge.py:reward", f"{tmp_path}/judge.py:ends",
+        "exact_match", f"{tmp_path}/judge.py", f"{tmp_path}/judge.py:ends",
     )  # fmt: skip
 
 
