@@ -87,6 +87,16 @@ def test_without_a_terminal_no_text_is_shown(
         assert "rest" not in text
 
 
+def test_a_row_that_the_task_cannot_use_says_what_it_lacks(
+    tiny_model: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["preview", "--model", str(tiny_model), "--dataset", str(rows), "--rows", "1"]
+    code = main([*flags, "--no-text", "--task", "dpo"])
+
+    assert code == 1
+    assert "refused: for --task dpo, the row" in capsys.readouterr().out
+
+
 def test_there_is_no_such_row(
     tiny_model: Path, rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

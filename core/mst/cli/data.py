@@ -84,21 +84,17 @@ def _encoder(args: argparse.Namespace, said: Console) -> tuple[Encoder | None, i
     from mst.data.special import read_json
     from mst.data.template import load_template
     from mst.data.tokens import load_tokenizer
-    from mst.job import cache_dir
-    from mst.model.locate import locate
+    from mst.job import model_directory
+    from mst.request import TrainRequest
 
+    wanted = TrainRequest(model=args.model)
     try:
-        source = locate(args.model, (), os.environ)
+        directory = model_directory(wanted, os.environ, lambda line: said.print(line + " …"))
     except ModelError as error:
         if args.model is not None:
             raise
         said.print(f"no tokens are counted: {error}")
         return None, args.max_length or DEFAULT_MAX_LENGTH
-    directory = source.path
-    if source.is_gguf:
-        from mst.model.gguf import convert
-
-        directory = convert(source.path, cache_dir(), lambda line: said.print(line + " …"))
     template = load_template(directory, args.template)
     context = read_json(directory / "config.json").get("max_position_embeddings")
     max_length = args.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)

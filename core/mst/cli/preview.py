@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mst.data.formats import read
-    from mst.data.prepare import DEFAULT_MAX_LENGTH
+    from mst.data.prepare import DEFAULT_MAX_LENGTH, reading_of
     from mst.data.preview import preview
     from mst.data.template import load_template
     from mst.data.tokens import load_tokenizer
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     template = load_template(directory, request.template)
     context = read_config(directory).get("max_position_embeddings")
     max_length = request.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    rows = read(request.dataset).rows
+    rows = read(request.dataset, reading_of(request)).rows
     chosen = rows[args.first - 1 : args.first - 1 + args.rows]
     if not chosen:
         raise UsageError(f"mst preview --first {args.first}: there are only {len(rows)} rows.")

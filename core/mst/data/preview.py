@@ -56,6 +56,9 @@ def preview(
     objective: Objective,
 ) -> Preview:
     """Encode one row as a training run would."""
+    lacking = objective.lacks(row)
+    if lacking:
+        return Preview(row, (), f"for --task {objective.name}, the row {lacking}.")
     try:
         found = encode(
             [row],
