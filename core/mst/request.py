@@ -292,10 +292,10 @@ class TrainRequest:
     )
     template: str | None = option(
         None,
-        "file with a Jinja chat template, instead of the model's own",
+        "a Jinja chat template instead of the model's own: a file, or chatml, llama3, gemma, phi3",
         group="data",
         aliases=("chat_template", "chat_template_path"),
-        metavar="FILE",
+        metavar="NAME|FILE",
     )
     val_size: float = option(
         0.05,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mst.data.named_templates import NAMED
 from mst.data.rows import Message
 from mst.data.special import read_json, special_tokens
 from mst.errors import DataError, ModelError
@@ -49,7 +51,7 @@ def load_template(model_dir: Path, override: str | None = None) -> ChatTemplate:
 
     Args:
         model_dir: the model.
-        override: path of a jinja file.
+        override: path of a jinja file, or the name of a template: of the model's own, or `NAMED`.
 
     Raises:
         ModelError: when a template is missing, ambiguous or not valid jinja.
@@ -145,13 +147,7 @@ def _plain(message: Message) -> dict[str, Any]:
 def _source(model_dir: Path, override: str | None) -> tuple[str | None, str]:
     """Return the template's text, or None where the model has none, and its origin."""
     if override is not None:
-        path = Path(override).expanduser()
-        if not path.is_file():
-            raise ModelError(
-                f"--template {override}: there is no such file. Pass the path of a jinja file, "
-                "or leave it out to use the model's own."
-            )
-        return _read(path), str(path)
+        return _override(model_dir, override)
     path = model_dir / "chat_template.jinja"
     if path.is_file():
         return _read(path), str(path)
@@ -161,13 +157,48 @@ def _source(model_dir: Path, override: str | None) -> tuple[str | None, str]:
         return None, PLAIN_ORIGIN
     if isinstance(value, str):
         return value, str(path)
-    named = {str(entry["name"]): str(entry["template"]) for entry in value}
+    named = _own_names(model_dir)
     if "default" not in named:
         raise ModelError(
             f"{path} has several chat templates ({', '.join(sorted(named))}) and none is called "
-            "'default'. Save the one you mean as a file and pass it as --template."
+            "'default'. Pass the name of the one you mean as --template."
         )
     return named["default"], str(path)
+
+
+def _override(model_dir: Path, override: str) -> tuple[str, str]:
+    """Return the template that `--template` names: a file, one of the model's own, or of ours."""
+    path = Path(override).expanduser()
+    if path.is_file():
+        return _read(path), str(path)
+    own = _own_names(model_dir)
+    if override in own:
+        return own[override], f"{model_dir / 'tokenizer_config.json'} ({override})"
+    if override in NAMED:
+        source, end = NAMED[override]
+        if end not in special_tokens(model_dir).stop:
+            raise ModelError(
+                f"--template {override} ends its turns with {end}, which is no end-of-turn token "
+                f"of the model in {model_dir}: it would never learn to stop. Pass the model's own "
+                "template, or add the token to its tokenizer."
+            )
+        return source, f"mst's template {override}"
+    known = sorted({*own, *NAMED})
+    near = difflib.get_close_matches(override, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ModelError(
+        f"--template {override}: there is no such file, and no template of that name (known: "
+        f"{', '.join(known)}).{hint} Pass the path of a jinja file, or leave it out to use the "
+        "model's own."
+    )
+
+
+def _own_names(model_dir: Path) -> dict[str, str]:
+    """Return the templates that a model's files have by name."""
+    value = read_json(model_dir / "tokenizer_config.json").get("chat_template")
+    if not isinstance(value, list):
+        return {}
+    return {str(entry["name"]): str(entry["template"]) for entry in value}
 
 
 def _read(path: Path) -> str:
