@@ -15,6 +15,11 @@ from mst.errors import DataError
 # Longer than any conversation (16 M tokens), and short enough to hold.
 MAX_LINE_BYTES = 64 << 20
 _DISCARD_BYTES = 1 << 20
+# UTF-32's little-endian mark begins with UTF-16's, so it stands first.
+_FOREIGN_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "a zip archive",
           b"PAR1": "parquet", b"ARROW1": "arrow"}  # fmt: skip
 Fields = Mapping[str, Any]
@@ -48,11 +53,12 @@ def lines(
 
 
 def _check_start(file: str, start: bytes) -> None:
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(
-            f"{file} must be UTF-8, but it is UTF-16, as its byte order mark says. Convert it with "
-            "`iconv -f UTF-16 -t UTF-8`, or save it as UTF-8 where it was made."
-        )
+    for mark, encoding in _FOREIGN_MARKS.items():
+        if start.startswith(mark):
+            raise DataError(
+                f"{file} must be UTF-8, but it is {encoding}, as its byte order mark says. Convert "
+                f"it with `iconv -f {encoding} -t UTF-8`, or save it as UTF-8 where it was made."
+            )
     for magic, name in _MAGIC.items():
         if start.startswith(magic):
             raise DataError(

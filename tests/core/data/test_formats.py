@@ -144,6 +144,7 @@ BAD_ROWS: list[tuple[Any, tuple[str, ...]]] = [
     (chat(turn("user", [SECRET]), turn("assistant", "a")), ("message 1", "'content'", "a list")),
     (chat(turn(SECRET, "q"), turn("assistant", "a")), ("message 1", "'role'", "system, user")),
     (chat(turn("human", SECRET), turn("gpt", "a")), ("'role'", "For 'human' write 'user'")),
+    (chat(turn("User", SECRET), turn("gpt", "a")), ("'role'", "For 'User' write 'user'")),
     (chat({"role": "user", "contents": SECRET}), ("'content'", "nearest there: 'contents'")),
     (chat({"role": "user", SECRET: "q"}), ("'content'", "a name of")),
     (chat(SECRET), ("message 1", "'role' and 'content'", "found text")),

@@ -295,6 +295,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, refuses: Refuses, su
 
 BAD_TEXT: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a.txt", SECRET.encode("utf-16"), ("it is UTF-16", "iconv")),
+    ("a.txt", SECRET.encode("utf-32"), ("it is UTF-32", "iconv -f UTF-32")),
     ("a.jsonl", SECRET.encode("utf-16-le"), ("row 1", "NUL bytes", "UTF-16LE")),
     ("a.jsonl", b'{"text": "a\0b"}', ("row 1", "NUL bytes")),
     ("a.csv", b"text\n\0\n", ("row 1", "NUL bytes")),

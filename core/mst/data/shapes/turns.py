@@ -182,7 +182,8 @@ def _role(place: Place, name: str, said: str, sharegpt: bool, own: Mapping[str, 
     role = own.get(said) or (_SHAREGPT_ROLES if sharegpt else _MESSAGE_ROLES).get(said)
     if role is None:
         # The value is shown only when it is a known name: with swapped fields it is a row's text.
-        meant = _FOREIGN_ROLES.get(said)
+        lower = said.lower()
+        meant = lower if lower in _MESSAGE_ROLES else _FOREIGN_ROLES.get(lower)
         hint = f"For '{said}' write '{meant}'." if meant else "Mend the row."
         accepted = ", ".join(("human", "gpt", *ROLES[:1]) if sharegpt else ROLES)
         refuse(place, f"field '{name}' must be one of {accepted}", hint)
