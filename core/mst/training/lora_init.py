@@ -1,10 +1,12 @@
 """Adapters that begin with what 4 bits have lost, weighed by what the layers really see.
 
-LoRA begins with B = 0: the first step computes with the quantized weights alone. Here A and B
-begin as the best approximation of rank r of (W - Q) diag(s), where s is the root mean square of
-each input over some of the training rows: QERA-approx, Zhang et al. 2024, "QERA: an Analytical
-Framework for Quantization Error Reconstruction", theorem 2. The quantized weights stay as they
-are, so that checkpoints, resuming and merging know nothing of it.
+LoRA begins with B = 0: the first step computes with the quantized weights alone. Here B A begins
+as what of rank r brings the layer's output nearest to that of the original weights, over the
+inputs x that some training rows give it: the best approximation of (W - Q) L, where L L' is the
+mean of x x', times the inverse of L (Zhang et al. 2024, "QERA: an Analytical Framework for
+Quantization Error Reconstruction", theorem 1). Of wide inputs the squares alone are taken, L is
+their roots (theorem 2). The quantized weights stay as they are, so that checkpoints, resuming and
+merging know nothing of it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 MEASURED_ROWS = 32
 # Of a row; the inputs of later tokens are alike.
 MEASURED_TOKENS = 1024
+# Of so many inputs, how they go together is measured too: 64 MiB a layer, and a second to factor.
+JOINT_INPUTS = 4096
+# Layers with that are measured in passes of so many bytes.
+JOINT_BYTES = 2**30
+# Share of the mean square that is added to each: what these rows don't show, others may. GPTQ's.
+DAMPING = 0.01
 # Extra columns and iterations of the randomized decomposition: Halko et al. 2011, section 4.5.
 _OVERSAMPLING = 8
 _ITERATIONS = 4
@@ -69,15 +77,17 @@ def begin_with_error(
         found = {name: each for name, each in layers.items() if names[name] in stored.names}
         if not found:
             return 0
-        scales = _input_scales(model, found, _spread(examples), device)
+        rows = _spread(examples)
         # The decomposition draws a random matrix; the run's own draws stay as they are.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            for name, layer in found.items():
-                base, weight = layer.get_base_layer(), stored.read(names[name]).float()
-                if getattr(base, "source_cls", None) is Conv1D:  # its files have (in, out)
-                    weight = weight.T
-                _set(layer, weight - dequantized_weight(base).cpu(), scales[name])
+            for part in _parts(found):
+                moments = _moments(model, part, rows, device)
+                for name, layer in part.items():
+                    base, weight = layer.get_base_layer(), stored.read(names[name]).float()
+                    if getattr(base, "source_cls", None) is Conv1D:  # its files have (in, out)
+                        weight = weight.T
+                    _set(layer, weight - dequantized_weight(base).cpu(), moments[name])
     return len(found)
 
 
@@ -124,22 +134,42 @@ def _weights(directory: Path) -> Iterator[_Stored]:
         yield _Stored(places)
 
 
-def _input_scales(
+def _parts(layers: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the layers in parts whose moments take at most `JOINT_BYTES`."""
+    part: dict[str, Any] = {}
+    size = 0
+    for name, layer in layers.items():
+        inputs = layer.in_features
+        own = 4 * inputs * (inputs if inputs <= JOINT_INPUTS else 1)
+        if part and size + own > JOINT_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name], size = layer, size + own
+    yield part
+
+
+def _moments(
     model: torch.nn.Module,
     layers: dict[str, Any],
     examples: Sequence[Example],
     device: torch.device,
-) -> dict[str, torch.Tensor]:
-    """Return the root mean square of each input (in_features,) of each layer, on the CPU."""
+) -> dict[str, torch.Tensor | None]:
+    """Return the mean of x x' (in_features, in_features) over the inputs of each layer, on the CPU.
+
+    Of more than `JOINT_INPUTS` its diagonal (in_features,); None for a layer that saw no input, as
+    an expert may.
+    """
     import torch
 
-    squares: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
 
     def seen(name: str) -> Any:
         def look(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            squares[name] = squares.get(name, 0) + rows.square().sum(dim=0)
+            joint = rows.shape[1] <= JOINT_INPUTS
+            own = rows.T @ rows if joint else rows.square().sum(dim=0)
+            sums[name] = sums[name] + own if name in sums else own
             counts[name] = counts.get(name, 0) + len(rows)
 
         return look
@@ -150,33 +180,45 @@ def _input_scales(
     arguments = {"use_cache": False, "logits_to_keep": 1}
     kept = {name: value for name, value in arguments.items() if accepts(model, name)}
     try:
-        with torch.no_grad():
-            for each in examples:
-                ids = torch.tensor([each.input_ids[:MEASURED_TOKENS].tolist()], device=device)
-                model(input_ids=ids, **kept)
+        for each in examples:
+            ids = torch.tensor([each.input_ids[:MEASURED_TOKENS].tolist()], device=device)
+            model(input_ids=ids, **kept)
     finally:
         for hook in hooks:
             hook.remove()
         model.train(training)
-    # An input that was never seen (an expert without a token) counts like the others.
     return {
-        name: (squares[name] / counts[name]).sqrt().cpu() if name in squares else torch.ones(1)
-        for name in layers
+        name: (sums[name] / counts[name]).cpu() if counts.get(name) else None for name in layers
     }
 
 
-def _set(layer: Any, error: torch.Tensor, scale: torch.Tensor) -> None:
-    """Let B A times LoRA's scaling be the error's best approximation for inputs of this scale."""
+def _set(layer: Any, error: torch.Tensor, moments: torch.Tensor | None) -> None:
+    """Let B A, times LoRA's scaling, be what of its rank is nearest to the error."""
     import torch
 
     name = layer.active_adapters[0]
-    rank = layer.r[name]
-    # No input is dropped altogether: what these rows don't show, others may.
-    weighed = scale.clamp(min=1e-2 * float(scale.mean()) + 1e-12)
-    columns = min(rank + _OVERSAMPLING, *error.shape)
-    left, values, right = torch.svd_lowrank(error * weighed, q=columns, niter=_ITERATIONS)
-    rank = min(rank, columns)
+    columns = min(layer.r[name] + _OVERSAMPLING, *error.shape)
+    rank = min(layer.r[name], columns)
+    factor = None if moments is None else _factor(moments)
+    weighed = error if factor is None else error @ factor if factor.dim() == 2 else error * factor
+    left, values, right = torch.svd_lowrank(weighed, q=columns, niter=_ITERATIONS)
     root = (values[:rank] / layer.scaling[name]).sqrt()
-    first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
-    first[:rank].copy_(root[:, None] * right[:, :rank].T / weighed)
-    second[:, :rank].copy_(left[:, :rank] * root)
+    first = root[:, None] * right[:, :rank].T
+    if factor is not None and factor.dim() == 2:
+        first = torch.linalg.solve_triangular(factor, first, upper=False, left=False)
+    elif factor is not None:
+        first = first / factor
+    layer.lora_A[name].weight[:rank].copy_(first)
+    layer.lora_B[name].weight[:, :rank].copy_(left[:, :rank] * root)
+
+
+def _factor(moments: torch.Tensor) -> torch.Tensor:
+    """Return L of moments L L', lower triangular; of a diagonal its roots."""
+    import torch
+
+    joint = moments.dim() == 2
+    mean = float((moments.diagonal() if joint else moments).mean())
+    damping = DAMPING * mean + 1e-12
+    if not joint:
+        return (moments + damping).sqrt()
+    return torch.linalg.cholesky(moments + damping * torch.eye(len(moments)))
