@@ -221,4 +221,5 @@ def _factor(moments: torch.Tensor) -> torch.Tensor:
     damping = DAMPING * mean + 1e-12
     if not joint:
         return (moments + damping).sqrt()
-    return torch.linalg.cholesky(moments + damping * torch.eye(len(moments)))
+    found: torch.Tensor = torch.linalg.cholesky(moments + damping * torch.eye(len(moments)))
+    return found
