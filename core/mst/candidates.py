@@ -207,7 +207,7 @@ def _methods(space: Space) -> list[tuple[str, str]]:
     found = [("lora", "none")]
     if bits in offered:
         found.append(("qlora", bits))
-    if not (request.use_dora or request.use_rslora):
+    if not (request.use_dora or request.use_rslora or space.data.images):
         found.append(("full", "none"))
     return found
 

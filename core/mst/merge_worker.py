@@ -19,6 +19,7 @@ from mst.errors import Interrupted, ModelError, RunError
 from mst.extensions import hide_extensions, hide_packages
 from mst.merge import REPORT, Agreement, MergeJob, MergeReport
 from mst.model.card import model_card
+from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.training.adapters import load_model, merge_and_unload
@@ -181,7 +182,7 @@ def _set_stop_tokens(
 
 
 def _copy_tokenizer(source: Path, directory: Path, template: ChatTemplate) -> None:
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *PROCESSOR_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
     # Written even where it is also in tokenizer_config.json, or is our own for a model that has

@@ -18,10 +18,10 @@ from mst.reasons import batch_reasons, method_reasons
 from mst.request import TrainRequest
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
-from mst.training.batches import layout_of
 from mst.workload import (
     DataFacts,
     epoch_items,
+    layout_in,
     mean_label_tokens,
     mean_length,
     step_shapes,
@@ -118,12 +118,27 @@ def _check_objective(request: TrainRequest, data: DataFacts, zero: str) -> None:
             " model that each device holds whole. Pass --deepspeed off: several devices then share"
             " the rows."
         )
+    if data.images:
+        _check_images(request)
     live = data.objective.reference and not request.precompute_ref_log_probs
     if live and request.tuner == "full" and zero.startswith("zero"):
         other = ", or --precompute-ref-log-probs" if request.task == "dpo" else ""
         raise PlanError(
             f"--task {request.task} compares with a frozen copy of the model, which --deepspeed"
             f" {request.deepspeed} can't share out. Pass --tuner lora, which needs no copy{other}."
+        )
+
+
+def _check_images(request: TrainRequest) -> None:
+    if request.packing:
+        raise PlanError(
+            "--packing was asked for; rows with images are padded, each in a line of its own,"
+            " because the model works out their positions. Leave --packing out."
+        )
+    if request.tuner == "full":
+        raise PlanError(
+            "--tuner full was asked for; with images the language model learns by adapters, and the"
+            " tower that sees them stays as it is. Pass --tuner lora or qlora."
         )
 
 
@@ -134,6 +149,8 @@ def _preferred_tuner(space: Space) -> tuple[str | None, str]:
         return None, ""
     if space.data.objective.reference or space.data.sequences > 1:
         return None, ""  # a comparison teaches about a bit, not a bit a token
+    if space.data.images:
+        return None, ""
     targets = lora_targets(space.model, request.target_modules)
     capacity = BITS_PER_WEIGHT * lora_parameters(targets, request.lora_rank)
     labels = round(mean_label_tokens(space.data) * epoch_items(space.data))
@@ -203,6 +220,13 @@ def _packing_reason(data: DataFacts) -> Reason | None:
     return Reason("packing", "on", why)
 
 
+def _images_reason(data: DataFacts) -> Reason | None:
+    if not data.images:
+        return None
+    why = "adapters in the language model learn; the tower that sees them and its projector don't"
+    return Reason("images", str(data.images), why)
+
+
 def _check_context(model: ModelFacts, data: DataFacts) -> None:
     context = model.max_position_embeddings
     if context is not None and data.max_length > context:
@@ -256,7 +280,7 @@ def _space(
         attention=attention,
         zero=zero,
         host_bytes=host_bytes,
-        shape=step_shapes(data, request, layout_of(not data.objective.scores, attention)),
+        shape=step_shapes(data, request, layout_in(data, attention)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
     )
 
@@ -336,6 +360,7 @@ def _plan(
         ),
         None if request.max_length else Reason("max_length", str(data.max_length), _longest(data)),
         _packing_reason(data),
+        _images_reason(data),
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host

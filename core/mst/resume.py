@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mst import rundir
+from mst.data.rows import fingerprint
 from mst.errors import RunError
 from mst.job import Job, prepare_job, write_documents
 from mst.request import TrainRequest
@@ -150,5 +151,5 @@ def _rest_of(
     return job
 
 
-def _hashes(manifest: RunManifest) -> list[str]:
-    return [each.sha256 for each in (*manifest.data, *manifest.val_data)]
+def _hashes(manifest: RunManifest) -> list[tuple[str, str]]:
+    return [fingerprint(each) for each in (*manifest.data, *manifest.val_data)]

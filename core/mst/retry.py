@@ -12,8 +12,7 @@ from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
 from mst.quantities import gib
 from mst.request import TrainRequest
-from mst.training.batches import layout_of
-from mst.workload import DataFacts, largest_step, objective_costs
+from mst.workload import DataFacts, largest_step, layout_in, objective_costs
 
 # The next plan must be smaller by more than the forecast is usually wrong.
 SMALLER = 0.9
@@ -105,7 +104,7 @@ def _forecast(
         plan.global_batch,
         request.seed,
         plan.total_steps,
-        layout_of(not made.scores, plan.attention),
+        layout_in(data, plan.attention),
     )
     on_host = plan.torch_devices[0] == "cpu"
     kind = plan.torch_devices[0].partition(":")[0]

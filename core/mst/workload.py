@@ -11,7 +11,7 @@ from typing import Any
 from mst.configuration import ObjectiveWork
 from mst.memory import StepShape
 from mst.request import TrainRequest
-from mst.training.batches import Layout, batch_shape, lines_of
+from mst.training.batches import Layout, batch_shape, layout_of, lines_of
 from mst.training.order import RowSizes, step_micro_batches
 from mst.training.packing import first_fit_decreasing
 
@@ -42,6 +42,8 @@ class DataFacts:
         sequences: how many those are of a row, at the most.
         unusable: rows left out because the objective can't learn from them.
         objective: what it asks for beside a pass over each row.
+        images: how many images the rows have, those held out with them.
+        image_bytes: of the tensors of each training row's images; empty where no row has one.
     """
 
     lengths: tuple[int, ...]
@@ -57,6 +59,8 @@ class DataFacts:
     sequences: int = 1
     unusable: int = 0
     objective: ObjectiveWork = field(default_factory=ObjectiveWork)
+    images: int = 0
+    image_bytes: tuple[int, ...] = ()
 
 
 def packed(data: DataFacts, block: int) -> DataFacts:
@@ -70,6 +74,11 @@ def packed(data: DataFacts, block: int) -> DataFacts:
         packed_rows=len(data.lengths),
         parts=(),
     )
+
+
+def layout_in(data: DataFacts, attention: str) -> Layout:
+    """Return how rows will lie in a micro-batch's tensors, of a model that keeps them apart."""
+    return layout_of(not (data.objective.scores or data.images), attention)
 
 
 def epoch_items(data: DataFacts) -> int:
@@ -132,7 +141,7 @@ def largest_step(
         return _largest_of_blocks(data, min(micro_batch, len(data.lengths)), layout)
     sizes = RowSizes(data.lengths)
     per_epoch = -(-len(data.lengths) // global_batch)
-    tokens = labels = mask = height = width = 0
+    tokens = labels = mask = height = width = pixels = 0
     masked = False
     # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
     for step in range(min(steps, 3 * per_epoch, max(1, ROWS_LOOKED_AT // global_batch))):
@@ -148,7 +157,9 @@ def largest_step(
             mask = max(mask, made.lines * made.width**2 if made.packed else 0)
             masked = masked or made.masked
             labels = max(labels, sum(data.label_tokens[row] for row in rows))
-    return StepShape(tokens, labels, mask, height, width, masked=masked)
+            if data.image_bytes:
+                pixels = max(pixels, sum(data.image_bytes[row] for row in rows))
+    return StepShape(tokens, labels, mask, height, width, masked=masked, image_bytes=pixels)
 
 
 def _largest_of_streamed(data: DataFacts, count: int, layout: Layout) -> StepShape:

@@ -271,7 +271,9 @@ def _count(row: Row, found: _Found, tally: _Tally, seen: set[bytes]) -> None:
         if len(found.duplicate_rows) < _NUMBERS_KEPT:
             found.duplicate_rows.append(row.number)
     seen.add(digest)
-    empty = sum(not turn.content.strip() and not turn.tool_calls for turn in row.messages)
+    empty = sum(
+        not (turn.content.strip() or turn.tool_calls or turn.parts) for turn in row.messages
+    )
     found.empty_turns += empty
     if empty and len(found.empty_turn_rows) < _NUMBERS_KEPT:
         found.empty_turn_rows.append(row.number)
@@ -286,7 +288,15 @@ def fingerprint(row: Row) -> bytes:
 
     def plain(turns: Sequence[Message]) -> list[object]:
         return [
-            [turn.role, turn.content, turn.reasoning, turn.loss, turn.weight, turn.tool_calls]
+            [
+                turn.role,
+                [each if isinstance(each, str) else {"image": each.sha256} for each in turn.parts]
+                or turn.content,
+                turn.reasoning,
+                turn.loss,
+                turn.weight,
+                turn.tool_calls,
+            ]
             for turn in turns
         ]
 

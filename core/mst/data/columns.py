@@ -31,10 +31,13 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen", "chosen_messages"),
     "rejected": ("rejected", "rejected_response", "rejected_messages"),
     "label": ("kto_tag", "label"),
+    "images": ("images", "image"),
 }
 ROLES = tuple(_SYNONYMS)
 _OPTIONAL = ("system", "history", "tools", "reasoning")
-_LENIENT = (*_OPTIONAL, "input")
+_LENIENT = (*_OPTIONAL, "input", "images")
+# Shapes of one conversation, which images may stand in.
+WITH_IMAGES = ("messages", "sharegpt", "alpaca", "prompt-response")
 ACCEPTED_SHAPES = (
     "'messages' or 'conversations' (a list of turns); "
     "or 'instruction' and 'output' (optional: 'input', 'system', 'history'); "
@@ -177,6 +180,8 @@ class _Finder:
     def optional(self, shape: str, needed: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Return the names that columns which a row may lack can have."""
         roles: tuple[str, ...] = () if shape == "text" else _OPTIONAL
+        if shape in WITH_IMAGES:
+            roles = (*roles, "images")
         if "prompt" not in needed and shape != "preference":
             roles = tuple(role for role in roles if role != "history")
         if needed.get("prompt") == "instruction" or "input" in self.mapping:

@@ -16,9 +16,9 @@ FILE_NAME = "dataset_info.json"
 _ROLES = {
     "prompt": "prompt", "query": "input", "response": "response", "history": "history",
     "messages": "messages", "system": "system", "tools": "tools", "chosen": "chosen",
-    "rejected": "rejected", "kto_tag": "label",
+    "rejected": "rejected", "kto_tag": "label", "images": "images",
 }  # fmt: skip
-_MEDIA = ("images", "videos", "audios")
+_MEDIA = ("videos", "audios")
 _ROLE_TAGS = {
     "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool",
     "function_tag": "call", "system_tag": "system",

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from mst.data.expansion import expanded
+from mst.data.images import Image, row_images
 from mst.data.offsets import labelled
 from mst.data.rows import Message, Row
 from mst.data.spans import Span, assistant_spans
@@ -33,6 +35,7 @@ class Example:
         weights: factor of each token's loss, of the same length, 0 where it carries none; None
             where all are 1.
         rejected: of a preference, the worse conversation; this one is the better.
+        images: that stand among the tokens, in their order.
     """
 
     input_ids: array[int] = field(repr=False)
@@ -40,6 +43,7 @@ class Example:
     row: Row = field(repr=False)
     weights: array[float] | None = field(default=None, repr=False)
     rejected: Example | None = field(default=None, repr=False)
+    images: tuple[Image, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def encode(
         max_length: most tokens of a row; None for no limit.
         train_on: "assistant", "last" or "all"; see `mst.data.spans.assistant_spans`.
         truncation_strategy: of conversations: "delete" leaves longer rows out, "right" cuts off
-            their end and "left" their beginning; a row in which no loss is left is left out.
+            their end and "left" their beginning; a row in which no loss is left is left out. A
+            row with images is left out in any case.
 
     Raises:
         DataError: when a row cannot be rendered or carries no loss, or none is left. Names file
@@ -198,6 +203,8 @@ def _spans(
     where = f"{row.file}, row {row.number}"
     try:
         text, spans = assistant_spans(template, messages, train_on, row.tools, first)
+        if images := row_images(row):
+            text, spans = expanded(template, text, spans, images)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     if not spans and row.rejected:
@@ -224,7 +231,7 @@ def _example(text: EncodedText, spans: Sequence[Span], row: Row) -> Example:
         labels[position] = ids[position]
         if weights is not None:
             weights[position] = spans[place].weight
-    return Example(ids, without_first(labels), row, weights)
+    return Example(ids, without_first(labels), row, weights, images=row_images(row))
 
 
 def without_first(labels: array[int]) -> array[int]:

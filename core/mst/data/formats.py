@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.data.columns import Columns, find_columns, role_mapping
+from mst.data.images import digest_of
 from mst.data.records import Record, Records, kind_of, records
 from mst.data.refusals import Place, Refusals, RowError
 from mst.data.rows import DataSet, FileFacts, Row
@@ -248,9 +249,14 @@ def _sampled(found: Sequence[DataSet], selection: Selection, seed: int) -> list[
     for index, row in select(numbered, selection, seed):
         drawn[index].append(row)
     return [
-        DataSet(tuple(rows), (replace(each.files[0], rows=len(rows)),))
+        DataSet(tuple(rows), (_of_rows(each.files[0], rows),))
         for each, rows in zip(found, drawn, strict=True)
     ]
+
+
+def _of_rows(facts: FileFacts, rows: Sequence[Row]) -> FileFacts:
+    images, images_sha256 = digest_of(rows)
+    return replace(facts, rows=len(rows), images=images, images_sha256=images_sha256)
 
 
 def _joined(sets: Sequence[DataSet]) -> DataSet:
@@ -282,4 +288,4 @@ def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) 
         selection=str(source.selection),
         skipped=tuple(map(str, refused)),
     )
-    return DataSet(rows, (facts,))
+    return DataSet(rows, (_of_rows(facts, rows),))

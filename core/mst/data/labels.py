@@ -74,6 +74,9 @@ def unknown_answer(row: Row, answers: Sequence[str]) -> RowError | None:
 
 
 def _short_answer(row: Row) -> str | None:
+    # Accuracy is measured on text: an answer to an image is none that could be generated there.
+    if any(message.parts for message in row.messages):
+        return None
     turns = [message.role == "assistant" for message in row.messages]
     if sum(turns) != 1 or not turns[-1]:
         return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mst.data.encode import Encoded, Example, encode, encode_row
 from mst.data.formats import Reading, check_columns_used, read
+from mst.data.images import row_images
 from mst.data.labels import label_set
 from mst.data.rows import DataSet, FileFacts, Row
 from mst.data.split import split
@@ -15,6 +17,8 @@ from mst.data.streamed import check_streaming, stream
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.data.usable import check_rows, usable, with_known_answers
+from mst.errors import DataError
+from mst.model.processor import image_tokens
 from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
 from mst.training.objectives import find_objective
@@ -162,6 +166,11 @@ def _streamed(
     how = encoding
 
     def one(row: Row) -> list[Example]:
+        if row_images(row):
+            raise DataError(
+                f"{row.file}, row {row.number}: the row has images, which --streaming does not"
+                " read. Leave it out: an image is loaded when its batch is made in any case."
+            )
         return encode_row(
             row, how.tokenizer, how.template, how.max_length, how.train_on, how.truncation_strategy
         )
@@ -187,6 +196,11 @@ def _streamed(
     )
 
 
+def has_images(prepared: Prepared) -> bool:
+    """Return whether any row, held out or not, has an image."""
+    return any(row_images(row) for row in (*prepared.train_rows, *prepared.val_rows))
+
+
 def data_facts(prepared: Prepared) -> DataFacts:
     """Return what the planner needs of the encoded rows."""
     streamed = prepared.sample is not None
@@ -210,5 +224,19 @@ def data_facts(prepared: Prepared) -> DataFacts:
         unusable=prepared.train.unusable,
         sampled_from=len(prepared.train.examples) if streamed else None,
         objective=objective_work(objective),
+        **_image_facts(prepared),
     )
     return packed(facts, prepared.max_length) if prepared.packing else facts
+
+
+def _image_facts(prepared: Prepared) -> dict[str, Any]:
+    directory = prepared.template.images
+    if directory is None or not has_images(prepared):
+        return {}
+    return {
+        "images": sum(len(row_images(row)) for row in (*prepared.train_rows, *prepared.val_rows)),
+        "image_bytes": tuple(
+            sum(image_tokens(directory, one.width, one.height).tensor_bytes for one in each.images)
+            for each in prepared.train.examples
+        ),
+    }

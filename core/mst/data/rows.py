@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mst.data.images import Image
+
 
 @dataclass(frozen=True)
 class Message:
@@ -13,7 +15,7 @@ class Message:
 
     Attributes:
         role: "system", "user", "assistant" or "tool".
-        content: its text, "" for a turn that only calls tools.
+        content: its text, "" for a turn that only calls tools, or shows images.
         loss: overrides whether an assistant turn is trained on; None leaves it open.
         weight: factor of the loss of this turn's tokens; None is 1.
         reasoning: what an assistant turn thought before its answer (`reasoning_content`).
@@ -21,6 +23,8 @@ class Message:
             {"type": "function", "function": {"name": …, "arguments": {…}}}.
         tool_call_id: which call a tool turn answers.
         name: of the tool or speaker, where the row gives it.
+        parts: its text and images in their order, where it has images; `content` is the text of
+            them.
     """
 
     role: str
@@ -31,6 +35,7 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     tool_call_id: str | None = field(default=None, repr=False)
     name: str | None = field(default=None, repr=False)
+    parts: tuple[str | Image, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class FileFacts:
         rows: rows taken.
         selection: which of the rows that could be taken, in words; "" for all.
         skipped: rows left out because they are bad: a line for each reason, with their number.
+        images: how many the rows name.
+        images_sha256: of all of them; "" for none.
     """
 
     path: str
@@ -80,6 +87,13 @@ class FileFacts:
     rows: int
     selection: str = ""
     skipped: tuple[str, ...] = ()
+    images: int = 0
+    images_sha256: str = ""
+
+
+def fingerprint(facts: FileFacts) -> tuple[str, str]:
+    """Return what tells a file and its images from others: their hashes."""
+    return facts.sha256, facts.images_sha256
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mst.data.named_templates import NAMED
 from mst.data.rows import Message
 from mst.data.special import read_json, special_tokens
 from mst.errors import DataError, ModelError
+from mst.model.processor import has_processor
 
 # For models that bring no template (base models). The role stands on a line of its own, so that
 # the answer's first word is not glued to a space; the end-of-sequence token ends each answer.
@@ -35,19 +36,21 @@ class ChatTemplate:
         special_tokens: "bos_token", "eos_token" … to their text.
         stop_tokens: texts of the tokens that end an assistant turn.
         origin: where it came from, for messages: a path, or `PLAIN_ORIGIN`.
+        images: directory of the model's processor; None where the model reads text alone.
     """
 
     source: str
     special_tokens: Mapping[str, str]
     stop_tokens: tuple[str, ...]
     origin: str
+    images: Path | None = None
 
 
 def load_template(model_dir: Path, override: str | None = None) -> ChatTemplate:
     """Load the chat template of a model directory.
 
-    The first of: `override`, chat_template.jinja, `chat_template` in tokenizer_config.json (of
-    several named ones "default"), `PLAIN_TEMPLATE`.
+    The first of: `override`, chat_template.jinja, chat_template.json (of older processors),
+    `chat_template` in tokenizer_config.json (of several named ones "default"), `PLAIN_TEMPLATE`.
 
     Args:
         model_dir: the model.
@@ -67,7 +70,8 @@ def load_template(model_dir: Path, override: str | None = None) -> ChatTemplate:
             )
         source = PLAIN_TEMPLATE
     _check_syntax(source, origin)
-    return ChatTemplate(source, tokens.named, tokens.stop, origin)
+    images = model_dir if has_processor(model_dir) else None
+    return ChatTemplate(source, tokens.named, tokens.stop, origin, images)
 
 
 def render(
@@ -102,7 +106,7 @@ def render_marked(
 
     values = {
         **template.special_tokens,
-        "messages": [_plain(message) for message in messages],
+        "messages": [_plain(message, _reads_lists(template)) for message in messages],
         "tools": list(tools) or None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
@@ -129,9 +133,22 @@ def render_marked(
     )
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def _reads_lists(template: ChatTemplate) -> bool:
+    """Return whether a template takes content as a list of parts alone, as LLaVA's does.
+
+    One that takes text too must ask which it is: `content is string`.
+    """
+    return template.images is not None and "string" not in template.source
+
+
+def _plain(message: Message, as_list: bool) -> dict[str, Any]:
     """Return a message as `apply_chat_template` takes it; what it doesn't have is left out."""
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.parts or as_list:
+        plain["content"] = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+            for part in message.parts or (message.content,)
+        ]
     if message.reasoning is not None:
         # transformers gives it under both names: gpt-oss and LFM2.5 read `thinking`.
         plain["reasoning_content"] = plain["thinking"] = message.reasoning
@@ -151,7 +168,9 @@ def _source(model_dir: Path, override: str | None) -> tuple[str | None, str]:
     path = model_dir / "chat_template.jinja"
     if path.is_file():
         return _read(path), str(path)
-    path = model_dir / "tokenizer_config.json"
+    path = model_dir / "chat_template.json"
+    if not isinstance(read_json(path).get("chat_template"), str):
+        path = model_dir / "tokenizer_config.json"
     value = read_json(path).get("chat_template")
     if value is None:
         return None, PLAIN_ORIGIN

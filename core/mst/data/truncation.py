@@ -28,7 +28,7 @@ def fitting(example: Example, max_length: int | None, strategy: str) -> list[Exa
         starts = range(0, len(example.input_ids), max_length)
         pieces = (_part(example, start, start + max_length) for start in starts)
         return [piece for piece in pieces if _carries_loss(piece)]
-    if strategy == "delete":
+    if strategy == "delete" or example.images:  # an image has no part that the model could see
         return []
     kept = _cut(example, max_length, strategy)
     if example.rejected is not None:

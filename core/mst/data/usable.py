@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mst.data.encode import Encoded
+from mst.data.images import row_images
 from mst.data.labels import unknown_answer
 from mst.data.refusals import Refusals
 from mst.data.rows import DataSet, Row
@@ -25,6 +26,11 @@ def check_rows(objective: Objective, rows: Iterable[Row]) -> None:
             raise DataError(
                 f"{row.file}, row {row.number}: --task {objective.name} was asked for; the row"
                 f" {lacking}."
+            )
+        if objective.name != "sft" and row_images(row):
+            raise DataError(
+                f"{row.file}, row {row.number}: the row has images, and --task {objective.name}"
+                " learns from text alone. Pass --task sft, or remove the row."
             )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mst.data.encode import Example, encode
+from mst.data.images import row_images
 from mst.data.rows import Row
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
@@ -39,6 +40,12 @@ def encode_rows(rows: Sequence[Row], job: EvalJob, subject: Subject) -> Encoding
     Raises:
         MstError: as the tokenizer, the template and the encoder say.
     """
+    for row in rows:
+        if row_images(row):
+            raise EvaluationError(
+                f"{row.file}, row {row.number}: the row has images, and mst eval judges text alone."
+                " `mst train` measures the loss of held-out rows with images; give rows without."
+            )
     directory = Path(subject.model.tokenizer)
     tokenizer = load_tokenizer(directory)
     template = load_template(directory, subject.model.template)

@@ -203,13 +203,13 @@ def _head_values(step: Step) -> int:
 
 
 def _shared(step: Step) -> int:
-    """Return what all layers share: the mask, cosines and sines, token ids and positions."""
+    """Return what all layers share: the mask, cosines and sines, token ids, positions, images."""
     width = row_width(step.shape)
     head = step.layer.queries // step.layer.heads
     angles = 0 if step.layer.layer_norm else 2 * width * head * step.scheme.stream
     kind = step.scheme.stream if step.scheme.attention == "eager" else 1
     mask = mask_values(step.shape) or (width * width if step.scheme.attention == "eager" else 0)
-    return mask * kind + angles + step.shape.tokens * 24
+    return mask * kind + angles + step.shape.tokens * 24 + step.shape.image_bytes
 
 
 def _unpacked(step: Step) -> int:

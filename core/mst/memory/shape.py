@@ -20,6 +20,7 @@ class StepShape:
         width: their width; 0 when unknown.
         kept: positions along the width whose logits are computed, in every row; 0 when unknown.
         masked: padded rows have a mask: they are not all of one length.
+        image_bytes: of the tensors that a model sees images by.
     """
 
     tokens: int
@@ -29,6 +30,7 @@ class StepShape:
     width: int = 0
     kept: int = 0
     masked: bool = True
+    image_bytes: int = 0
 
 
 def row_width(step: StepShape) -> int:

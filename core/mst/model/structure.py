@@ -152,6 +152,11 @@ def adaptable(model: Any) -> tuple[str, ...]:
     return tuple(name for name, _ in _linear_modules(model))
 
 
+def has_towers(model: Any) -> bool:
+    """Return whether a model has parts for images or sound beside its language model."""
+    return _text_modules(model) is not None
+
+
 def _linear_modules(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     import torch
     from transformers.pytorch_utils import Conv1D

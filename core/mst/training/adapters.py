@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mst.errors import ModelError
 from mst.model.files import read_config
-from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class, score_class
+from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class, has_towers, score_class
 from mst.training.quantization import hold_still, quantization_config
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
 
         if config.target_modules == "all-linear":
             config.target_modules = _all_linear(model)
+        elif has_towers(model):
+            config.target_modules = _named_beside_towers(model, config.target_modules)
         with quiet_peft():
             model = get_peft_model(model, config)
         for _, parameter in trained_parameters(model):  # a reward model's head is not an adapter
@@ -163,6 +165,15 @@ def _all_linear(model: torch.nn.Module) -> list[str]:
     last = {name.rpartition(".")[2] for name in names}
     found = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
     return sorted(last if found == names else names)
+
+
+def _named_beside_towers(model: torch.nn.Module, targets: Any) -> Any:
+    """Return the language model's modules that end in one of `targets`; `targets` where none does.
+
+    PEFT would adapt a tower's layers of the same name, such as CLIP's q_proj beside Llama's.
+    """
+    ends = tuple(f".{each}" for each in targets)
+    return [name for name in adaptable(model) if f".{name}".endswith(ends)] or targets
 
 
 def with_adapter(model: torch.nn.Module, adapter: str) -> torch.nn.Module:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mst.data.encode import IGNORE as IGNORE_INDEX
+from mst.training.image_inputs import image_inputs
 from mst.training.packing import first_fit_decreasing
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Batch:
         targets: (lines, kept) the token that each kept position should predict, or -100.
         tokens: tokens that are not padding.
         label_tokens: targets that are not -100.
+        images: what the model sees images by, as arguments of its forward pass.
     """
 
     input_ids: torch.Tensor
@@ -63,6 +66,7 @@ class Batch:
     targets: torch.Tensor
     tokens: int
     label_tokens: int
+    images: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on `device`."""
@@ -75,6 +79,7 @@ class Batch:
             self.targets.to(device),
             self.tokens,
             self.label_tokens,
+            {name: each.to(device) for name, each in self.images.items()},
         )
 
 
@@ -122,19 +127,28 @@ def batch_shape(lines: Sequence[Sequence[int]], layout: Layout) -> BatchShape:
     return BatchShape(len(lines), width, packed, masked)
 
 
-def collate(examples: Sequence[Example], pad_token_id: int, layout: Layout) -> Batch:
+def collate(
+    examples: Sequence[Example], pad_token_id: int, layout: Layout, processor: Path | None = None
+) -> Batch:
     """Lay examples out in the lines of one micro-batch, as `lines_of` says.
 
     Args:
         examples: the micro-batch's rows.
         pad_token_id: fills what is padded; it carries no loss, and no row sees it.
-        layout: from `layout_of`.
+        layout: from `layout_of`; "padded" where a row has images.
+        processor: directory of the model that reads the rows' images.
     """
     lines = lines_of([len(each.input_ids) for each in examples], layout)
-    return collate_lines([[examples[row] for row in line] for line in lines], pad_token_id, layout)
+    laid = [[examples[row] for row in line] for line in lines]
+    return collate_lines(laid, pad_token_id, layout, processor)
 
 
-def collate_lines(lines: Sequence[Sequence[Example]], pad_token_id: int, layout: Layout) -> Batch:
+def collate_lines(
+    lines: Sequence[Sequence[Example]],
+    pad_token_id: int,
+    layout: Layout,
+    processor: Path | None = None,
+) -> Batch:
     """Lay the examples of each line end to end, and pad the lines to one width at the right.
 
     Sizes are rounded up as `batch_shape` says.
@@ -171,12 +185,14 @@ def collate_lines(lines: Sequence[Sequence[Example]], pad_token_id: int, layout:
     extra = _rounded(len(keep), KEPT_MULTIPLE) - len(keep)
     targets = torch.cat([shifted[:, keep], torch.full((len(ids), extra), IGNORE_INDEX)], dim=1)
     keep = torch.cat([keep, torch.zeros(extra, dtype=keep.dtype)])
+    input_ids = torch.tensor(ids)
     return Batch(
-        input_ids=torch.tensor(ids),
+        input_ids=input_ids,
         position_ids=torch.tensor(positions),
         attention_mask=mask,
         keep=keep,
         targets=targets,
         tokens=sum(sum(line) for line in lengths),
         label_tokens=int((targets != IGNORE_INDEX).sum()),
+        images=image_inputs([each for line in lines for each in line], input_ids, processor),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mst.data.encode import IGNORE as IGNORE_INDEX
 from mst.training.batches import Batch
+from mst.training.image_inputs import TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,13 @@ def forward_arguments(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
     for name, value in (("position_ids", batch.position_ids), ("use_cache", False)):
         if accepts(model, name):
             arguments[name] = value
+    if batch.images:
+        # Where images stand, positions may go along their sides: the model works them out.
+        arguments.pop("position_ids", None)
+        named = _parameters(model)
+        arguments |= {
+            name: value for name, value in batch.images.items() if name != TYPES or name in named
+        }
     if batch.attention_mask is not None:
         arguments["attention_mask"] = batch.attention_mask
     return arguments

@@ -68,7 +68,8 @@ def share_of(session: Session, step: Sequence[Example], every: Sequence[Items]) 
 def _laid(
     session: Session, sequences: Sequence[Example], lines: Sequence[Sequence[int]] | None = None
 ) -> Laid:
-    return lay_out(sequences, session.pad_token_id, session.layout, lines).to(session.device)
+    laid = lay_out(sequences, session.pad_token_id, session.layout, lines, session.processor)
+    return laid.to(session.device)
 
 
 def _block_lines(

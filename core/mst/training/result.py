@@ -11,6 +11,7 @@ from mst import rundir
 from mst.data.prepare import Prepared
 from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
+from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.rundir import CHECKPOINTS, RunManifest
 from mst.training import checkpoint
@@ -89,7 +90,8 @@ def _write_result(
             else:
                 trained = {name: each.to(dtype) for name, each in trained.items()}
         checkpoint.write_weights(whole, part, trained)
-        for each in (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json"):
+        beside = ("chat_template.jinja", "generation_config.json")
+        for each in (*TOKENIZER_FILES, *PROCESSOR_FILES, *beside):
             if (source / each).is_file() and not (part / each).is_file():
                 shutil.copyfile(source / each, part / each)
 

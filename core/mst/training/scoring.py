@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.data.encode import IGNORE, Example
@@ -46,6 +47,7 @@ def lay_out(
     pad_token_id: int,
     layout: Layout,
     lines: Sequence[Sequence[int]] | None = None,
+    processor: Path | None = None,
 ) -> Laid:
     """Return sequences as one micro-batch.
 
@@ -54,12 +56,15 @@ def lay_out(
         pad_token_id: fills what is padded.
         layout: of the tensors.
         lines: which sequences lie in each line; default as `lines_of` says.
+        processor: directory of the model that reads the sequences' images.
     """
     import torch
 
     if lines is None:
         lines = lines_of([len(each.input_ids) for each in sequences], layout)
-    batch = collate_lines([[sequences[i] for i in line] for line in lines], pad_token_id, layout)
+    batch = collate_lines(
+        [[sequences[i] for i in line] for line in lines], pad_token_id, layout, processor
+    )
     owners = torch.zeros(batch.input_ids.shape, dtype=torch.long)
     for row, line in zip(owners, lines, strict=True):
         start = 0

@@ -53,6 +53,7 @@ class Session:
         objective: what the model is trained for.
         reference: how the model before training is known; None when the objective needs it not.
         tokenizer: of an objective that samples answers; others do without.
+        processor: directory of the model that reads the rows' images; None where there are none.
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
@@ -77,6 +78,7 @@ class Session:
     objective: Objective
     reference: Reference | None = None
     tokenizer: TextTokenizer | None = None
+    processor: Path | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
 
@@ -97,6 +99,7 @@ def make_session(
     zero_config: Mapping[str, Any] | None = None,
     objective: Objective | None = None,
     tokenizer: TextTokenizer | None = None,
+    processor: Path | None = None,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -138,6 +141,7 @@ def make_session(
         stop_asked=stop_asked,
         objective=objective,
         tokenizer=tokenizer,
+        processor=processor,
         group=group,
         zero=zero,
     )

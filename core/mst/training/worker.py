@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from mst import rundir
 from mst.configuration import ZERO_STAGES
-from mst.data.prepare import Prepared, prepare
+from mst.data.prepare import Prepared, has_images, prepare
+from mst.data.rows import fingerprint
 from mst.data.streaming import StreamedRows
 from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError, TrainingError
 from mst.extensions import hide_packages
@@ -118,13 +119,13 @@ def _data(request: TrainRequest, manifest: RunManifest, objective: Objective) ->
         RunError: it is other data by now, or on this machine.
     """
     prepared = prepare(request, request.dataset, Path(manifest.model_path), None, objective)
-    planned = {each.path: each.sha256 for each in (*manifest.data, *manifest.val_data)}
-    found = {each.path: each.sha256 for each in (*prepared.files, *prepared.val_files)}
+    planned = {each.path: fingerprint(each) for each in (*manifest.data, *manifest.val_data)}
+    found = {each.path: fingerprint(each) for each in (*prepared.files, *prepared.val_files)}
     changed = sorted(path for path in planned | found if planned.get(path) != found.get(path))
     if changed:
         raise RunError(
-            f"{changed[0]} is not what it was when the run was planned. Put it back as it was, or"
-            " start a new run in another --output-dir."
+            f"{changed[0]}, or an image that it names, is not what it was when the run was planned."
+            " Put it back as it was, or start a new run in another --output-dir."
         )
     return prepared
 
@@ -316,9 +317,11 @@ def _session(training: Training) -> Session:
             lines = 1 if layout_of(True, plan.attention) == "line" else 2
             return rows_stay_apart(training.model, vocabulary, training.device, lines)
 
+    # Positions of images are the model's own: they can't restart within a line.
+    padded = prepared.objective.scores or has_images(prepared)
     # ZeRO-3 puts the weights on the device first.
-    late = plan.strategy == "zero3" and not prepared.objective.scores
-    packing = not (late or prepared.objective.scores) and apart()
+    late = plan.strategy == "zero3" and not padded
+    packing = not (late or padded) and apart()
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -336,6 +339,7 @@ def _session(training: Training) -> Session:
             zero_config,
             prepared.objective,
             prepared.tokenizer,
+            prepared.template.images,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))

@@ -285,7 +285,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         chat(turn("user", [{"type": "image_url", "image_url": {"url": f"https://{SECRET}"}}])),
         ("'content' of type 'image_url'", "fetches nothing"),
     ),
-    (GOOD_CHAT, chat(turn("assistant", "a"), images=[SECRET]), ("'images'", "text alone")),
+    (GOOD_CHAT, chat(turn("assistant", "a"), images=[SECRET]), ("image 1", "no file")),
     (
         GOOD_CHAT,
         chat(turn("assistant", "a"), images=["https://x/y.png"]),

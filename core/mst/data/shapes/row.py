@@ -18,6 +18,7 @@ from mst.data.shapes.pairs import (
     tools_of,
     with_reasoning,
 )
+from mst.data.shapes.pictures import with_images
 from mst.data.shapes.preference import preference
 from mst.data.shapes.turns import Tags, conversation, turns, with_system
 from mst.data.shapes.values import needed, optional_text
@@ -38,15 +39,24 @@ def make_row(place: Place, columns: Columns, fields: Mapping[str, Any], tags: Ta
     Raises:
         RowError: it has another shape, or nothing to learn from.
     """
-    _refuse_unsupported(place, fields)
+    images = columns.optional.get("images", ())
+    _refuse_unsupported(place, fields, images)
     file, number = place.file, place.row
     if columns.shape == "text":
         return Row((), file, number, text=plain_text(place, fields, columns.needed["text"]))
     tools = tools_of(place, columns, fields)
     if columns.shape == "preference":
         better, worse = preference(place, columns, fields, tags)
+        if any(turn.parts for turn in (*better, *worse)):
+            refuse(
+                place,
+                "a preference has an image, and preferences are learnt from text alone",
+                "Remove the row.",
+            )
         return Row(better, file, number, tools, rejected=worse)
     messages = conversation(place, _messages(place, columns, fields, tags))
+    name = optional_name(place, columns, fields, "images")
+    messages = with_images(place, name, fields.get(name) if name else None, messages)
     desirable = None
     if "label" in columns.needed:
         desirable = label(place, fields, columns.needed["label"])
@@ -70,8 +80,8 @@ def _messages(
     return with_reasoning(place, columns, fields, found)
 
 
-def _refuse_unsupported(place: Place, fields: Mapping[str, Any]) -> None:
-    refuse_media(place, fields)
+def _refuse_unsupported(place: Place, fields: Mapping[str, Any], images: tuple[str, ...]) -> None:
+    refuse_media(place, fields, images)
     for name in _UNSUPPORTED:
         if fields.get(name):
             refuse(

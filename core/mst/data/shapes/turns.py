@@ -9,7 +9,7 @@ from typing import Any
 from mst.data.refusals import Place, json_type, refuse
 from mst.data.rows import Message
 from mst.data.shapes.calls import check_results, tool_calls
-from mst.data.shapes.content import content, refuse_media
+from mst.data.shapes.content import Parts, content, refuse_media
 from mst.data.shapes.values import answer, needed, of_kind, parsed_json, text
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -141,9 +141,9 @@ def _goes_on(previous: Message, turn: Message) -> bool:
 
 
 def _pair(place: Place, item: Mapping[str, Any]) -> list[Message]:
-    human = content(place, "human", item["human"])
+    human, parts = content(place, "human", item["human"])
     said = answer(place, "assistant", of_kind(place, "assistant", item["assistant"], str))
-    return [Message("user", human), Message("assistant", said)]
+    return [Message("user", human, parts=parts), Message("assistant", said)]
 
 
 def _turn(place: Place, item: Mapping[str, Any], tags: Tags) -> tuple[Message, bool]:
@@ -159,10 +159,15 @@ def _turn(place: Place, item: Mapping[str, Any], tags: Tags) -> tuple[Message, b
         loss, weight = _loss(place, item, "assistant"), _weight(place, item, "assistant")
         return Message("assistant", "", loss, weight, tool_calls=calls), True
     calls = _calls(place, item, role)
-    if calls and item.get(content_name) is None:
-        written = ""
-    else:
-        written = content(place, content_name, needed(place, item, content_name, str, list))
+    written, parts = "", Parts()
+    if not calls or item.get(content_name) is not None:
+        written, parts = content(place, content_name, needed(place, item, content_name, str, list))
+    if parts and role == "assistant":
+        refuse(
+            place,
+            f"field '{content_name}' of an assistant turn has an image, but a model answers text",
+            "Move it to the user's turn.",
+        )
     if role == "assistant" and not calls:
         answer(place, content_name, written)
     message = Message(
@@ -174,6 +179,7 @@ def _turn(place: Place, item: Mapping[str, Any], tags: Tags) -> tuple[Message, b
         calls,
         _named(place, item, "tool_call_id") if role == "tool" else None,
         _named(place, item, "name"),
+        parts,
     )
     return message, False
 
