@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mst.data.omissions import refuse_omissions
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, render_marked
 from mst.data.turns import turn_places
@@ -47,13 +48,15 @@ def assistant_spans(
 
     Raises:
         DataError: when the template refuses the conversation, writes no end-of-turn token after
-            an answer, or hides where an answer stands; when another turn than an assistant's asks
-            for loss. Does not say which row it was.
+            an answer, hides where an answer stands, or leaves out tools, calls, their results or
+            reasoning; when another turn than an assistant's asks for loss. Does not say which row
+            it was.
     """
     if train_on not in TRAIN_ON:
         raise DataError(f"--train-on '{train_on}' is not one of {', '.join(TRAIN_ON)}. Pass one.")
     weights = _weights(messages, train_on, first)
     text, blocks = render_marked(template, messages, tools=tools)
+    refuse_omissions(template, messages, text, tools)
     # With "all" every turn is looked at: a model that never reads an end of turn never stops.
     trained = [index for index, weight in weights.items() if weight or train_on == "all"]
     places = turn_places(template, messages, trained, text, blocks, tools)

@@ -243,3 +243,68 @@ def test_loss_on_any_other_turn_than_the_assistants_is_refused(
     refuses(
         lambda: assistant_spans(CHATML, chat, "assistant"), "message 1", turn.role, "--train-on all"
     )
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": SECRET}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": SECRET, "parameters": {}}}
+CALLING = [
+    user(SECRET),
+    Message("assistant", "so", tool_calls=(CALL,)),
+    Message("tool", SECRET),
+    bot("3"),
+]
+FIRST_CALL_ONLY = template(
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+NO_RESULTS = template(
+    "{% for m in messages if m.role != 'tool' %}<|{{ m.role }}|>{{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls else '' }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "chat", "tools", "needles"),
+    [
+        (CHATML, CALLING, (), ("call 1 of message 2", "write it as the content")),
+        (CHATML, [user(SECRET), bot("a")], (TOOL,), ("the row's tools", "in a system turn")),
+        (
+            CHATML,
+            [user(SECRET), Message("assistant", "a", reasoning=SECRET)],
+            (),
+            ("the reasoning", "into the content"),
+        ),
+        (
+            FIRST_CALL_ONLY,
+            [user(SECRET), Message("assistant", "", tool_calls=(TOOL, CALL))],
+            (),
+            ("call 2 of message 2",),
+        ),
+        (NO_RESULTS, CALLING, (), ("the tool's result in message 3", "a user turn")),
+    ],
+)
+def test_a_template_that_leaves_out_a_part_of_the_row_is_refused(
+    refuses: Callable[..., str],
+    found: ChatTemplate,
+    chat: list[Message],
+    tools: tuple[dict[str, object], ...],
+    needles: tuple[str, ...],
+) -> None:
+    refuses(
+        lambda: assistant_spans(found, chat, "assistant", tools), "here.jinja leaves out", *needles
+    )
+
+
+def test_qwen3_writes_tools_calls_and_results_and_may_leave_out_what_was_thought_before(
+    model_dirs: dict[str, Path],
+) -> None:
+    qwen3 = load_template(model_dirs["qwen3"])
+    text, spans = assistant_spans(qwen3, CALLING, "assistant", (TOOL,))
+    before = [user("q"), Message("assistant", "a", reasoning="hm"), user("r"), bot("b")]
+    calls, answer = (text[start:end] for start, end, _ in spans)
+
+    assert calls.endswith('"arguments": {"a": "' + SECRET + '"}}\n</tool_call><|im_end|>')
+    assert answer.endswith("3<|im_end|>")
+    assert learned(qwen3, before) == ["a<|im_end|>", EMPTY_THINKING + "b<|im_end|>"]
