@@ -67,6 +67,17 @@ def special_tokens(model_dir: Path) -> SpecialTokens:
     return SpecialTokens(named, stop, pads[0] if pads else None)
 
 
+def is_token(model_dir: Path, text: str) -> bool:
+    """Return whether a text is one token of a model's vocabulary."""
+    tokenizer = read_json(model_dir / "tokenizer.json")
+    added = _added_tokens(model_dir, read_json(model_dir / "tokenizer_config.json"))
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    # Unigram models list their tokens with a score each.
+    return text in added.values() or text in (
+        vocabulary if isinstance(vocabulary, dict) else {each[0] for each in vocabulary}
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a model's JSON file, or {} when the file is not there.
 

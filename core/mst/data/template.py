@@ -10,7 +10,7 @@ from typing import Any
 
 from mst.data.named_templates import NAMED
 from mst.data.rows import Message
-from mst.data.special import read_json, special_tokens
+from mst.data.special import is_token, read_json, special_tokens
 from mst.errors import DataError, ModelError
 from mst.model.processor import has_processor
 
@@ -195,7 +195,8 @@ def _override(model_dir: Path, override: str) -> tuple[str, str]:
         return own[override], f"{model_dir / 'tokenizer_config.json'} ({override})"
     if override in NAMED:
         source, end = NAMED[override]
-        if end not in special_tokens(model_dir).stop:
+        # A config may name an end that the vocabulary lacks.
+        if end not in special_tokens(model_dir).stop or not is_token(model_dir, end):
             raise ModelError(
                 f"--template {override} ends its turns with {end}, which is no end-of-turn token "
                 f"of the model in {model_dir}: it would never learn to stop. Pass the model's own "

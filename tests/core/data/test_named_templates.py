@@ -60,6 +60,19 @@ def test_a_model_without_the_end_of_turn_token_is_refused(tiny_model: Path) -> N
         load_template(tiny_model, "llama3")
 
 
+def test_an_end_of_turn_that_only_the_config_names_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    for each in tiny_model.iterdir():
+        shutil.copy(each, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8")) | {"eos_token": "<|eot_id|>"}
+    path.write_text(json.dumps(config), "utf-8")
+
+    with pytest.raises(ModelError, match=r"llama3 ends its turns with <\|eot_id\|>"):
+        load_template(tmp_path, "llama3")
+
+
 def test_an_unknown_name_names_the_nearest(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match=r"known: chatml.*Did you mean chatml\?"):
         load_template(tiny_model, "chat-ml")
