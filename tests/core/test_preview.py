@@ -11,7 +11,7 @@ import pexpect
 import pytest
 
 from mst.cli import main
-from mst.data.encode import IGNORE, encode
+from mst.data.encode import IGNORE, Example, encode
 from mst.data.preview import pieces
 from mst.data.rows import Message, Row
 from mst.data.template import load_template
@@ -118,3 +118,21 @@ def test_pieces_hold_every_token_once_with_its_loss(tiny_model: Path) -> None:
     assert [token for each in found for token in each.ids] == list(example.input_ids)
     assert "".join(each.text for each in found if each.weight).startswith("三个 😀 ok")
     assert {label for label in example.labels if label != IGNORE} <= learned
+
+
+def test_the_spaces_between_words_are_shown_for_every_kind_of_decoder() -> None:
+    from array import array
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from mst.data.tokens import TextTokenizer
+
+    words = {"</s>": 0, "\u2581Hello": 1, "\u2581big": 2, "\u2581world": 3}
+    made = Tokenizer(models.WordLevel(words, unk_token="</s>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    ids = array("i", made.encode("Hello big world").ids)
+    example = Example(ids, ids[:], Row((), "memory", 1, text="Hello big world"))
+    found = pieces(example, TextTokenizer(made, (0,), 0, 4))
+
+    assert "".join(each.text for each in found) == "Hello big world"

@@ -75,15 +75,17 @@ def preview(
 
 def pieces(example: Example, tokenizer: TextTokenizer) -> Iterator[Piece]:
     """Yield the tokens of an example as text, those of one character together."""
-    start = 0
+    before = start = 0
     ids: Sequence[int] = example.input_ids
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[start:end])
+        # Some decoders drop the space before a text's first token: the piece before leads.
+        lead, text = (tokenizer.decode(ids[before:stop]) for stop in (start, end))
+        text = text.removeprefix(lead)
         if _CUT in text and end < len(ids) and end - start < 4:  # UTF-8 takes up to four bytes
             continue
         weights = [_weight(example, place) for place in range(start, end)]
         yield Piece(_visible(text), tuple(ids[start:end]), max(weights))
-        start = end
+        before, start = start, end
 
 
 def _weight(example: Example, place: int) -> float:
