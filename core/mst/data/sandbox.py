@@ -70,6 +70,9 @@ class _Output(threading.local):
 _output = _Output()
 
 
+_OF_DICTIONARIES = frozenset(dir(dict))
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """transformers' sandbox, with limits of time and size.
 
@@ -82,6 +85,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Take the options of `jinja2.Environment`."""
         super().__init__(**options)
         self._verdicts: dict[tuple[type, str], bool] = {}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return an attribute or an item, as jinja2 does."""
+        # Messages are dictionaries, and most names are no attribute of theirs: jinja2 finds that
+        # out by an exception each time.
+        if type(obj) is dict and attribute not in _OF_DICTIONARIES:
+            if attribute in obj:
+                return obj[attribute]
+            return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Return jinja2's verdict."""
