@@ -13,7 +13,7 @@ from mst.data.encode import Example, encode
 from mst.data.formats import FileReading, Reading, file_rows, used_columns
 from mst.data.labels import AnswerTally, unknown_answer
 from mst.data.records import records
-from mst.data.refusals import Place, Refusals, Refused, RowError
+from mst.data.refusals import Refusals, Refused, RowError
 from mst.data.rows import Message, Row
 from mst.data.scripts import script_shares
 from mst.data.sources import find_source
@@ -237,18 +237,17 @@ def _encodable(batch: Sequence[Row], tally: _Tally, refusals: Refusals) -> Itera
         return batch
     try:
         examples = _encoded(batch, encoder)
-    except DataError:
+    except RowError:
         return [row for row in batch if _encodes_alone(row, encoder, tally, refusals)]
     tally.lengths += map(_length, examples)
     return batch
 
 
 def _encodes_alone(row: Row, encoder: Encoder, tally: _Tally, refusals: Refusals) -> bool:
-    place = Place(row.file, row.number)
     try:
         tally.lengths += map(_length, _encoded([row], encoder))
-    except DataError as error:
-        refusals.add(RowError(place, str(error).removeprefix(f"{place}: "), ""))
+    except RowError as error:
+        refusals.add(error)
         return False
     return True
 

@@ -6,9 +6,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from mst.data.bad_rows import BadRows
 from mst.data.expansion import expanded
 from mst.data.images import Image, row_images
 from mst.data.offsets import labelled
+from mst.data.refusals import Place, RowError
 from mst.data.rows import Message, Row
 from mst.data.spans import Span, assistant_spans
 from mst.data.template import ChatTemplate
@@ -90,6 +92,7 @@ def encode(
     max_length: int | None,
     train_on: str = "assistant",
     truncation_strategy: str = "delete",
+    bad: BadRows | None = None,
 ) -> Encoded:
     """Render, tokenize and label rows.
 
@@ -106,10 +109,12 @@ def encode(
         truncation_strategy: of conversations: "delete" leaves longer rows out, "right" cuts off
             their end and "left" their beginning; a row in which no loss is left is left out. A
             row with images is left out in any case.
+        bad: told of rows that cannot be rendered or carry no loss; None makes them errors.
 
     Raises:
-        DataError: when a row cannot be rendered or carries no loss, or none is left. Names file
-            and row, and never quotes it.
+        RowError: a row cannot be rendered or carries no loss. Names file and row, and never quotes
+            it.
+        DataError: no row is left.
     """
     if truncation_strategy not in TRUNCATION_STRATEGIES:
         raise DataError(
@@ -119,13 +124,17 @@ def encode(
     examples: list[Example] = []
     lengths: list[int] = []
     deleted = divided = 0
+    bad = bad or BadRows()
     for first in range(0, len(rows), _BATCH_ROWS):
-        for whole in _whole(rows[first : first + _BATCH_ROWS], tokenizer, template, train_on):
+        batch = rows[first : first + _BATCH_ROWS]
+        for whole in _renderable(batch, tokenizer, template, train_on, bad):
             kept = fitting(whole, max_length, truncation_strategy)
             lengths.append(length(whole))
             deleted += not kept
             divided += len(kept) > 1
             examples += kept
+    if rows and not lengths:
+        raise bad.none_left()
     if not examples:
         raise _nothing_left(lengths, max_length, truncation_strategy)
     too_long = sum(length > max_length for length in lengths) if max_length is not None else 0
@@ -158,6 +167,27 @@ def encode_row(
     """
     (whole,) = _whole([row], tokenizer, template, train_on)
     return fitting(whole, max_length, truncation_strategy)
+
+
+def _renderable(
+    rows: Sequence[Row],
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    train_on: str,
+    bad: BadRows,
+) -> Iterator[Example]:
+    """Yield the example of each row, uncut; what can't be rendered goes to `bad`."""
+    try:
+        found = list(_whole(rows, tokenizer, template, train_on))
+    except RowError as error:
+        if len(rows) == 1 or bad.on_bad_row == "error":
+            bad.add(error)
+            return
+    else:
+        yield from found
+        return
+    for row in rows:
+        yield from _renderable([row], tokenizer, template, train_on, bad)
 
 
 def _whole(
@@ -200,24 +230,26 @@ def _rendered(
 def _spans(
     template: ChatTemplate, row: Row, messages: Sequence[Message], train_on: str, first: int = 0
 ) -> tuple[str, tuple[Span, ...]]:
-    where = f"{row.file}, row {row.number}"
+    where = Place(row.file, row.number)
     try:
         text, spans = assistant_spans(template, messages, train_on, row.tools, first)
         if images := row_images(row):
             text, spans = expanded(template, text, spans, images)
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise RowError(where, str(error).removesuffix("."), "") from None
     if not spans and row.rejected:
-        raise DataError(
-            f"{where}: the better and the worse conversation must both go on with an answer of "
-            "their own after the turns they share, but one has none that carries loss. Mend the "
-            "row, or remove it."
+        raise RowError(
+            where,
+            "the better and the worse conversation must both go on with an answer of their own "
+            "after the turns they share, but one has none that carries loss",
+            "Mend the row, or remove it.",
         )
     if not spans:
-        raise DataError(
-            f"{where}: no turn carries loss with --train-on {train_on}: there is no answer, or "
-            "'loss' is false on every one it chooses. Remove the row, or set 'loss' to true on "
-            "one."
+        raise RowError(
+            where,
+            f"no turn carries loss with --train-on {train_on}: there is no answer, or 'loss' is "
+            "false on every one it chooses",
+            "Remove the row, or set 'loss' to true on one.",
         )
     return text, spans
 

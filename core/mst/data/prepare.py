@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mst.data.bad_rows import BadRows
 from mst.data.encode import Encoded, Example, encode, encode_row
 from mst.data.formats import Reading, check_columns_used, read
 from mst.data.images import row_images
 from mst.data.labels import label_set
+from mst.data.refusals import Place, RowError
 from mst.data.rows import DataSet, FileFacts, Row
 from mst.data.split import split
 from mst.data.streamed import check_streaming, stream
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
-from mst.data.usable import check_rows, usable, with_known_answers
-from mst.errors import DataError
+from mst.data.usable import fit_rows, usable, with_known_answers
 from mst.model.processor import image_tokens
 from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
@@ -110,17 +111,22 @@ def prepare(
     train_rows, held_out = parted(request, found, reading)
     val_rows, val_files = held_out.rows, held_out.files
     check_columns_used(reading, [each.columns for each in (*found.files, *val_files)])
-    check_rows(objective, (*train_rows, *val_rows))
+    answers = label_set(train_rows) if request.task == "sft" else None
+    bad = BadRows(request.on_bad_row)
+    train_rows = fit_rows(objective, train_rows, bad)
+    val_rows = fit_rows(objective, val_rows, bad)
+    train = _encoded(train_rows, objective, encoding, bad)
+    val = _encoded(val_rows, objective, encoding, bad) if val_rows else None
     return Prepared(
         train_rows=train_rows,
         val_rows=val_rows,
-        train=_encoded(train_rows, objective, encoding),
-        val=_encoded(val_rows, objective, encoding) if val_rows else None,
-        answers=label_set(train_rows) if request.task == "sft" else None,
+        train=train,
+        val=val,
+        answers=answers,
         max_length=max_length,
         packing=request.packing,
-        files=found.files,
-        val_files=val_files,
+        files=bad.recorded(found.files),
+        val_files=bad.recorded(val_files),
         tokenizer=tokenizer,
         template=template,
         objective=objective,
@@ -147,10 +153,18 @@ def parted(
     return found.rows, held_out
 
 
-def _encoded(rows: Sequence[Row], objective: Objective, encoding: Encoding) -> Encoded:
+def _encoded(
+    rows: Sequence[Row], objective: Objective, encoding: Encoding, bad: BadRows
+) -> Encoded:
     how = encoding
     found = encode(
-        rows, how.tokenizer, how.template, how.max_length, how.train_on, how.truncation_strategy
+        rows,
+        how.tokenizer,
+        how.template,
+        how.max_length,
+        how.train_on,
+        how.truncation_strategy,
+        bad,
     )
     return usable(objective, found)
 
@@ -167,9 +181,10 @@ def _streamed(
 
     def one(row: Row) -> list[Example]:
         if row_images(row):
-            raise DataError(
-                f"{row.file}, row {row.number}: the row has images, which --streaming does not"
-                " read. Leave it out: an image is loaded when its batch is made in any case."
+            raise RowError(
+                Place(row.file, row.number),
+                "the row has images, which --streaming does not read",
+                "Leave it out: an image is loaded when its batch is made in any case.",
             )
         return encode_row(
             row, how.tokenizer, how.template, how.max_length, how.train_on, how.truncation_strategy
@@ -177,18 +192,22 @@ def _streamed(
 
     check_streaming(request)
     found = stream(request, dataset, reading, objective, one)
-    check_rows(objective, (*found.sample, *found.val))
-    sample = _encoded(found.sample, objective, encoding)
+    # Of the sample nothing is recorded: its rows are counted when their steps ask for them.
+    unrecorded, bad = BadRows(request.on_bad_row), BadRows(request.on_bad_row)
+    rows = fit_rows(objective, found.sample, unrecorded)
+    sample = _encoded(rows, objective, encoding, unrecorded)
+    val_rows = fit_rows(objective, found.val, bad)
+    val = _encoded(val_rows, objective, encoding, bad) if val_rows else None
     return Prepared(
         train_rows=(),
-        val_rows=found.val,
+        val_rows=val_rows,
         train=replace(sample, examples=found.train),
-        val=_encoded(found.val, objective, encoding) if found.val else None,
+        val=val,
         answers=None,
         max_length=how.max_length,
         packing=False,
-        files=found.files,
-        val_files=found.val_files,
+        files=bad.recorded(found.files),
+        val_files=bad.recorded(found.val_files),
         tokenizer=how.tokenizer,
         template=how.template,
         objective=objective,

@@ -39,7 +39,7 @@ class RowError(DataError):
 
     def __init__(self, place: Place, reason: str, fix: str, found: str = "") -> None:
         """Keep the parts."""
-        super().__init__(f"{place}: {reason}{f' ({found})' if found else ''}. {fix}")
+        super().__init__(f"{place}: {reason}{f' ({found})' if found else ''}. {fix}".rstrip())
         self.place = place
         self.reason = reason
         self.fix = fix

@@ -11,6 +11,7 @@ from mst.data.refusals import RowError
 from mst.data.rows import FileFacts, Row
 from mst.data.split import held_out_rows
 from mst.data.streaming import StreamedRows, open_files
+from mst.data.usable import check_row
 from mst.errors import DataError, UsageError
 from mst.objective import Objective
 from mst.request import TrainRequest
@@ -97,12 +98,7 @@ def stream(
         )
 
     def encoded(row: Row) -> Example | str:
-        lacking = objective.lacks(row)
-        if lacking:
-            raise DataError(
-                f"{row.file}, row {row.number}: --task {objective.name} was asked for; the row"
-                f" {lacking}."
-            )
+        check_row(objective, row)
         parts = encode_row(row)
         if len(parts) != 1:  # a text that was cut into pieces has several
             return "longer than --max-length"

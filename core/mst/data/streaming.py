@@ -14,7 +14,7 @@ from mst.data.encode import Example
 from mst.data.formats import Reading, RowReader, row_reader
 from mst.data.line_index import LineIndex, index_lines, line_at, line_number
 from mst.data.permutation import permuted
-from mst.data.refusals import Refusals
+from mst.data.refusals import Refusals, RowError
 from mst.data.rows import FileFacts, Row
 from mst.data.sources import find_source
 from mst.errors import DataError
@@ -131,9 +131,11 @@ class StreamedRows(Sequence[Example]):
 
         Raises:
             DataError: the row is bad, and bad rows are errors.
+            IndexError: there are fewer rows.
         """
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
         if place not in self._kept:
             self._kept[place] = self._load(place)
             if len(self._kept) > KEPT_ROWS:
@@ -151,10 +153,10 @@ class StreamedRows(Sequence[Example]):
     def _load(self, place: int) -> Example:
         try:
             found = self._encode(self.row(place))
-        except DataError:
+        except RowError as error:
             if self._on_bad_row == "error":
                 raise
-            found = "bad"
+            found = error.reason
         if not isinstance(found, str):
             return found
         seen, bit = divmod(place, 8)

@@ -5,33 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from mst.data.bad_rows import BadRows
 from mst.data.encode import Encoded
 from mst.data.images import row_images
 from mst.data.labels import unknown_answer
-from mst.data.refusals import Refusals
+from mst.data.refusals import Place, RowError
 from mst.data.rows import DataSet, Row
 from mst.errors import DataError
 from mst.objective import Objective
 
 
-def check_rows(objective: Objective, rows: Iterable[Row]) -> None:
-    """Make sure that every row has what the objective needs.
+def fit_rows(objective: Objective, rows: Iterable[Row], bad: BadRows) -> tuple[Row, ...]:
+    """Return the rows that have what the objective needs; the others go to `bad`.
 
     Raises:
-        DataError: names the first that has not: its file, its number and what to do.
+        DataError: bad rows are errors, or none is left.
     """
-    for row in rows:
-        lacking = objective.lacks(row)
-        if lacking:
-            raise DataError(
-                f"{row.file}, row {row.number}: --task {objective.name} was asked for; the row"
-                f" {lacking}."
-            )
-        if objective.name != "sft" and row_images(row):
-            raise DataError(
-                f"{row.file}, row {row.number}: the row has images, and --task {objective.name}"
-                " learns from text alone. Pass --task sft, or remove the row."
-            )
+    kept, given = [], tuple(rows)
+    for row in given:
+        error = _unfit(objective, row)
+        if error is None:
+            kept.append(row)
+        else:
+            bad.add(error)
+    if given and not kept:
+        raise bad.none_left()
+    return tuple(kept)
+
+
+def check_row(objective: Objective, row: Row) -> None:
+    """Make sure that a row has what the objective needs.
+
+    Raises:
+        RowError: it has not.
+    """
+    error = _unfit(objective, row)
+    if error is not None:
+        raise error
+
+
+def _unfit(objective: Objective, row: Row) -> RowError | None:
+    lacking, fix = objective.lacks(row), ""
+    if not lacking and objective.name != "sft" and row_images(row):
+        lacking, fix = "has images, and it learns from text alone", "Pass --task sft"
+        fix += ", or remove the row."
+    if not lacking:
+        return None
+    reason = f"--task {objective.name} was asked for; the row {lacking.removesuffix('.')}"
+    return RowError(Place(row.file, row.number), reason, fix)
 
 
 def with_known_answers(found: DataSet, answers: Sequence[str], on_bad_row: str) -> DataSet:
@@ -40,25 +61,20 @@ def with_known_answers(found: DataSet, answers: Sequence[str], on_bad_row: str) 
     Raises:
         DataError: bad rows are errors, or none is left.
     """
-    refusals = {each.path: Refusals(on_bad_row) for each in found.files}
+    bad = BadRows(on_bad_row)
     kept = []
     for row in found.rows:
         error = unknown_answer(row, answers)
         if error is None:
             kept.append(row)
         else:
-            refusals[row.file].add(error)
+            bad.add(error)
     if not kept:
         raise DataError(
             f"none of the answers of --val-dataset is one of the {len(answers)} of --dataset. Are"
             " they of the same task? If so, pass --label-accuracy off."
         )
-    files = []
-    for each in found.files:
-        listed = refusals[each.path].listed()
-        rows = each.rows - sum(refused.rows for refused in listed)
-        files.append(replace(each, rows=rows, skipped=(*each.skipped, *map(str, listed))))
-    return DataSet(tuple(kept), tuple(files))
+    return DataSet(tuple(kept), bad.recorded(found.files))
 
 
 def usable(objective: Objective, found: Encoded) -> Encoded:

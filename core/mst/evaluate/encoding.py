@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mst.data.bad_rows import BadRows
 from mst.data.encode import Example, encode
 from mst.data.images import row_images
 from mst.data.rows import Row
@@ -34,8 +35,16 @@ class Encoding:
     examples: Mapping[int, tuple[Example, ...]] = field(repr=False)
 
 
-def encode_rows(rows: Sequence[Row], job: EvalJob, subject: Subject) -> Encoding:
+def encode_rows(
+    rows: Sequence[Row], job: EvalJob, subject: Subject, on_bad_row: str = "error"
+) -> Encoding:
     """Encode rows as the subject was trained to read them.
+
+    Args:
+        rows: to judge by.
+        job: says how.
+        subject: the model.
+        on_bad_row: "skip" leaves rows out that its template refuses.
 
     Raises:
         MstError: as the tokenizer, the template and the encoder say.
@@ -52,7 +61,15 @@ def encode_rows(rows: Sequence[Row], job: EvalJob, subject: Subject) -> Encoding
     length = min(job.max_length, subject.context or job.max_length)
     places = {id(row): place for place, row in enumerate(rows)}
     examples: dict[int, tuple[Example, ...]] = {}
-    encoded = encode(rows, tokenizer, template, length, job.train_on, job.truncation_strategy)
+    encoded = encode(
+        rows,
+        tokenizer,
+        template,
+        length,
+        job.train_on,
+        job.truncation_strategy,
+        BadRows(on_bad_row),
+    )
     for each in encoded.examples:
         place = places[id(each.row)]
         examples[place] = (*examples.get(place, ()), each)

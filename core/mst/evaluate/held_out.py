@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst import rundir
+from mst.data.bad_rows import BadRows
 from mst.data.formats import read
 from mst.data.labels import label_set
 from mst.data.prepare import parted, reading_of
 from mst.data.rows import FileFacts, Row
+from mst.data.usable import fit_rows
 from mst.errors import EvaluationError
 from mst.request import TrainRequest
+from mst.training.objectives import find_objective
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class HeldOut:
         files: where they came from.
         answers: the set of answers when the data is a classification.
         description: of the rows, for people.
+        on_bad_row: what becomes of rows that a template refuses, as when the run was trained.
     """
 
     rows: tuple[Row, ...] = field(repr=False)
     files: tuple[FileFacts, ...]
     answers: tuple[str, ...] | None = field(repr=False)
     description: str
+    on_bad_row: str = "error"
 
 
 def of_files(specs: Sequence[str]) -> HeldOut:
@@ -64,12 +69,15 @@ def of_run(run: Path) -> HeldOut:
     train_rows, held_out = parted(request, found, reading)
     _unchanged(run, facts, (*found.files, *held_out.files))
     rows, files = held_out.rows, held_out.files or found.files
+    if request.on_bad_row == "skip":
+        rows = fit_rows(find_objective(request), rows, BadRows("skip"))
     if not rows:
         raise EvaluationError(
             f"{run} held out no rows (--val-size 0), so nothing is left to judge it by. Pass files"
             " that it was not trained on: --dataset FILE."
         )
-    return HeldOut(rows, files, label_set(train_rows), f"held out in {run.name}")
+    answers, description = label_set(train_rows), f"held out in {run.name}"
+    return HeldOut(rows, files, answers, description, request.on_bad_row)
 
 
 def _all_there(run: Path, facts: Sequence[FileFacts]) -> None:

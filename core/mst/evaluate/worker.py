@@ -49,7 +49,7 @@ def work(job: EvalJob, handle: int) -> None:
     with console.status("reading and tokenizing the rows"):
         held = of_files(request.dataset) if job.run is None else of_run(Path(job.run))
         subjects = [each for each in (job.subject, job.other) if each is not None]
-        encodings = [encode_rows(held.rows, job, each) for each in subjects]
+        encodings = [encode_rows(held.rows, job, each, held.on_bad_row) for each in subjects]
     task, notes = _task(job, held, encodings, metric is not None)
     found = [
         measure(job, each, encoding, task, console)
