@@ -7,6 +7,7 @@ has not written itself are never shown; where something happened, and its type, 
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import threading
@@ -42,12 +43,21 @@ def _lines(error: BaseException, seen: set[int]) -> Iterator[str]:
         yield "which led to:\n"
     # The lines of source code that these quote are the program's, not its data.
     yield from traceback.format_tb(error.__traceback__)
-    yield f"{type(error).__name__} ({WITHHELD})\n"
+    yield f"{type(error).__name__}{_place_of(error)} ({WITHHELD})\n"
     members: Any = getattr(error, "exceptions", ())
     for each in members if isinstance(members, tuple) else ():
         if isinstance(each, BaseException):
             yield "which holds:\n"
             yield from _lines(each, seen)
+
+
+def _place_of(error: BaseException) -> str:
+    """Return what a type of exception tells besides its text, and that is no value."""
+    if isinstance(error, SyntaxError):
+        return f" in {error.filename}:{error.lineno}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f" {errno.errorcode.get(error.errno, '')}"
+    return ""
 
 
 def bug_report(error: BaseException) -> str:
