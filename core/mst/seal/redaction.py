@@ -43,7 +43,7 @@ def _lines(error: BaseException, seen: set[int]) -> Iterator[str]:
         yield "which led to:\n"
     # The lines of source code that these quote are the program's, not its data.
     yield from traceback.format_tb(error.__traceback__)
-    yield f"{type(error).__name__}{_place_of(error)} ({WITHHELD})\n"
+    yield f"{type(error).__name__}{_known_of(error)} ({WITHHELD})\n"
     members: Any = getattr(error, "exceptions", ())
     for each in members if isinstance(members, tuple) else ():
         if isinstance(each, BaseException):
@@ -51,7 +51,14 @@ def _lines(error: BaseException, seen: set[int]) -> Iterator[str]:
             yield from _lines(each, seen)
 
 
-def _place_of(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
+    """Return an exception's type and the line that raised it, in a few words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
+
+
+def _known_of(error: BaseException) -> str:
     """Return what a type of exception tells besides its text, and that is no value."""
     if isinstance(error, SyntaxError):
         return f" in {error.filename}:{error.lineno}"

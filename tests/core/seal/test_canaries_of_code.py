@@ -278,6 +278,27 @@ def test_an_objective_that_tells_what_it_learns_from(
     nothing_found(places, done.stdout + done.stderr, "mst_leaky.py", "a literal", "UserWarning at")
 
 
+def test_an_objective_that_is_not_made(
+    tiny_model: Path, places: dict[str, Path], rows: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mst.registry import PluginError, Registry
+    from mst.request import TrainRequest
+    from mst.training.objectives import find_objective
+
+    text = rows.read_text(encoding="utf-8")
+
+    class Hooks:
+        def mst_objective(self, request: TrainRequest) -> Any:
+            return _fail(text)
+
+    registry: Any = Registry((), {}, {}, {"leaky": Hooks()})  # type: ignore[dict-item]
+    with pytest.raises(PluginError, match=r"raised Quoting in .*, line") as caught:
+        find_objective(TrainRequest(task="leaky"), registry)
+
+    said = "".join(map(repr, (caught.value, caught.value.__cause__, caught.value.__context__)))
+    nothing_found(places, said + str(caught.value))
+
+
 def test_a_reward_function_that_raises_a_row(
     tiny_model: Path, places: dict[str, Path], rows: Path
 ) -> None:
