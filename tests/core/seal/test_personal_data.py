@@ -281,3 +281,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         mask_file(source, tmp_path / "b.jsonl", scan_file(source))
 
     assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_place_without_hard_links_gets_a_copy_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "a.jsonl")
+
+    def refuse(*paths: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    mask_file(source, tmp_path / "b.jsonl", scan_file(source))
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]

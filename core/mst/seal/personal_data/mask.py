@@ -51,8 +51,7 @@ def mask_file(source: Path, target: Path, found: FileScan) -> FileScan:
         copy = scan_file(part)
         _compare(found, copy, source)
         sync_file(part)
-        # Unlike a rename, a link never replaces what came to lie there meanwhile.
-        os.link(part, target)
+        _name(part, target)
         sync_directory(target.parent)
     except FileExistsError:
         raise _there(target) from None
@@ -77,6 +76,19 @@ def check_target(source: Path, target: Path) -> None:
         )
     if not target.parent.is_dir():
         raise DataError(f"--mask {target}: there is no directory {target.parent}. Make it first.")
+
+
+def _name(part: Path, target: Path) -> None:
+    """Give the finished copy its name, unless something lies there."""
+    try:
+        # Unlike a rename, a link never replaces what came to lie there meanwhile.
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links there, as on a FAT stick
+        if target.exists():
+            raise FileExistsError from None
+        part.rename(target)
 
 
 def _there(target: Path) -> DataError:
