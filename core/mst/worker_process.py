@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from mst import rundir
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError, PeerFailed
+from mst.seal.memory import core_dumps_off
+from mst.seal.redaction import bug_report, quieten
 
 _PR_SET_PDEATHSIG = 1
 
@@ -61,6 +62,8 @@ def guarded(job: Callable[[], None], run: Path | None = None) -> int:
         job: the worker's whole task.
         run: the run directory in whose manifest the ending is recorded, if there is one.
     """
+    core_dumps_off()
+    quieten()
     try:
         job()
     except PeerFailed as error:
@@ -77,13 +80,10 @@ def guarded(job: Callable[[], None], run: Path | None = None) -> int:
         _record(run, "interrupted", message)
         print(f"Interrupted: {message}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            raise
         _record(run, "failed", f"a bug: {type(error).__name__}")
-        sys.stderr.writelines(traceback.format_tb(error.__traceback__))
-        print(
-            f"{type(error).__name__} (its text is withheld, it might quote a row): this is a bug in"
-            " mst. Please report the lines above.",
-            file=sys.stderr,
-        )
+        sys.stderr.write(bug_report(error))
         return EXIT_FAILED
     return 0

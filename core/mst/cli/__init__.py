@@ -10,8 +10,10 @@ from types import ModuleType
 
 from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
-from mst.errors import EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
+from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
+from mst.seal.memory import core_dumps_off
+from mst.seal.redaction import bug_report, quiet, quieten
 
 # Command, then the module in this package and the one line of help that `mst --help` shows.
 COMMANDS = {
@@ -89,10 +91,22 @@ def _only_task(name: str, rest: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's error prints no traceback.
 
+    A bug is shown by its places and types alone: its text might quote a row.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    if argv is not None:
+        with quiet():
+            return _guarded(argv)
+    # The process is this command's own; its last threads and exit handlers are quiet too.
+    quieten()
+    return _guarded(sys.argv[1:])
+
+
+def _guarded(argv: Sequence[str]) -> int:
+    core_dumps_off()
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        return _dispatch(argv)
     except MstError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -106,3 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `mst runs list | head` closes our output; that is no error of the user's.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Exception, SystemExit) as error:
+        # A text given to sys.exit would be printed as it is.
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            raise
+        sys.stderr.write(bug_report(error))
+        return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""`mst data`: what is in data files, and what `mst train` would refuse of them."""
+"""`mst data`: what is in data files, what `mst train` would refuse, and what of it is personal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from mst.cli import data_scan
 from mst.errors import EXIT_FAILED, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _BAR_CHARACTERS = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action and its options, which are named as those of `mst train`."""
-    actions = parser.add_subparsers(dest="action", metavar="check")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     check = actions.add_parser(
         "check", help="look at all rows: shape, lengths, what is wrong", allow_abbrev=False
     )
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show", type=int, metavar="N", help="print the first N rows too, on a terminal only"
     )
     check.add_argument("--json", action="store_true", help="JSON on standard output")
+    data_scan.add_arguments(actions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
     from mst.data.formats import Reading, check_columns_used
 
     if args.action is None:
-        raise UsageError("mst data: say what to do: `mst data check PATH`.")
+        raise UsageError(
+            "mst data: say what to do: `mst data check PATH`, or `mst data scan PATH`."
+        )
+    if args.action == "scan":
+        return data_scan.run(args)
     if args.show is not None and (args.json or not sys.stdout.isatty()):
         raise UsageError(
             "mst data check --show prints rows, so it needs a terminal: what goes to a file or a"

@@ -34,6 +34,10 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "images": ("images", "image"),
 }
 ROLES = tuple(_SYNONYMS)
+# What the first line of a table may hold if it is a header; a row's cells are hardly any of these.
+KNOWN_NAMES = frozenset(
+    ("id", "idx", "index", "key", "name", "title", "context", "source", "date", "split", "url")
+).union(ROLES, CLASS_COLUMNS, *_SYNONYMS.values())
 _OPTIONAL = ("system", "history", "tools", "reasoning")
 _LENIENT = (*_OPTIONAL, "input", "images")
 # Shapes of one conversation, which images may stand in.
@@ -272,6 +276,9 @@ class _Finder:
     def unknown(self) -> DataError:
         """Return the error for columns that are none of ours."""
         hint = ""
+        header = KNOWN_NAMES if self.kind in ("csv", "tsv") else None
+        if header and not header & set(self.first):
+            hint = " Is the header line missing? Then put one in front."
         if self.kind == "csv" and len(self.first) == 1:
             name = next(iter(self.first))
             if any(character in name for character in ";\t"):
@@ -280,8 +287,8 @@ class _Finder:
             hint += f" --columns names {shown_names(self.absent)}, which it does not have."
         return DataError(
             f"{self.file}: no known set of columns in its first row; found "
-            f"{shown_names(self.first)}, accepted {ACCEPTED_SHAPES}. Rename the columns, or say "
-            f"what they are with --columns COLUMN=prompt COLUMN=response.{hint}"
+            f"{shown_names(self.first, header)}, accepted {ACCEPTED_SHAPES}. Rename the columns, "
+            f"or say what they are with --columns COLUMN=prompt COLUMN=response.{hint}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -111,17 +111,27 @@ def json_type(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-def shown_names(names: Iterable[str]) -> str:
+def shown_names(names: Iterable[str], header: Container[str] | None = None) -> str:
     """Return column names for an error message, at most twelve of them.
 
-    A CSV file without a header line has a row's text where names should be, so only what looks
-    like a name is shown; the rest is given by its length.
+    Only what looks like a name is shown; the rest is given by its length.
+
+    Args:
+        names: found in a file.
+        header: for the first line of a table, names that headers have. A line with fewer than half
+            of its names among them may be a row, so it shows no others: "Smith" looks like a name.
     """
     shown = []
+    names = list(names)
+    known = None if header is None else {name for name in names if name.lower() in header}
+    if known is not None and 2 * len(known) >= len(names):
+        known = None
     for name in names:
         plain = re.fullmatch(r"[A-Za-z_][\w.-]{0,31}", name, re.ASCII) or re.fullmatch(
             r"\w{1,8}", name
         )
+        if known is not None and name not in known:
+            plain = None
         shown.append(f"'{name}'" if plain else f"(a name of {len(name)} characters)")
     more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
     return ", ".join(shown[:12]) + more if shown else "none"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from mst.data.columns import KNOWN_NAMES
 from mst.data.refusals import Place, RowError, json_type, refuse, shown_names
 from mst.errors import DataError
 
@@ -303,7 +304,8 @@ def _header(file: str, cells: list[str]) -> list[str]:
     if twice:
         raise DataError(
             f"{file} must have a header line with different column names, found "
-            f"{shown_names(sorted(twice))} more than once. Rename or remove one of them."
+            f"{shown_names(sorted(twice), KNOWN_NAMES)} more than once. Rename or remove one of "
+            "them."
         )
     return names
 

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mst.errors import UsageError
+from mst.errors import MstError, UsageError
 from mst.objective import Objective
 from mst.request import TrainRequest
+from mst.seal.redaction import WITHHELD, place_of
 
 if TYPE_CHECKING:
     from mst.registry import Registry
@@ -85,7 +86,24 @@ def _of_plugin(request: TrainRequest, registry: Registry) -> Objective:
     from mst.registry import PluginError, guarded
 
     hooks = registry.objectives[request.task]
-    found: object = guarded(lambda: hooks.mst_objective(request=request), None)
+    failed = ""
+
+    def make() -> object:
+        nonlocal failed
+        try:
+            return hooks.mst_objective(request=request)
+        except MstError:
+            raise
+        except Exception as error:  # it may have read rows, and quote them
+            failed = place_of(error)
+            return None
+
+    found: object = guarded(make, None)
+    if failed:
+        raise PluginError(
+            f"mst_objective of {request.task!r} raised {failed} ({WITHHELD}). Mend it there, or"
+            " pass another --task."
+        )
     if not isinstance(found, Objective):
         raise PluginError(
             f"mst_objective of {request.task!r} returned {type(found).__name__}, not"
