@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from mst.seal.supply.before_use import add_signature_options, verify_before_use
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the run and the options of the merge."""
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="last|best|STEP",
         help="merge this checkpoint instead of the finished result",
     )
+    add_signature_options(parser)
     parser.add_argument(
         "--dtype",
         default="auto",
@@ -36,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     output = None if args.output_dir is None else Path(args.output_dir)
     job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype)
+    verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     with console.status("merging and comparing"):
         report = merge(job, os.environ)
     shown = os.path.relpath(job.output_dir)
