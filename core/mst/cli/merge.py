@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -53,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
             f" {found.positions} random tokens, largest difference {found.max_abs_difference:.2g}",
             soft_wrap=True,
         )
-    console.print(f"\nnext:\n  mst chat {shown}", soft_wrap=True)
+    console.print(f"\nnext:\n  mst chat {shlex.quote(shown)}", soft_wrap=True)
     return 0

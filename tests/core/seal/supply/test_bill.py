@@ -13,17 +13,8 @@ from typing import Any
 import pytest
 
 from mst import rundir
-from mst.merge import prepare_merge
-from mst.merge_worker import work
 from mst.seal.supply.bill import BILL
 from mst.seal.supply.packages import package_components
-
-
-@pytest.fixture(scope="module")
-def merged(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("merged") / "model"
-    work(prepare_merge(finished_run, path))
-    return path
 
 
 @pytest.fixture(scope="module")
