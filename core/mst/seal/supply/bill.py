@@ -181,7 +181,7 @@ def _adapter(adapter: Path, step: int | None) -> dict[str, Any]:
 
 
 def _data(manifest: RunManifest) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for use, files in (("training", manifest.data), ("held-out", manifest.val_data)):
         for each in files:
             number = len(found) + 1

@@ -53,8 +53,12 @@ def check_model_files(directory: Path) -> None:
     for name in names:
         path = directory / name
         _check_kind(directory, path)
-        if path.is_file() and name.endswith(".json"):
+        if not (path.is_file() and name.endswith(".json")):
+            continue
+        if name not in _LARGE:
             _check_names(path, read_bounded_json(path))
+        elif path.stat().st_size > MOST_TOKENIZER_BYTES:
+            raise ModelError(_oversized(path, MOST_TOKENIZER_BYTES))
 
 
 def check_adapter_files(directory: Path) -> None:
@@ -129,7 +133,7 @@ def read_bounded_json(path: Path) -> Any:
         with path.open("rb") as file:
             raw = file.read(most + 1)
         if len(raw) > most:
-            raise ModelError(f"{path} has more than {most >> 20} MiB, as no such file has. {again}")
+            raise ModelError(_oversized(path, most))
         value = json.loads(raw)
         if path.name not in _LARGE and _too_deep(value):
             raise RecursionError
@@ -140,6 +144,11 @@ def read_bounded_json(path: Path) -> Any:
         raise ModelError(f"cannot read {path}: {error.strerror}.") from None
     except ValueError:
         raise ModelError(f"{path} is not valid JSON. {again}") from None
+
+
+def _oversized(path: Path, most: int) -> str:
+    size = f"{most >> 20} MiB"
+    return f"{path} has more than {size}, as no such file has. Copy it again from the source."
 
 
 def _too_deep(value: object) -> bool:
@@ -194,8 +203,6 @@ def _check_link(directory: Path, path: Path) -> None:
 
 def _check_names(path: Path, value: object) -> None:
     """Refuse fields by which a library would load code or a hub's kernel."""
-    if path.name in _LARGE:
-        return
     for part in _mappings(value):
         for key in _INTERNAL:
             if part.get(key) is not None:

@@ -126,13 +126,20 @@ def test_a_json_bomb_is_refused(model: Path, name: str, text: str, message: str)
 
 
 def test_a_tokenizer_nested_too_deeply_is_refused(model: Path) -> None:
+    from mst.data.special import special_tokens
     from mst.data.tokens import load_tokenizer
 
     (model / "tokenizer.json").write_text('{"model":' + "[" * 50_000 + "]" * 50_000 + "}")
-    with pytest.raises(ModelError):
-        locate(str(model), (), {})
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         load_tokenizer(model)
+    with pytest.raises(ModelError, match="nested too deeply"):
+        special_tokens(model)
+
+
+def test_an_oversized_tokenizer_is_refused_unread(model: Path) -> None:
+    os.truncate(model / "tokenizer.json", 600 << 20)  # sparse: it takes no space
+    with pytest.raises(ModelError, match="more than 512 MiB"):
+        locate(str(model), (), {})
 
 
 @pytest.mark.parametrize(

@@ -292,18 +292,27 @@ def test_a_plan_is_made_only_of_the_model_that_was_signed(
         prepare_job(request, os.environ)
 
 
-@pytest.mark.parametrize("command", ["chat", "eval"])
-def test_chat_and_eval_verify_first(
-    command: str, model: Path, key: Path, chat_rows: Path, tmp_path: Path,
+@pytest.mark.parametrize("command", ["chat", "eval", "merge"])
+def test_a_model_is_verified_before_it_is_loaded(
+    command: str, model: Path, key: Path, chat_rows: Path, finished_run: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    from mst.job import model_sha256
+
     sign(model, key, tmp_path / "model.sig")
     flip(model / "model.safetensors")
-    options = ["--dataset", str(chat_rows)] if command == "eval" else ["--prompt", "hi"]
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    rundir.update_manifest(run, model_path=str(model), model_sha256=model_sha256(model))
+    asked = {
+        "chat": [model, "--prompt", "hi"],
+        "eval": [model, "--dataset", chat_rows],
+        "merge": [run],
+    }[command]
     code = cli.main(
-        [command, str(model), *options, "--model-signature", str(tmp_path / "model.sig"),
+        [command, *map(str, asked), "--model-signature", str(tmp_path / "model.sig"),
          "--model-public-key", str(public(key))]
     )  # fmt: skip
 
     assert code == 1
     assert "is not what" in capsys.readouterr().err
+    assert not (run / "merged").exists()
