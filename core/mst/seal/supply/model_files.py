@@ -43,8 +43,9 @@ def check_model_files(directory: Path) -> None:
     and pickles may lie there: nothing of mst reads them.
 
     Raises:
-        ModelError: a link leads out of the directory, a file is no plain file, a JSON file is
-            oversized, too deep or damaged, or names code that a library would load.
+        ModelError: a link leads out of the directory, a file is no plain file or has a name that
+            can't be shown, a JSON file is oversized, too deep or damaged, or names code that a
+            library would load.
     """
     try:
         names = sorted(os.listdir(directory))
@@ -52,6 +53,8 @@ def check_model_files(directory: Path) -> None:
         raise ModelError(f"cannot look into {directory}: {error.strerror}.") from None
     for name in names:
         path = directory / name
+        if not name.isprintable():  # it would steer the terminal that shows an error
+            raise ModelError(f"{directory} holds a file with the name {name!a}. Remove it.")
         _check_kind(directory, path)
         if not (path.is_file() and name.endswith(".json")):
             continue

@@ -99,7 +99,7 @@ def sign(directory: Path, private_key: Path, output: Path) -> Verified:
     inside = [each for each in (target, part) if each.is_relative_to(directory.absolute())]
     untyped_hashing: Any = hashing
     untyped_signing: Any = signing
-    config = untyped_hashing.Config().use_file_serialization(allow_symlinks=True)
+    config = untyped_hashing.Config().use_file_serialization().set_allow_symlinks(True)
     # The signature can't cover itself; what it leaves out is written in it.
     config.set_ignored_paths(paths=[each.relative_to(directory.absolute()) for each in inside])
     try:
@@ -112,6 +112,8 @@ def sign(directory: Path, private_key: Path, output: Path) -> Verified:
         sync_directory(target.parent)
     except OSError as error:
         raise RunError(f"cannot write {output}: {error.strerror}. Pass another --output.") from None
+    except ValueError as error:  # files of a kind that the library doesn't sign
+        raise ModelError(f"{directory} can't be signed: {_plain(str(error))}.") from None
     finally:
         part.unlink(missing_ok=True)
     return _verified(directory, target, key.public_key())
@@ -139,7 +141,7 @@ def _verified(directory: Path, signature: Path, key: Any, key_path: Path | None 
 
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-    from model_signing import verifying
+    from model_signing import hashing, verifying
 
     if directory.is_dir():
         _check_directory(directory)
@@ -151,6 +153,10 @@ def _verified(directory: Path, signature: Path, key: Any, key_path: Path | None 
             key_path = held
         untyped: Any = verifying
         config = untyped.Config().use_elliptic_key_verifier(public_key=key_path)
+        if directory.is_dir() and any(each.is_symlink() for each in directory.rglob("*")):
+            # A hub's cache. model-signing 1.1 forgets what its own signature says of links.
+            hashes: Any = hashing
+            config.set_hashing_config(hashes.Config().set_allow_symlinks(True))
         try:
             with _silent():
                 config.verify(directory, signature)
@@ -163,13 +169,18 @@ def _verified(directory: Path, signature: Path, key: Any, key_path: Path | None 
         except Exception as error:
             raise ModelError(
                 f"{directory} is not what {signature} signs:"
-                f" {' '.join(str(error).split())[:300] or type(error).__name__}."
+                f" {_plain(str(error)) or type(error).__name__}."
                 " Don't use it; copy it again from the source."
             ) from None
     covered, left_out = _covered(directory, signature)
     return Verified(
         ModelSignature(sha256(signature), hashlib.sha256(der).hexdigest(), covered), left_out
     )
+
+
+def _plain(text: str) -> str:
+    """Return a library's words in one line; they may quote a file's name that steers terminals."""
+    return "".join(each for each in " ".join(text.split())[:300] if each.isprintable())
 
 
 def _covered(directory: Path, signature: Path) -> tuple[int, tuple[str, ...]]:

@@ -75,6 +75,23 @@ def test_the_directory_itself_may_be_a_link_and_hold_links_to_its_own(model: Pat
     assert read_facts(locate(str(link), (), {}).path).layers == 2
 
 
+def test_a_name_that_steers_the_terminal_is_refused_and_not_shown(model: Path) -> None:
+    (model / "a\x1b[2J.json").write_text("{")
+    with pytest.raises(ModelError, match="holds a file with the name") as raised:
+        locate(str(model), (), {})
+
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("method", ["evil.module.Class", "\x1b[2J", ["x"], None])
+def test_weights_for_another_tools_class_are_refused(model: Path, method: object) -> None:
+    change(model / "config.json", quantization_config={"quant_method": method})
+    with pytest.raises(ModelError, match="has quantized") as raised:
+        read_facts(model)
+
+    assert str(raised.value).isprintable()
+
+
 def test_a_pipe_is_refused_and_not_waited_for(model: Path) -> None:
     (model / "generation_config.json").unlink(missing_ok=True)
     os.mkfifo(model / "generation_config.json")
@@ -226,6 +243,30 @@ def test_an_adapter_that_names_code_is_refused(
     change(adapter / "adapter_config.json", **fields)
     with pytest.raises(ModelError, match=message):
         check_adapter_files(adapter)
+
+
+def test_an_adapters_base_and_mapping_are_not_followed(
+    finished_run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A hub's name, another directory and a module to import stand there; none is used."""
+    import torch
+
+    from mst.training.adapters import load_model, with_adapter
+
+    for base in ("attacker/base", str(tmp_path / "attacker")):
+        adapter = shutil.copytree(finished_run / "adapter", tmp_path / "adapter")
+        mapping = {"base_model_class": "X", "parent_library": "attacker_module"}
+        change(
+            adapter / "adapter_config.json", base_model_name_or_path=base, auto_mapping=mapping,
+            revision="main",
+        )  # fmt: skip
+        (tmp_path / "attacker_module.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+        model = load_model(tiny_model, "float32", "sdpa", torch.device("cpu"))
+        loaded = with_adapter(model, str(adapter))
+
+        assert any("lora_A" in name for name, _ in loaded.named_parameters())
+        assert not (tmp_path / "marker").exists()
+        shutil.rmtree(adapter)
 
 
 def test_a_pickled_adapter_is_refused_with_the_converting_command(

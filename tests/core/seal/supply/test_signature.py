@@ -131,6 +131,29 @@ def test_a_signature_that_leaves_a_file_out_is_refused(
         verify_signature(model, tmp_path / "model.sig", public(key))
 
 
+def test_a_model_in_a_hubs_cache_is_signed_and_verified(
+    model: Path, key: Path, tmp_path: Path
+) -> None:
+    """Links into the blobs beside the snapshot; a signature of a plain copy holds there too."""
+    signature = tmp_path / "model.sig"
+    sign(model, key, signature)
+    blobs = tmp_path / "models--org--tiny" / "blobs"
+    snapshot = blobs.parent / "snapshots" / "abc"
+    for each in [each for each in model.rglob("*") if each.is_file()]:
+        blob, place = blobs / each.name, snapshot / each.relative_to(model)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(each, blob)
+        place.symlink_to(blob)
+
+    assert verify_signature(snapshot, signature, public(key)).signature.files == 6
+    sign(snapshot, key, signature)
+    assert verify_signature(snapshot, signature, public(key)).signature.files == 6
+    flip(blobs / "model.safetensors")
+    with pytest.raises(ModelError, match="is not what"):
+        verify_signature(snapshot, signature, public(key))
+
+
 def test_a_signature_of_the_reference_tool_is_verified(
     model: Path, key: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +315,25 @@ def test_a_plan_is_made_only_of_the_model_that_was_signed(
         prepare_job(request, os.environ)
 
 
+def test_every_machine_of_a_job_verifies_its_own_copy(
+    model: Path, key: Path, tmp_path: Path
+) -> None:
+    from mst.job import model_sha256
+    from mst.shared_job import differs_here
+
+    signature = tmp_path / "model.sig"
+    sign(model, key, signature)
+    checks = {
+        "model_path": str(model), "model_sha256": model_sha256(model), "files": {},
+        "model_signature": str(signature), "model_public_key": str(public(key)),
+    }  # fmt: skip
+
+    assert differs_here(checks) == ""
+    flip(model / "model.safetensors")
+    assert "is not what" in differs_here(checks)
+    assert differs_here(checks | {"model_signature": None, "model_public_key": None}) == ""
+
+
 @pytest.mark.parametrize("command", ["chat", "eval", "merge"])
 def test_a_model_is_verified_before_it_is_loaded(
     command: str, model: Path, key: Path, chat_rows: Path, finished_run: Path, tmp_path: Path,
@@ -303,13 +345,13 @@ def test_a_model_is_verified_before_it_is_loaded(
     flip(model / "model.safetensors")
     run = shutil.copytree(finished_run, tmp_path / "run")
     rundir.update_manifest(run, model_path=str(model), model_sha256=model_sha256(model))
-    asked = {
+    known: dict[str, list[object]] = {
         "chat": [model, "--prompt", "hi"],
         "eval": [model, "--dataset", chat_rows],
         "merge": [run],
-    }[command]
+    }
     code = cli.main(
-        [command, *map(str, asked), "--model-signature", str(tmp_path / "model.sig"),
+        [command, *map(str, known[command]), "--model-signature", str(tmp_path / "model.sig"),
          "--model-public-key", str(public(key))]
     )  # fmt: skip
 
