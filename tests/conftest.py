@@ -86,3 +86,19 @@ def finished_run(
 
     assert done.returncode == 0, done.stdout + done.stderr
     return path
+
+
+@pytest.fixture(scope="session")
+def merged(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that `mst merge` makes of `finished_run`. Shared: copy it before a change."""
+    path = tmp_path_factory.mktemp("merged") / "model"
+    done = subprocess.run(
+        [sys.executable, "-m", "mst", "merge", str(finished_run), "--output-dir", str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return path

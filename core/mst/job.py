@@ -34,6 +34,7 @@ from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
 from mst.workload import DataFacts
 
@@ -129,6 +130,9 @@ def prepare_job(
     machine = machine_facts(registry)
     where = _named_machine(on, registry, tell) if on else _this_machine(machine, request, registry)
     source = locate(request.model, request.models_dir, environ)
+    signature = verify_before_use(
+        source.path, request.model_signature, request.model_public_key, tell
+    )
     directory = _converted(source, tell)
     weights = not on or bool(list(directory.glob("*.safetensors")))
     model = read_facts(directory, weights=weights, tell=tell)
@@ -170,6 +174,7 @@ def prepare_job(
             data=prepared.files,
             val_data=prepared.val_files,
             created=rundir.now(),
+            model_signature=signature,
         ),
     )
 
@@ -180,9 +185,11 @@ def model_directory(
     """Return the directory of the model that a request names; a GGUF file is converted.
 
     Raises:
-        ModelError: it isn't found, or can't be converted.
+        ModelError: it isn't found, can't be converted, or isn't what was signed.
     """
-    return _converted(locate(request.model, request.models_dir, environ), tell)
+    source = locate(request.model, request.models_dir, environ)
+    verify_before_use(source.path, request.model_signature, request.model_public_key, tell)
+    return _converted(source, tell)
 
 
 def _converted(source: ModelSource, tell: Callable[[str], None]) -> Path:
@@ -202,11 +209,17 @@ def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
     return replace(
         request,
         model=str(source.path.absolute()),
+        model_signature=_absolute(request.model_signature),
+        model_public_key=_absolute(request.model_public_key),
         dataset=tuple(absolute_spec(each, info) for each in request.dataset),
         val_dataset=tuple(absolute_spec(each, info) for each in request.val_dataset),
         reward_funcs=absolute_specs(request.reward_funcs),
-        dataset_info=None if info is None else str(Path(info).expanduser().absolute()),
+        dataset_info=_absolute(info),
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def _zero_of_file(asked: str) -> str | None:

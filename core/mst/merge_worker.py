@@ -22,6 +22,7 @@ from mst.model.card import model_card
 from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.request import TrainRequest
+from mst.seal.supply.bill import write_bill
 from mst.training.adapters import load_model, merge_and_unload
 from mst.training.checkpoint import write_sealed, write_weights
 from mst.training.quantization import compute_in_float32
@@ -212,6 +213,10 @@ def _describe(directory: Path, job: MergeJob, merged: Agreement, stored: Agreeme
     (directory / "README.md").write_text(
         model_card(report, manifest, request, plan), encoding="utf-8"
     )
+    adapter = None if job.source.adapter is None else Path(job.source.adapter)
+    base = None if adapter is None else Path(job.source.weights)
+    name = f"{Path(manifest.model).name}, tuned with MST"
+    write_bill(directory, name, job.source.step, base, adapter, manifest, request, plan)
 
 
 def main(argv: list[str]) -> int:

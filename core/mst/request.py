@@ -60,6 +60,15 @@ class TrainRequest:
         aliases=("model_name_or_path", "base_model"),
         metavar="PATH|NAME",
     )
+    model_signature: str | None = option(
+        None,
+        "signature of the model's directory (OpenSSF model signing), verified before it is used",
+        group="what",
+        metavar="FILE",
+    )
+    model_public_key: str | None = option(
+        None, "public key (PEM) of who has signed the model", group="what", metavar="FILE"
+    )
     dataset: tuple[str, ...] = option(
         (),
         "data files, directories or globs; PATH#1000 takes the first 1000 rows, PATH#~1000 draws"

@@ -16,6 +16,7 @@ from mst import serial
 from mst.data.rows import FileFacts
 from mst.durable import write_text
 from mst.errors import RunError
+from mst.seal.supply.signature import ModelSignature
 
 MANIFEST = "run.json"
 REQUEST = "request.json"
@@ -73,6 +74,7 @@ class RunManifest:
         results: figures measured at the end.
         outputs: files of the result, to their SHA-256.
         misses: attempts that ran out of memory.
+        model_signature: what the model was verified against; None when none was given.
     """
 
     status: str
@@ -89,6 +91,7 @@ class RunManifest:
     results: Mapping[str, float] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     misses: tuple[ForecastMiss, ...] = ()
+    model_signature: ModelSignature | None = None
 
 
 def now() -> str:

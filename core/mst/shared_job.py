@@ -11,7 +11,7 @@ from typing import Any
 from mst import rundir
 from mst import seats as sharing
 from mst.durable import sha256
-from mst.errors import PlanError
+from mst.errors import MstError, PlanError
 from mst.placement import Placement
 from mst.plan import Plan
 from mst.request import TrainRequest
@@ -49,7 +49,10 @@ def hand_over_run(path: Path, manifest: RunManifest, seats: Seats) -> None:
         if (path / name).is_file()
     }
     files = {each.path: each.sha256 for each in (*manifest.data, *manifest.val_data)}
+    request = rundir.read_document(TrainRequest, path, rundir.REQUEST)
     checks = {
+        "model_signature": request.model_signature,
+        "model_public_key": request.model_public_key,
         "model_path": manifest.model_path,
         "model_sha256": manifest.model_sha256,
         "files": files,
@@ -58,14 +61,22 @@ def hand_over_run(path: Path, manifest: RunManifest, seats: Seats) -> None:
 
 
 def differs_here(checks: Mapping[str, Any]) -> str:
-    """Return which of the model and the data is missing here, or is another one; "" for none."""
+    """Return which of the model and the data is missing here, or is another one; "" for none.
+
+    A model that was verified on machine 0 is verified here too, by files of the same paths.
+    """
     from mst.job import model_sha256
+    from mst.seal.supply.before_use import verify_before_use
 
     host, model = socket.gethostname(), checks["model_path"]
     if not (Path(model) / "config.json").is_file():
         return f"{host} has no model at {model}. Copy it there, to the same path"
     if model_sha256(Path(model)) != checks["model_sha256"]:
         return f"the model at {model} on {host} is not that of machine 0. Copy it there"
+    try:
+        verify_before_use(Path(model), checks["model_signature"], checks["model_public_key"])
+    except MstError as error:
+        return f"{host}: {error}"
     for path, digest in checks["files"].items():
         if not Path(path).is_file():
             return f"{host} has no {path}. Copy it there, to the same path"

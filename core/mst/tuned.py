@@ -14,6 +14,7 @@ from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.supply.before_use import verify_before_use
 from mst.training import checkpoint
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
 
     Raises:
         RunError: it is gone, or another model lies there.
+        MstError: the run was trained from a signed model, and what lies there is not it.
     """
     base, source = Path(manifest.model_path), Path(request.model or "")
     if not base.is_dir() and source.suffix.lower() == ".gguf" and source.is_file():
@@ -118,6 +120,7 @@ def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
             f"the base model of {run} is gone: {base} is no directory."
             " Put it back there; an adapter is of no use without the model it was trained on."
         )
+    verify_before_use(base, request.model_signature, request.model_public_key)
     read_facts(base)
     if model_sha256(base) != manifest.model_sha256:
         raise RunError(

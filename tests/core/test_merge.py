@@ -38,16 +38,6 @@ def merge(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="session")
-def merged(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("merged") / "model"
-    done = merge(finished_run, "--output-dir", path)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return path
-
-
 def tokens() -> Any:
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import struct
 import subprocess
@@ -81,10 +82,15 @@ def test_pickles_are_refused_with_a_command_that_converts(copy: Path, tiny_model
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="a pickle") as raised:
         read_facts(copy)
-    command = str(raised.value).split('python -c "')[1].rstrip('"')
-    subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
+    command = str(raised.value).split("runs nothing of it: ")[1]
+    subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        check=True,
+        capture_output=True,
+        cwd=copy.parent,
+    )
 
-    converted = read_facts(Path(f"{copy}-safetensors"))
+    converted = read_facts(copy.parent / f"{copy.name}-safetensors")
     assert converted.parameters == read_facts(tiny_model).parameters
 
 

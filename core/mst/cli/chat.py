@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
 
 from mst.errors import UsageError
+from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="share to draw from (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    add_signature_options(parser)
     parser.add_argument("--device", default="auto", help="as of mst train (auto)")
 
 
@@ -62,4 +65,5 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         prompt=args.prompt,
     )
+    verify_before_use(Path(job.model.weights), args.model_signature, args.model_public_key)
     return chat(job, os.environ)

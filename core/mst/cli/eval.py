@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mst.errors import EvaluationError, UsageError
 from mst.evaluate.choice import AUTO, AUTO_ANSWERS, METRICS
+from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, help="rows, spread evenly over all (all)")
     add("--batch-size", type=int, default=16, help="most rows in one pass (16)")
     add("--device", default="auto", help="as of mst train (auto)")
+    add_signature_options(parser)
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     add("--json", action="store_true", help="JSON on standard output")
     add("--output", metavar="FILE", help="write the JSON there too")
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         apply_chat_template=args.apply_chat_template,
     )
     job = prepare_evaluation(request, os.environ)
+    verify_before_use(Path(job.subject.model.weights), args.model_signature, args.model_public_key)
     if request.harness:
         from mst.evaluate.harness import run_tasks
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
+
+from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="last|best|STEP",
         help="merge this checkpoint instead of the finished result",
     )
+    add_signature_options(parser)
     parser.add_argument(
         "--dtype",
         default="auto",
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     output = None if args.output_dir is None else Path(args.output_dir)
     job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype)
+    verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     with console.status("merging and comparing"):
         report = merge(job, os.environ)
     shown = os.path.relpath(job.output_dir)
@@ -49,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
             f" {found.positions} random tokens, largest difference {found.max_abs_difference:.2g}",
             soft_wrap=True,
         )
-    console.print(f"\nnext:\n  mst chat {shown}", soft_wrap=True)
+    console.print(f"\nnext:\n  mst chat {shlex.quote(shown)}", soft_wrap=True)
     return 0

@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 from mst.errors import UsageError
 from mst.request import TrainRequest, alias_names, fields
+from mst.seal.supply.yaml_text import load_yaml
 
+_MOST_YAML_BYTES = 1 << 20
 TITLES = {
     "what": "what to train on what",
     "method": "method",
@@ -178,12 +180,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read options from a YAML file; keys are canonical names or peers' aliases.
 
     Raises:
-        UsageError: unreadable, not a mapping, an unknown key (names the nearest), a bad value.
+        UsageError: unreadable, oversized, not a mapping, an unknown key (names the nearest), a bad
+            value, or an alias.
     """
     import yaml
 
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_MOST_YAML_BYTES + 1).decode("utf-8")
+        if len(text) > _MOST_YAML_BYTES:
+            raise UsageError(
+                f"{path} has more than {_MOST_YAML_BYTES >> 20} MiB, which no file of options has."
+            )
+        loaded = load_yaml(text, path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str 
         f"speed   {results['tokens_per_second']:.0f} tokens/s, {results['steps']:.0f} steps in"
         f" {results['train_seconds']:.0f} s"
     )
-    shown_path = os.path.relpath(path)
+    shown_path = shlex.quote(os.path.relpath(path))
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
     commands = [f"mst chat {shown_path}", f"mst merge {shown_path}"]
     if "best_eval_loss" in results:

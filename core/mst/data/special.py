@@ -88,9 +88,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ModelError(
-            f"{path} must be a JSON object, but it cannot be parsed ({error}). "
+            f"{path} must be a JSON object, but it cannot be parsed ({reason}). "
             "Copy the model again from where it came."
         ) from None
     if not isinstance(value, dict):

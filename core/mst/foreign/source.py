@@ -9,6 +9,7 @@ from typing import Any
 
 from mst.errors import UsageError
 from mst.foreign.command import Command, find_command
+from mst.seal.supply.yaml_text import load_yaml
 
 # The largest of 800 examples and dumped arguments of the four tools has 40 KB.
 MOST_BYTES = 1 << 20
@@ -107,13 +108,7 @@ def _yaml(text: str, path: Path) -> Any:
     import yaml
 
     try:
-        # An alias may repeat what it names again and again: 1 KB of text becomes gigabytes.
-        if any(isinstance(each, yaml.AliasToken) for each in yaml.scan(text)):
-            raise UsageError(
-                f"{path} repeats values with YAML aliases (`*name`), which are not followed. Write"
-                " the values out."
-            )
-        return yaml.safe_load(text)
+        return load_yaml(text, path)
     except RecursionError:
         raise
     except (yaml.YAMLError, ValueError) as error:

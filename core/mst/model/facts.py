@@ -146,9 +146,11 @@ def _check_config(directory: Path, config: Mapping[str, Any], weights: bool) -> 
         )
     quantized = config.get("quantization_config") or text_part(config).get("quantization_config")
     if quantized and weights:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        named = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        plain = isinstance(named, str) and named.isprintable()
+        method = str(named)[:40] if plain else "another tool"
         raise ModelError(
-            f"{directory} holds weights that {method or 'another tool'} has quantized; mst trains"
+            f"{directory} holds weights that {method} has quantized; mst trains"
             " from the original ones, and quantizes them itself (--tuner qlora). Give the"
             " directory of the model that this one was made from, in bfloat16 or float16."
         )

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
 from mst.errors import ModelError
+from mst.seal.supply.model_files import (
+    check_model_files,
+    only_pickle_message,
+    read_bounded_json,
+)
 
 # The format's own limit (safetensors, `MAX_HEADER_SIZE`), so a corrupt length can't eat memory.
 _MAX_HEADER_BYTES = 100_000_000
+# Bits of an element, as safetensors 0.8 knows them; a dtype beyond these is told by its name only.
+_DTYPE_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
+    "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -29,10 +41,10 @@ def read_header(path: Path) -> dict[str, Any]:
         if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
             raise ModelError(f"{path} is not a whole safetensors file ({size} bytes). {again}")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_once)
             header.pop("__metadata__", None)
-            end = max((each["data_offsets"][1] for each in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            end = _end_of_tiles(header)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             raise ModelError(f"{path}: the safetensors header is damaged. {again}") from None
     if size != 8 + length + end:
         raise ModelError(
@@ -42,12 +54,41 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of two equal keys, readers differ on which counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _end_of_tiles(header: dict[str, Any]) -> int:
+    """Return how many bytes the tensors take, one after the other, without gap or overlap.
+
+    Raises:
+        ValueError: they don't lie so, or a tensor's shape and dtype need other bytes than it has.
+    """
+    end = 0
+    for begin, stop, kind, shape in sorted(
+        (*each["data_offsets"], each["dtype"], each["shape"]) for each in header.values()
+    ):
+        sizes = (begin, stop, *shape)
+        if not all(type(each) is int and each >= 0 for each in sizes):
+            raise ValueError("a size is no whole number")
+        bits = _DTYPE_BITS.get(kind)
+        if begin != end or (bits is not None and 8 * (stop - begin) != math.prod(shape) * bits):
+            raise ValueError("tensors overlap, or are not as large as they say")
+        end = stop
+    return end
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """Return config.json.
 
     Raises:
-        ModelError: missing or malformed.
+        ModelError: missing or malformed; or the directory holds what `check_model_files` refuses.
     """
+    check_model_files(directory)
     path = directory / "config.json"
     if not path.is_file():
         found = ", ".join(sorted(each.name for each in directory.iterdir())[:8]) or "nothing"
@@ -55,10 +96,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is no model directory: it has no config.json (found: {found})."
             " Give the directory that holds config.json, tokenizer.json and *.safetensors."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
-        raise ModelError(f"{path} is not valid JSON. Copy it again from the source.") from None
+    config = read_bounded_json(path)
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no JSON object. Copy it again from the source.")
     return config
@@ -73,11 +111,14 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
-            raise ModelError(f"{index} is damaged. Copy it again from the source.") from None
+            names = sorted(set(read_bounded_json(index)["weight_map"].values()))
+            if not all(each == Path(each).name and each.endswith(".safetensors") for each in names):
+                raise ValueError
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ModelError(
+                f"{index} is damaged, or names files that are no *.safetensors beside it."
+                " Copy it again from the source."
+            ) from None
         missing = [each for each in names if not (directory / each).is_file()]
         if missing:
             raise ModelError(
@@ -90,15 +131,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     found = tuple(sorted(directory.glob("model*.safetensors")))
     if found:
         return found
-    pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
-    if pickles:
-        raise ModelError(
-            f"{directory} holds its weights as {pickles[0].name} only: a pickle, which can run code"
-            " when it is read, so mst refuses it. If you trust where it came from, convert it:"
-            ' python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;'
-            f" M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors');"
-            f" T.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
-        )
+    if pickled := only_pickle_message(directory):
+        raise ModelError(pickled)
     raise ModelError(
         f"{directory} has a config.json but no weights (*.safetensors)."
         " Copy the model's weight files there too."

@@ -18,12 +18,15 @@ def main(source: Path, target: Path) -> None:
         "pretrained_model_name_or_path": source.parent,
         "gguf_file": source.name,
     }
-    tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        **where, local_files_only=True, trust_remote_code=False
+    )
     model = AutoModelForCausalLM.from_pretrained(
         **where,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         local_files_only=True,
+        trust_remote_code=False,
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

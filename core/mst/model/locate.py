@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import ModelError
+from mst.seal.supply.model_files import check_model_files, refuse_archive
 
 # SmolLM2-135M-Instruct, Apache-2.0, as a GGUF inside a PyPI package: the only real model that
 # installs with pip, so a machine without any hub can try the whole of mst.
@@ -81,14 +82,25 @@ def locate(model: str | None, models_dir: Sequence[str], environ: Mapping[str, s
             HF_HUB_CACHE, XDG_CACHE_HOME and HOME.
 
     Raises:
-        ModelError: nothing there; names every place that was looked at.
+        ModelError: nothing there; names every place that was looked at. Or what is there can't be
+            read safely (`mst.seal.supply.model_files`).
     """
+    source = _locate(model, models_dir, environ)
+    if not source.is_gguf:
+        check_model_files(source.path)
+    return source
+
+
+def _locate(
+    model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]
+) -> ModelSource:
     if model is None:
         return default_model()
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return ModelSource(path.resolve().stem if path.is_file() else path.resolve().name, path)
     if path.is_file():
+        refuse_archive(path, "--model")
         raise ModelError(
             f"--model {model} is a file of kind {path.suffix or 'unknown'}."
             " Give the directory that holds config.json and *.safetensors, or a .gguf file."

@@ -31,6 +31,7 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 _AT_MOST = {
     "layers": 4096, "hidden_size": 2**20, "vocab_size": 2**26, "attention_heads": 2**14,
     "experts": 2**16, "intermediate_size": 2**24, "head_dim": 2**16, "key_value_heads": 2**14,
+    "max_position_embeddings": 2**40,
 }  # fmt: skip
 
 
@@ -107,5 +108,19 @@ def impossible_size(config: Mapping[str, Any]) -> str:
                 if isinstance(value, float) or (
                     _is_count(value) and not at_least <= value <= at_most  # type: ignore[operator]
                 ):
+                    return f"{name} is {value}"
+    return _too_large(config)
+
+
+def _too_large(config: Mapping[str, Any]) -> str:
+    """Return a size beyond any model's in the parts for images and sound."""
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
+        waiting += [each for each in part.values() if isinstance(each, dict)]
+        for key, at_most in _AT_MOST.items():
+            for name in _NAMES[key]:
+                value = part.get(name)
+                if _is_count(value) and value > at_most:  # type: ignore[operator]
                     return f"{name} is {value}"
     return ""

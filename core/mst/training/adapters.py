@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mst.errors import ModelError
 from mst.model.files import read_config
 from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class, has_towers, score_class
+from mst.seal.supply.model_files import check_adapter_files
 from mst.training.quantization import hold_still, quantization_config
 
 if TYPE_CHECKING:
@@ -177,8 +178,14 @@ def _named_beside_towers(model: torch.nn.Module, targets: Any) -> Any:
 
 
 def with_adapter(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
-    """Return the model with the adapter of a directory on top."""
+    """Return the model with the adapter of a directory on top.
+
+    Raises:
+        ModelError: the directory holds no plain LoRA in safetensors, or names code.
+    """
     from peft import PeftModel
+
+    check_adapter_files(Path(adapter))
 
     with quiet_peft():
         found: torch.nn.Module = PeftModel.from_pretrained(cast("Any", model), adapter)

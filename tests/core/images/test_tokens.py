@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mst.data.formats import read
 from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.errors import DataError, ModelError
+from mst.model.processor import image_mark
 
 Find = Callable[[str], Path]
 
@@ -163,3 +165,21 @@ def test_the_template_of_an_older_processor_is_found(vision_model: Find, tmp_pat
     (directory / "chat_template.json").write_text(json.dumps({"chat_template": source}))
 
     assert load_template(directory).source == source
+
+
+def test_code_that_comes_with_a_processor_is_not_run(vision_model: Find, tmp_path: Path) -> None:
+    model = shutil.copytree(vision_model("llava"), tmp_path / "model")
+    (model / "code_x.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\n")
+    own = {
+        "AutoProcessor": "code_x.X", "AutoImageProcessor": "code_x.X",
+        "AutoTokenizer": ["code_x.X", "code_x.X"],
+    }  # fmt: skip
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        path = model / name
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if isinstance(known.get("image_processor"), dict):
+            known["image_processor"]["auto_map"] = own
+        path.write_text(json.dumps(known | {"auto_map": own}))
+
+    assert image_mark(model) == "<image>"
+    assert not (tmp_path / "marker").exists()

@@ -1,0 +1,1 @@
+"""Where models come from and go to: what is refused, converted, signed, verified and listed."""
