@@ -86,7 +86,9 @@ def rotate(directory: Path, by: Who) -> None:
     log = Log(directory, by)
     try:
         number = place.segment_number(log.newest) + 1
-        facts = {"after": log.checkpoint(), "segment": number}
+        # No second one: it would have today's time, and keep an old file from being pruned.
+        signed = log.chain.checkpoint if log.chain.signed == log.chain.seq else log.checkpoint()
+        facts = {"after": signed, "segment": number}
         _begin_file(directory, number, SEGMENT, facts, by, log.key, log.chain)
     finally:
         log.close()

@@ -78,8 +78,8 @@ def edit(files: dict[str, list[bytes]], kind: str, chance: random.Random) -> Non
     elif kind == "drop":
         del files[chance.choice(list(files))]
     elif kind == "exchange":
-        one, other = chance.sample(list(files), 2)
-        files[one], files[other] = files[other], files[one]
+        first, second = chance.sample(list(files), 2)
+        files[first], files[second] = files[second], files[first]
 
 
 KINDS = (
