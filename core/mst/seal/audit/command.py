@@ -171,7 +171,9 @@ def _session() -> dict[str, JsonValue]:
     """Return what ties a command to a login: the kernel's audit user outlives sudo and su."""
     import mst
 
-    found: dict[str, JsonValue] = {"mst": mst.__version__, "directory": os.getcwd()}
+    found: dict[str, JsonValue] = {"mst": mst.__version__}
+    with suppress(OSError):  # it may have been removed under us
+        found["directory"] = os.getcwd()
     with suppress(OSError, ValueError):
         with open("/proc/self/loginuid", encoding="ascii") as file:
             login = int(file.read())

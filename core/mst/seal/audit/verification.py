@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,11 +101,24 @@ def verify(
     Raises:
         AuditError: there is no log.
     """
-    return _verify(directory, public_key, checkpoint, with_head=True)
+    with _unwritten(directory):
+        return _verify(directory, public_key, checkpoint, with_head=True)
+
+
+@contextmanager
+def _unwritten(directory: Path) -> Iterator[None]:
+    """Let nobody write meanwhile: the lines and the checkpoint beside them are of one moment."""
+    names = place.segments(directory)
+    if not names:
+        yield
+        return
+    with (directory / names[-1]).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def verify_files(directory: Path) -> Verification:
-    """Check a log as `verify` does, but for the checkpoint beside it."""
+    """Check a log as `verify` does, but for the checkpoint beside it; its caller has the lock."""
     return _verify(directory, None, None, with_head=False)
 
 

@@ -240,3 +240,25 @@ def test_the_verifier_in_the_document_judges_as_ours(
     assert "import mst" not in script
     assert "from mst" not in script
     assert (done.returncode == 0) == (not verify(copied).problems) == (not kind), done.stderr
+
+
+def test_a_log_is_whole_while_it_is_written(directory: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom mst.seal.audit.event import who\n"
+        "from mst.seal.audit.opening import open_directory\n"
+        "log = open_directory(Path(sys.argv[1]), who(''))\nprint(flush=True)\n"
+        "while True:\n    log.append('test.step', {})\n    log.checkpoint()\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(directory)], stdout=subprocess.PIPE
+    )
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        found = [verify(directory) for _ in range(30)]
+    finally:
+        writer.kill()
+        writer.communicate()
+
+    assert [each.problems for each in found] == 30 * [()]
+    assert found[-1].events > found[0].events
