@@ -112,6 +112,8 @@ def _print_verification(found: Verification, against: bool) -> None:
     if found.problems:
         return
     print(f"whole: {found.events} events, {found.unsigned} of them after the last checkpoint")
+    if found.unended:
+        print(f"note: {found.unended} commands have begun and not ended: they run, or were killed")
     if not against:
         print(
             "note: that nobody has cut off the end, with its checkpoints, is only shown by"

@@ -55,6 +55,7 @@ class Verification:
         files: one report a file.
         events: lines that are whole and in their place.
         unsigned: events after the last checkpoint.
+        unended: commands that have begun and not ended: they run, or were killed.
         public_key: of the newest chain, in hexadecimal.
         problems: what is wrong; () for nothing.
         acknowledged: damage that somebody has acknowledged, in the bytes that it has still.
@@ -64,6 +65,7 @@ class Verification:
     files: tuple[FileReport, ...]
     events: int
     unsigned: int
+    unended: int
     public_key: str
     problems: tuple[str, ...]
     acknowledged: tuple[str, ...]
@@ -81,6 +83,7 @@ class _Seen:
     files: list[FileReport] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     acknowledged: dict[str, str] = field(default_factory=dict)
+    unended: set[str] = field(default_factory=set)
     acknowledged_in: int = 0
     pruned_to: int = 0
     last: Chain = field(default_factory=Chain)
@@ -176,6 +179,7 @@ def _verify(
         files=tuple(seen.files),
         events=sum(each.events for each in seen.files),
         unsigned=seen.last.seq - seen.last.signed,
+        unended=len(seen.unended),
         public_key=seen.last.public_key,
         problems=tuple(problems),
         acknowledged=tuple(acknowledged),
@@ -234,7 +238,11 @@ def _check_link(event: Mapping[str, Any], seen: _Seen, name: str) -> None:
 def _notice(event: Mapping[str, Any], seen: _Seen, name: str) -> None:
     """Remember what an event says of the log itself."""
     facts = event["facts"]
-    if event["event"] == PRUNED:
+    if event["event"] == "command.begun":
+        seen.unended.add(event["command"])
+    elif event["event"] == "command.ended":
+        seen.unended.discard(event["command"])
+    elif event["event"] == PRUNED:
         seen.pruned_to = max(seen.pruned_to, int(facts["through"]))
     elif event["event"] == ACKNOWLEDGED:
         seen.acknowledged_in = place.segment_number(name)

@@ -190,6 +190,7 @@ def test_a_result_is_kept_when_the_log_fails_later(
     assert err.count("The job goes on") == 1
     assert "mst data is done, and what it wrote is whole; but cannot write" in err
     assert facts_of(directory, "command.ended") == []
+    assert verify(directory).unended == 1
 
 
 def test_events_that_had_to_wait_are_written_in_their_order(
@@ -349,6 +350,7 @@ def test_the_settings_move_the_log(
 
     assert main(["data", "check", str(rows)]) == 0
     assert len(facts_of(directory, "command.ended")) == 1
+    assert verify(directory).unended == 0
 
 
 def test_the_python_api_is_logged_as_the_command_is(directory: Path) -> None:

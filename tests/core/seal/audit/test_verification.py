@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_a_thousand_changes_are_found(copied: Path) -> None:
         put(copied, whole)
 
     assert missed == []
-    assert len(whole) == 3
+    assert len(whole) >= 3
     assert sum(map(len, whole.values())) > 80
 
 
@@ -255,10 +256,13 @@ def test_a_log_is_whole_while_it_is_written(directory: Path) -> None:
     try:
         assert writer.stdout is not None
         writer.stdout.readline()
-        found = [verify(directory) for _ in range(30)]
+        found = [verify(directory)]
+        deadline = time.monotonic() + 20
+        while found[-1].events < 60 and time.monotonic() < deadline:
+            found.append(verify(directory))
     finally:
         writer.kill()
         writer.communicate()
 
-    assert [each.problems for each in found] == 30 * [()]
-    assert found[-1].events > found[0].events
+    assert {each.problems for each in found} == {()}
+    assert found[-1].events >= 60
