@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ import pytest
 DATA = Path(__file__).resolve().parent / "data"
 ANSWERS = {"card": "my card is", "cash": "my cash is", "fee": "the fee is", "loan": "the loan is"}
 DETAILS = ("late", "lost", "wrong", "gone", "old", "new", "too high", "too low", "here", "there")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the audit log of tested commands out of the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# A rule of the seal forbids it: the log, the jail or a signature.
+EXIT_REFUSED = 3
 EXIT_DEVICE_LOST = 4
 EXIT_OUT_OF_MEMORY = 5
 # Between the processes of one job; a command never returns it.
@@ -50,6 +52,12 @@ class EvaluationError(MstError):
     """A figure was asked for that can't be had: of these rows, with this metric, or without a
     library.
     """
+
+
+class AuditError(MstError):
+    """The audit log can't be written or doesn't verify, so nothing is begun."""
+
+    exit_code = EXIT_REFUSED
 
 
 class TrainingError(MstError):

@@ -34,6 +34,8 @@ from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.audit import open_log, record
+from mst.seal.audit.facts import job_facts, outcome_facts, run_facts
 from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
 from mst.workload import DataFacts
@@ -303,6 +305,14 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
 
     A worker that dies without a word (killed, out of memory) is recorded as failed.
     """
+    record("train.begun", **job_facts(job), **run_facts(path))
+    try:
+        return _execute(path, job, lock, environ)
+    finally:
+        record("train.ended", **outcome_facts(path))
+
+
+def _execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> int:
     from mst.shared_job import hand_over_run
     from mst.workers import run_workers, write_deepspeed
 
@@ -336,39 +346,57 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
     return code
 
 
-def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[Path, RunManifest]:
+def train(
+    *,
+    environ: Mapping[str, str] | None = None,
+    audit_log: str | Path | None = None,
+    **options: Any,
+) -> tuple[Path, RunManifest]:
     """Train as `mst train` does, from Python; return the run directory and its manifest.
 
     Args:
         environ: the environment; default the process's own.
+        audit_log: directory of the audit log; default as the settings say.
         options: the fields of `mst.request.TrainRequest`, in Python's types; single paths may
             stand for lists of one.
 
     Raises:
         MstError: whatever stands in the way, or the run failed.
     """
-    from mst.attempts import run_to_end
     from mst.cli.options import convert
     from mst.request import fields
-    from mst.resume import resume
+    from mst.seal.audit.arguments import given_fields
 
     unknown = [each for each in options if each not in fields()]
     if unknown:
         raise MstError(f"mst.train takes no option {unknown[0]!r}; see mst.request.TrainRequest.")
     values = {name: convert(name, each, name) for name, each in options.items() if each is not None}
     given = frozenset(values)
-    request = with_defaults(TrainRequest(**values), given)
     environment = os.environ if environ is None else environ
-    if request.resume is not None:
-        path, lock, job = resume(request, given, environment)
-    else:
-        job = prepare_job(request, environment)
-        path, lock = begin(job)
-    with lock:
-        code = run_to_end(path, job, lock, environment)
+    directory = None if audit_log is None else Path(audit_log).expanduser().absolute()
+    with open_log(directory, "train", api="mst.train", options=given_fields(values)) as command:
+        code, path = _train(TrainRequest(**values), given, environment)
+        if command is not None:
+            command.code = code
     manifest = rundir.read_manifest(path)
     if code:
         error = MstError(manifest.error or f"the run in {path} failed")
         error.exit_code = code or EXIT_FAILED
         raise error
     return path, manifest
+
+
+def _train(
+    request: TrainRequest, given: frozenset[str], environ: Mapping[str, str]
+) -> tuple[int, Path]:
+    from mst.attempts import run_to_end
+    from mst.resume import resume
+
+    request = with_defaults(request, given)
+    if request.resume is not None:
+        path, lock, job = resume(request, given, environ)
+    else:
+        job = prepare_job(request, environ)
+        path, lock = begin(job)
+    with lock:
+        return run_to_end(path, job, lock, environ), path

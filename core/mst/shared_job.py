@@ -16,6 +16,8 @@ from mst.placement import Placement
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.audit import record
+from mst.seal.audit.facts import manifest_facts, plan_facts
 from mst.seats import Seats
 from mst.training.deepspeed_config import DEEPSPEED
 
@@ -92,6 +94,10 @@ def work_along(seats: Seats, environ: Mapping[str, str], tell: Callable[[str], N
     def one_round(directory: Path) -> int:
         tell(f"training along with machine 0, {seats.place.address}, over {seats.interface}")
         plan = rundir.read_document(Plan, directory, rundir.PLAN)
-        return run_workers(directory, plan, environ, seats, ())
+        manifest = rundir.read_manifest(directory)
+        record("train.joined", **plan_facts(plan), **manifest_facts(manifest))
+        code = run_workers(directory, plan, environ, seats, ())
+        record("train.left", code=code)
+        return code
 
     return sharing.serve(seats, differs_here, one_round)

@@ -24,6 +24,7 @@ from mst.probe import backend_environment, machine_facts, select_device
 from mst.registry import load
 from mst.request import TASKS, TrainRequest
 from mst.resume import CHANGEABLE_ON_RESUME
+from mst.seal.audit.command import add_option
 from mst.workload import DataFacts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +86,7 @@ def parsed(command: str) -> tuple[str, argparse.Namespace]:
     module = importlib.import_module(f"mst.cli.{cli.COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", allow_abbrev=False)
     module.add_arguments(parser)
+    add_option(name, parser)
     args, unknown = parser.parse_known_args(arguments)
     refuse_unknown(parser, unknown)
     return name, args

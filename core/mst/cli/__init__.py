@@ -12,6 +12,7 @@ from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
+from mst.seal.audit.command import add_option, run_logged
 from mst.seal.memory import core_dumps_off
 from mst.seal.redaction import bug_report, quiet, quieten
 
@@ -29,6 +30,7 @@ COMMANDS = {
     "sign": ("sign", "sign a model directory with your own key, offline"),
     "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),
+    "audit": ("audit", "show, verify and keep the log of who did what with which data and model"),
     "runs": ("runs", "list, show and compare runs"),
     "config": ("config", "translate the configuration of another trainer"),
     "backend": ("backend", "check a chip's backend against every promise"),
@@ -71,10 +73,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
     module.add_arguments(parser)
+    add_option(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    code: int = module.run(args)
-    return code
+    return run_logged(name, parser, args, module.run)
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:

@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the user leaves."""
     from mst.chat import Sampling, chat, prepare_chat
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import model_facts
 
     for flag, good, words in (
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
@@ -66,4 +68,5 @@ def run(args: argparse.Namespace) -> int:
         prompt=args.prompt,
     )
     verify_before_use(Path(job.model.weights), args.model_signature, args.model_public_key)
+    record("chat.begun", name=job.name, device=job.torch_device, **model_facts(job.model))
     return chat(job, os.environ)

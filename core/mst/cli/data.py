@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from mst import serial
     from mst.data.check import check_data, has_problems
     from mst.data.formats import Reading, check_columns_used
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import hashed_files
 
     if args.action is None:
         raise UsageError(
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     said = Console(stderr=True, highlight=False, markup=False)
     encoder, max_length = _encoder(args, said)
     found = check_data(args.paths, args.val_dataset, reading, encoder, max_length)
+    checked = [each.path for each in (*found.files, *found.val_files)]
+    record("data.checked", files=hashed_files(checked), rows_shown=args.show or 0)
     if args.json:
         json.dump(serial.to_json(found), sys.stdout, indent=2, ensure_ascii=False)
         print()

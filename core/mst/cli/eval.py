@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from mst import serial
     from mst.durable import write_text
     from mst.evaluate.job import EvalRequest, check_target, evaluate, prepare_evaluation
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import evaluation_facts, report_facts
 
     _check_numbers(args)
     output = None if args.output is None else Path(args.output)
@@ -105,12 +107,14 @@ def run(args: argparse.Namespace) -> int:
     )
     job = prepare_evaluation(request, os.environ)
     verify_before_use(Path(job.subject.model.weights), args.model_signature, args.model_public_key)
+    record("eval.begun", **evaluation_facts(job))
     if request.harness:
         from mst.evaluate.harness import run_tasks
 
         report = run_tasks(job, os.environ)
     else:
         report = evaluate(job, os.environ)
+    record("eval.ended", **report_facts(report))
     if output is not None:
         try:
             write_text(output, serial.dumps(report))

@@ -36,13 +36,17 @@ def run(args: argparse.Namespace) -> int:
 
     from mst.merge import merge, prepare_merge
     from mst.runs import find_run
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import export_facts, model_facts
 
     console = Console(highlight=False, markup=False)
     output = None if args.output_dir is None else Path(args.output_dir)
     job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype)
     verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
+    record("merge.begun", run=job.run, target=job.output_dir, **model_facts(job.source))
     with console.status("merging and comparing"):
         report = merge(job, os.environ)
+    record("merge.ended", **export_facts(Path(job.output_dir), report))
     shown = os.path.relpath(job.output_dir)
     console.print(f"merged  {shown}: step {report.step}, {report.dtype}", soft_wrap=True)
     for words, found in (

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from mst.cli.planning import show_alternatives, show_plan, show_trace
     from mst.job import prepare_job, with_defaults
     from mst.resume import resumed_request
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import job_facts
     from mst.shortfall import NothingFits
 
     if args.report is not None:
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         if args.compare and not args.json:
             show_alternatives(Console(highlight=False), error.alternatives)
         raise
+    record("plan.made", **job_facts(job))
     traced = _trace(job) if args.trace else None
     if args.json:
         plain: dict[str, object] = {
