@@ -4,8 +4,10 @@ from __future__ import annotations
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_NOT_SEALED = 3
 EXIT_DEVICE_LOST = 4
 EXIT_OUT_OF_MEMORY = 5
+EXIT_LEAK = 6
 # Between the processes of one job; a command never returns it.
 EXIT_PEER_FAILED = 70
 EXIT_INTERRUPTED = 130
@@ -91,6 +93,18 @@ class PeerFailed(MstError):
     def __init__(self) -> None:
         """There is nothing to tell."""
         super().__init__("another process of this job has failed")
+
+
+class SealError(MstError):
+    """The jail that the job was to run in can't be had here; nothing was started."""
+
+    exit_code = EXIT_NOT_SEALED
+
+
+class LeakError(SealError):
+    """The jail was entered, and something inside could get out; nothing was started."""
+
+    exit_code = EXIT_LEAK
 
 
 class Interrupted(MstError):
