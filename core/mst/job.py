@@ -34,6 +34,7 @@ from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.jail.seal import current
 from mst.seats import Seats
 from mst.workload import DataFacts
 
@@ -282,6 +283,9 @@ def write_documents(path: Path, job: Job) -> None:
     explicit = as_explicit(job.request, job.plan)
     rundir.write_document(path, rundir.REQUEST, replace(explicit, output_dir=str(path)))
     rundir.write_document(path, rundir.PLAN, job.plan)
+    seal = current()
+    if seal is not None:
+        rundir.write_document(path, rundir.SEAL, seal)
     rundir.write_document(path, rundir.MANIFEST, job.manifest)
 
 
@@ -326,6 +330,8 @@ def execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> 
 def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[Path, RunManifest]:
     """Train as `mst train` does, from Python; return the run directory and its manifest.
 
+    The workers run in the jail; the program that calls this does not, nor do plugins in it.
+
     Args:
         environ: the environment; default the process's own.
         options: the fields of `mst.request.TrainRequest`, in Python's types; single paths may
@@ -338,6 +344,9 @@ def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[
     from mst.cli.options import convert
     from mst.request import fields
     from mst.resume import resume
+    from mst.seal.jail.command import of_request, outputs_of
+    from mst.seal.jail.holder import asking
+    from mst.seal.jail.seal import Scene, check
 
     unknown = [each for each in options if each not in fields()]
     if unknown:
@@ -346,13 +355,16 @@ def train(*, environ: Mapping[str, str] | None = None, **options: Any) -> tuple[
     given = frozenset(values)
     request = with_defaults(TrainRequest(**values), given)
     environment = os.environ if environ is None else environ
-    if request.resume is not None:
-        path, lock, job = resume(request, given, environment)
-    else:
-        job = prepare_job(request, environment)
-        path, lock = begin(job)
-    with lock:
-        code = run_to_end(path, job, lock, environment)
+    scene = Scene(outputs=outputs_of(request))
+    check(of_request(request), scene)
+    with asking(of_request(request), scene):
+        if request.resume is not None:
+            path, lock, job = resume(request, given, environment)
+        else:
+            job = prepare_job(request, environment)
+            path, lock = begin(job)
+        with lock:
+            code = run_to_end(path, job, lock, environment)
     manifest = rundir.read_manifest(path)
     if code:
         error = MstError(manifest.error or f"the run in {path} failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from mst import rundir
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError, PeerFailed
+from mst.seal.jail.words import explain
 
 _PR_SET_PDEATHSIG = 1
 
@@ -61,6 +63,7 @@ def guarded(job: Callable[[], None], run: Path | None = None) -> int:
         job: the worker's whole task.
         run: the run directory in whose manifest the ending is recorded, if there is one.
     """
+    explain(os.environ)
     try:
         job()
     except PeerFailed as error:

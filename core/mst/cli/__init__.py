@@ -12,6 +12,8 @@ from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
+from mst.seal.jail import command as jail
+from mst.seal.jail.command import SEALED
 
 # Command, then the module in this package and the one line of help that `mst --help` shows.
 COMMANDS = {
@@ -49,7 +51,7 @@ def _usage() -> str:
     )
 
 
-def _dispatch(argv: Sequence[str]) -> int:
+def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else EXIT_USAGE
@@ -58,7 +60,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     name, *rest = argv
     if name in TASKS:
-        return _dispatch(["train", *rest, "--task", _only_task(name, rest)])
+        return _dispatch(["train", *rest, "--task", _only_task(name, rest)], own_process)
     if name not in COMMANDS:
         raise UsageError(
             f"mst: unknown command {name!r}.{nearest(name, [*COMMANDS, *TASKS])}"
@@ -67,10 +69,19 @@ def _dispatch(argv: Sequence[str]) -> int:
     module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
     module.add_arguments(parser)
+    if name in SEALED and name != "train":
+        jail.add_arguments(parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    code: int = module.run(args)
-    return code
+    if name not in SEALED:
+        return int(module.run(args))
+    if own_process:
+        jail.enter(name, args, os.environ)
+        return int(module.run(args))
+    from mst.seal.jail import holder
+
+    with holder.asking(*jail.asked(name, args, os.environ)):
+        return int(module.run(args))
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:
@@ -89,10 +100,14 @@ def _only_task(name: str, rest: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's error prints no traceback.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not sealed, 6 the seal leaks, 130 interrupted.
+
+    Args:
+        argv: the command line of a Python program, which isn't sealed itself; what it starts is.
+            None for this process's own.
     """
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        return _dispatch(sys.argv[1:] if argv is None else argv, own_process=argv is None)
     except MstError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -115,6 +115,7 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
             unix=rules.unix,
             files=files,
             user=user,
+            broker=broker.process,
         )
     broker.talk.close()
     machine = os.uname().machine

@@ -87,6 +87,7 @@ class Seal:
         closed_sockets: inherited ones that were closed.
         allow_net: networks that are open.
         kernel: release and machine.
+        broker: number of the broker's process.
     """
 
     layer: str
@@ -99,6 +100,7 @@ class Seal:
     closed_sockets: int = 0
     allow_net: tuple[str, ...] = ()
     kernel: str = ""
+    broker: int = 0
 
     @property
     def leaks(self) -> tuple[Way, ...]:
