@@ -59,6 +59,11 @@ def sealed_ranks(
     return _holder(request, scene, seal_file, job)
 
 
+def reporting(request: JailRequest, scene: Scene) -> list[str]:
+    """Return arguments of Python that enter a jail, print it as JSON, and end."""
+    return _holder(request, scene, None, {"report": True})[1:]
+
+
 def _holder(
     request: JailRequest, scene: Scene, seal_file: Path | None, job: dict[str, object]
 ) -> list[str]:
