@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import socket
-import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +93,7 @@ def _looked_up(host: str) -> str:
 
 
 def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]) -> Seal:
-    """Seal this process, say so on standard error, and return what holds.
+    """Seal this process, say so, and return what holds.
 
     Raises:
         UsageError: the options don't fit together.
@@ -104,7 +103,9 @@ def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
 
     request, scene = asked(name, args, environ)
     seal = ladder.enter(request, scene, environ)
-    print(seal.line(), file=sys.stderr, flush=True)
+    if not getattr(args, "json", False) and getattr(args, "prompt", None) is None:
+        # Where standard output is for people; a program reads answers there.
+        print(seal.line(), flush=True)
     if seal.layer != OFF:
         environ[words.VARIABLE] = words.told(seal)
         words.explain(environ)
