@@ -288,28 +288,46 @@ def _bind_inet(raw: bytes, place: Inet, taken: socket.socket, court: Court) -> i
     address = bound_address(court, place)
     if address is None:
         return errno.EADDRNOTAVAIL
+    if not address.is_loopback and not _guarded(taken, court) and address.is_unspecified:
+        # Without the filter at least no card is open but the one that leads to the others.
+        address = _towards_others(court, address.version)
     if address != place.address:
         raw = _rewritten(raw, taken, address)
-    if address.is_unspecified:
-        guard(taken, (*court.networks, *_LOOPBACK, *map(_alone, court.addresses)))
     number = _call("bind", taken, raw)
     if number == 0:
         _record(taken, court)
     return number
 
 
-def _alone(address: Address) -> Network:
-    return ipaddress.ip_network(address)
+def _guarded(taken: socket.socket, court: Court) -> bool:
+    """Let in nobody but the job's machines and this one; return whether the kernel does it.
+
+    Some kernels want a capability for it, which a broker without root does not have.
+    """
+    own = [ipaddress.ip_network(each) for each in court.addresses]
+    try:
+        guard(taken, (*court.networks, *_LOOPBACK, *own))
+    except OSError:
+        return False
+    return True
+
+
+def _towards_others(court: Court, version: int) -> Address:
+    """Return this machine's address in the networks of the job, or loopback."""
+    for each in sorted(court.addresses, key=str):
+        if each.version == version and any(each in one for one in court.networks):
+            return each
+    return ipaddress.ip_address("127.0.0.1" if version == 4 else "::1")
 
 
 def _rewritten(raw: bytes, taken: socket.socket, address: Address) -> bytes:
-    """Return a struct sockaddr with a loopback address in place of "any"."""
+    """Return a struct sockaddr with another address in place of "any"."""
     if taken.family == socket.AF_INET:
-        return raw[:4] + ipaddress.ip_address("127.0.0.1").packed + raw[8:]
-    alone = taken.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    # A socket for both is met at 127.0.0.1, which is where ranks look for each other.
-    packed = ipaddress.ip_address("::1" if alone else "::ffff:127.0.0.1").packed
-    return raw[:8] + packed + raw[24:]
+        return raw[:4] + address.packed + raw[8:]
+    if address.is_loopback and not taken.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        # A socket for both is met at 127.0.0.1, which is where ranks look for each other.
+        address = ipaddress.ip_address("::ffff:127.0.0.1")
+    return raw[:8] + address.packed + raw[24:]
 
 
 def _record(taken: socket.socket, court: Court) -> None:

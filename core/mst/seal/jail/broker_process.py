@@ -73,7 +73,10 @@ def start(request: JailRequest, scene: Scene, user: tuple[int, int, str] | None)
         os._exit(code)
     theirs.close()
     os.waitpid(first, 0)
-    hello = _receive(ours)[0]
+    try:
+        hello = _receive(ours)[0]
+    except (OSError, ValueError):
+        raise SealError("the jail's broker could not be started.") from None
     return Broker(ours, int(hello["process"]), hello)
 
 
@@ -100,7 +103,10 @@ def _run(
         kernel.prctl(_PR_SET_KEEPCAPS, 1)
         become(*user)
     # What a jailed process of the same user could look into, it could also write into.
-    kernel.drop_capabilities((kernel.CAP_SYS_PTRACE,) if os.geteuid() == 0 or user else ())
+    keep = [kernel.CAP_SYS_PTRACE]
+    if request.allow_net:
+        keep.append(kernel.CAP_NET_ADMIN)  # filters on ports that others come in to
+    kernel.drop_capabilities(keep)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     outside = listen_outside()
     _send(talk, outside.facts())

@@ -14,7 +14,7 @@ from mst.seal.jail.syscalls import MACHINES, Machine
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 4, 24, 38, 47
 PR_SET_PTRACER = 0x59616D61
-CAP_SYS_PTRACE = 19
+CAP_NET_ADMIN, CAP_SYS_PTRACE = 12, 19
 # <linux/seccomp.h>
 RECEIVE, SEND, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102
 WAIT_KILLABLE = 1 << 5
@@ -62,8 +62,20 @@ def prctl(option: int, *arguments: int) -> int:
     return checked(libc().prctl(ctypes.c_int(option), *words), f"prctl({option})")
 
 
+def permitted() -> int:
+    """Return the capabilities that this process may use, as bits."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))
+
+
 def drop_capabilities(keep: Sequence[int] = ()) -> None:
-    """Give up every capability but those to `keep`, for this process and all it starts."""
+    """Give up every capability but those to `keep` that it has, for this process and all it starts.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    held = permitted()
+    keep = [each for each in keep if held >> each & 1]
     for number in range(64):
         if number in keep:
             continue

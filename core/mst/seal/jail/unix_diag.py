@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,23 +41,23 @@ def connection() -> socket.socket:
     """
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)
     try:
-        list(bound(made))
+        bound(made)
     except BaseException:
         made.close()
         raise
     return made
 
 
-def bound(diag: socket.socket) -> Iterator[Bound]:
-    """Yield the named unix sockets of the namespace in which `diag` was made.
+def bound(diag: socket.socket) -> list[Bound]:
+    """Return the named unix sockets of the namespace in which `diag` was made.
 
     Raises:
         OSError: the kernel refuses the question.
     """
     question = struct.pack("=BBHIIIII", 1, 0, 0, 0xFFFFFFFF, 0, _SHOW_NAME | _SHOW_FILE, 0, 0)
     diag.send(struct.pack("=IHHII", 16 + len(question), _BY_FAMILY, _DUMP, 1, 0) + question)
-    done = False
-    while not done:
+    found: list[Bound] = []
+    while True:  # to its end: what is left unread would answer the next question
         answer = diag.recv(1 << 17)
         at = 0
         while at + 16 <= len(answer):
@@ -67,11 +66,10 @@ def bound(diag: socket.socket) -> Iterator[Bound]:
                 number = -struct.unpack_from("=i", answer, at + 16)[0]
                 raise OSError(number, f"unix_diag: {os.strerror(number)}")
             if kind == _DONE:
-                done = True
-                break
+                return found
             one = _parsed(answer[at + 16 : at + length])
             if one is not None:
-                yield one
+                found.append(one)
             at += (length + 3) & ~3
 
 

@@ -67,7 +67,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 @pytest.mark.parametrize("rules", [NAMESPACE, BROKER, ALONE])
 def test_what_no_job_needs_is_refused(machine: Machine, rules: Rules) -> None:
-    for name in REFUSED_ALWAYS:
+    for name in set(REFUSED_ALWAYS) & set(machine.numbers):
         assert asked(machine, rules, name) == refuse(errno.EPERM), name
     assert asked(machine, rules, "clone3") == refuse(errno.ENOSYS)
 

@@ -213,7 +213,10 @@ def test_a_leak_stops_the_job_and_is_named() -> None:
 
 
 def test_several_threads_are_refused() -> None:
-    before = "import threading, time; threading.Thread(target=time.sleep, args=(5,), daemon=True).start()"
+    before = (
+        "import threading, time;"
+        " threading.Thread(target=time.sleep, args=(5,), daemon=True).start()"
+    )
     done = inside("print('started')", before=before)
 
     assert (done.returncode, done.stdout) == (EXIT_NOT_SEALED, "")
@@ -308,14 +311,17 @@ print(server.accept()[1][0])
     )  # fmt: skip
     assert done.stdout is not None
     lines = [done.stdout.readline().strip() for _ in range(3)]
-    assert lines[:2] == ["b'SINK'", "refused"]
+    assert lines[:2] == ["b'HTTP'", "refused"]
     knock = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),1)"
     # Another address of the machine that is allowed: its packets are dropped.
     subprocess.run(
         ["ip", "-n", f"mst-s{os.getpid()}", "addr", "add", "10.231.78.9/24", "dev",
          f"mj{os.getpid() % 10**6}b"], check=True,
     )  # fmt: skip
-    other = f"import socket,sys;s=socket.socket();s.settimeout(1);s.bind(('10.231.78.9',0));s.connect((sys.argv[1],int(sys.argv[2])))"
+    other = (
+        "import socket,sys;s=socket.socket();s.settimeout(1);s.bind(('10.231.78.9',0));"
+        "s.connect((sys.argv[1],int(sys.argv[2])))"
+    )
     inside_there = ["ip", "netns", "exec", f"mst-s{os.getpid()}", sys.executable, "-c"]
     refused = subprocess.run(
         [*inside_there, other, outside["own"], lines[2]], capture_output=True, text=True
