@@ -417,7 +417,9 @@ class TrainRequest:
         None, "why the jail is off; recorded with the run", group="seal", metavar="TEXT"
     )
     allow_net: tuple[str, ...] = option(
-        (), "networks of the job's other machines, such as 10.0.0.0/24", group="seal",
+        (),
+        "networks of the job's other machines, such as 10.0.0.0/24",
+        group="seal",
         metavar="CIDR",
     )
 

@@ -122,4 +122,3 @@ def write(seal: Seal | None, path: Path) -> None:
 
     if seal is not None:
         write_text(path, json.dumps(seal.to_json(), indent=2, ensure_ascii=False) + "\n")
-

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mst.seal.jail.syscalls import Machine
 
-# <linux/bpf_common.h>: load a word, jump if equal, if greater or equal, if any bit is set, and, return.
+# <linux/bpf_common.h>: load; jump if equal, if greater or equal, if a bit is set; and; return.
 LOAD, JEQ, JGE, JSET, AND, RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL, NOTIFY = 0x7FFF0000, 0x80000000, 0x7FC00000
 NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data

@@ -102,7 +102,11 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
                 break
             layer = SECCOMP
         rules = _rules(layer, brokered=not fault)
-        notes = [("unix sockets of a path", f"no broker: {fault}")] if fault and layer != SECCOMP else []
+        notes = (
+            [("unix sockets of a path", f"no broker: {fault}")]
+            if fault and layer != SECCOMP
+            else []
+        )
         _fall_shut(layer, rules, broker, diag)
         # In a namespace that was given, loopback outside is loopback inside.
         ways = try_all(broker.outside, loopback=layer != GIVEN, own=broker.talk.fileno())
@@ -229,9 +233,7 @@ def _limit_writes(request: JailRequest, scene: Scene, environ: Mapping[str, str]
                 " first."
             )
     try:
-        landlock.restrict(
-            landlock.writable(environ, named, rdma=bool(request.allow_net)), version
-        )
+        landlock.restrict(landlock.writable(environ, named, rdma=bool(request.allow_net)), version)
     except OSError as error:
         return f"not limited: {error.strerror or error}"
     return f"Landlock, version {version}"
@@ -248,9 +250,7 @@ def _looks(broker: Broker) -> str:
         kernel.prctl(kernel.PR_SET_PTRACER, broker.process)
     except OSError:
         pass  # the kernel has no Yama
-    answer = broker.ask(
-        {"ask": "look", "process": os.getpid(), "descriptor": broker.talk.fileno()}
-    )
+    answer = broker.ask({"ask": "look", "process": os.getpid(), "descriptor": broker.talk.fileno()})
     return str(answer["fault"])
 
 
@@ -276,4 +276,3 @@ def _fall_shut(layer: str, rules: Rules, broker: Broker, diag: socket.socket | N
         os.close(listener)
     if diag is not None:
         diag.close()
-

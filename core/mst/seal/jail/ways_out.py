@@ -75,7 +75,9 @@ def name_servers(file: Path = Path("/etc/resolv.conf")) -> list[str]:
     """Return the addresses that names would be asked of."""
     with suppress(OSError, UnicodeDecodeError):
         words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-        return [line[1].partition("%")[0] for line in words if line[:1] == ["nameserver"] and line[1:]]
+        return [
+            line[1].partition("%")[0] for line in words if line[:1] == ["nameserver"] and line[1:]
+        ]
     return []
 
 
@@ -211,12 +213,18 @@ def attempts(outside: Mapping[str, object], loopback: bool, own: int = -1) -> It
     yield Attempt("udp", lambda: _udp(NOWHERE, 53))
     yield Attempt("udp over ipv6", lambda: _udp(NOWHERE6, 53))
     for server in name_servers():
-        yield Attempt(f"dns of {server} by udp", lambda server=server: _udp(server, 53), _on_loopback(server))
-        yield Attempt(f"dns of {server} by tcp", lambda server=server: _tcp(server, 53), _on_loopback(server))
+        yield Attempt(
+            f"dns of {server} by udp", lambda server=server: _udp(server, 53), _on_loopback(server)
+        )
+        yield Attempt(
+            f"dns of {server} by tcp", lambda server=server: _tcp(server, 53), _on_loopback(server)
+        )
     yield Attempt("tcp fast open", lambda: _fast_open(NOWHERE, 443))
     if loopback:
         yield Attempt("service of this machine on loopback", lambda: _tcp("127.0.0.1", port), True)
-        yield Attempt("the same from a child", lambda: _child(lambda: _tcp("127.0.0.1", port)), True)
+        yield Attempt(
+            "the same from a child", lambda: _child(lambda: _tcp("127.0.0.1", port)), True
+        )
         yield Attempt("abstract unix socket", lambda: _unix("\0" + str(outside["name"])), True)
     yield Attempt("unix socket of a path", lambda: _unix(str(outside["path"])))
     yield Attempt("unix datagram", lambda: _family(socket.AF_UNIX, socket.SOCK_DGRAM))

@@ -41,7 +41,11 @@ def serving(*before: str, **facts: Any) -> Iterator[int]:
 @contextlib.contextmanager
 def machine_with_a_cable() -> Iterator[dict[str, Any]]:
     """A network namespace that this one reaches over a veth, with the sink in it."""
-    name, near, far = f"mst-s{os.getpid()}", f"mj{os.getpid() % 10**6}a", f"mj{os.getpid() % 10**6}b"
+    name, near, far = (
+        f"mst-s{os.getpid()}",
+        f"mj{os.getpid() % 10**6}a",
+        f"mj{os.getpid() % 10**6}b",
+    )
     ip("netns", "add", name)
     try:
         ip("link", "add", near, "type", "veth", "peer", "name", far)
@@ -159,7 +163,12 @@ def take_ways(outside: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str
 def run_python(code: str, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run a piece of Python and return how it ended."""
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, **more
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,
     )
 
 

@@ -455,9 +455,7 @@ def test_name_servers_are_read_from_any_resolv_conf(tmp_path: Path) -> None:
         ("user/max_user_namespaces", "0\n", "user.max_user_namespaces=15000"),
     ],
 )
-def test_the_switch_that_is_off_is_named(
-    tmp_path: Path, file: str, text: str, words: str
-) -> None:
+def test_the_switch_that_is_off_is_named(tmp_path: Path, file: str, text: str, words: str) -> None:
     place = tmp_path / "proc/sys" / file
     place.parent.mkdir(parents=True)
     place.write_text(text)
