@@ -34,7 +34,7 @@ from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
-from mst.seal.jail.seal import current
+from mst.seal.jail.holder import known
 from mst.seats import Seats
 from mst.workload import DataFacts
 
@@ -283,7 +283,7 @@ def write_documents(path: Path, job: Job) -> None:
     explicit = as_explicit(job.request, job.plan)
     rundir.write_document(path, rundir.REQUEST, replace(explicit, output_dir=str(path)))
     rundir.write_document(path, rundir.PLAN, job.plan)
-    seal = current()
+    seal = known()
     if seal is not None:
         rundir.write_document(path, rundir.SEAL, seal)
     rundir.write_document(path, rundir.MANIFEST, job.manifest)

@@ -17,7 +17,7 @@ from pathlib import Path
 from mst.errors import MstError
 from mst.seal.jail import ladder, words
 from mst.seal.jail.command import write
-from mst.seal.jail.seal import OFF, JailRequest, Scene, current
+from mst.seal.jail.seal import OFF, JailRequest, Scene, Seal, current
 
 _asked: ContextVar[tuple[JailRequest, Scene]] = ContextVar("_asked")
 
@@ -30,6 +30,12 @@ def asking(request: JailRequest, scene: Scene) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+def known() -> Seal | None:
+    """Return this process's jail, or the decision that what it starts has none."""
+    request, _ = _asked.get((JailRequest(), Scene()))
+    return Seal(OFF, reason=request.reason) if request.mode == OFF else current()
 
 
 def sealed(command: Sequence[str], seal_file: Path | None = None) -> list[str]:
@@ -55,7 +61,11 @@ def sealed_ranks(
     request, scene = _asked.get((JailRequest(), Scene()))
     if current() is not None or request.mode == OFF:
         return None
-    job = {"module": module, "ranks": [list(each) for each in ranks], "keep_open": list(keep_open)}
+    job: dict[str, object] = {
+        "module": module,
+        "ranks": [list(each) for each in ranks],
+        "keep_open": list(keep_open),
+    }
     return _holder(request, scene, seal_file, job)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
+from mst.launch import offline_environment
+
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 # Where agents and daemons are met; the sockets are refused, so nothing is gained by knowing them.
 _AGENTS = (
@@ -52,8 +54,6 @@ def open_sockets() -> list[int]:
 
 def clean_environment(environ: MutableMapping[str, str]) -> None:
     """Take proxies and agents out of the environment, and put in what keeps libraries offline."""
-    from mst.launch import offline_environment
-
     for name in list(environ):
         if name.lower() in _PROXIES or name in _AGENTS:
             del environ[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,12 +89,16 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
     layers = (BROKER,) if shared and request.mode == "auto" else _MODES[request.mode]
     listening = _tried(_listener)
     for layer in layers:
-        fault = _move(layer, listening)
+        # A user namespace of root's would hold root alone, who is to be given up.
+        fault = "not under sudo" if layer == USER and sudo else _move(layer, listening)
         if fault:
             refused.append((layer, fault))
             continue
         diag = _diag()
-        user, files = _settle(request, scene, environ, sudo)
+        try:
+            user, files = _settle(request, scene, environ, sudo)
+        except OSError as error:
+            raise SealError(f"root could not be given up: {advice.reason(error)}.") from None
         fault = listening or _looks(broker)
         if layer == BROKER and fault:
             # What was given up stays given up; the next layer needs none of it.
@@ -102,11 +107,8 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
                 break
             layer = SECCOMP
         rules = _rules(layer, brokered=not fault)
-        notes = (
-            [("unix sockets of a path", f"no broker: {fault}")]
-            if fault and layer != SECCOMP
-            else []
-        )
+        if fault and layer != SECCOMP:
+            refused.append(("unix sockets", f"no broker: {fault}"))
         _fall_shut(layer, rules, broker, diag)
         # In a namespace that was given, loopback outside is loopback inside.
         ways = try_all(broker.outside, loopback=layer != GIVEN, own=broker.talk.fileno())
@@ -114,7 +116,7 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
         hygiene.clean_environment(environ)
         return Seal(
             layer,
-            refused=(*refused, *notes),
+            refused=tuple(refused),
             ways=ways,
             unix=rules.unix,
             files=files,
@@ -210,6 +212,12 @@ def _settle(
     """Give up what a job doesn't need; return words for whom it runs as, and for its files."""
     if sudo:
         namespaces.become(*sudo)
+        if not os.access(os.__file__, os.R_OK):
+            raise SealError(
+                f"a sealed job runs as the user who called sudo (uid {sudo[0]}), who can't read"
+                f" Python's library at {os.path.dirname(os.__file__)}. Call mst without sudo, or"
+                " with a Python that the user can read."
+            )
         home = namespaces.home_of(sudo[0])
         if home:
             environ["HOME"] = home
@@ -246,10 +254,8 @@ def _nearest(path: Path) -> Path:
 
 def _looks(broker: Broker) -> str:
     """Return why the broker can't look into this process, or ""."""
-    try:
+    with suppress(OSError):  # the kernel has no Yama
         kernel.prctl(kernel.PR_SET_PTRACER, broker.process)
-    except OSError:
-        pass  # the kernel has no Yama
     answer = broker.ask({"ask": "look", "process": os.getpid(), "descriptor": broker.talk.fileno()})
     return str(answer["fault"])
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mst.seal.jail import hygiene, kernel
@@ -213,12 +214,9 @@ def attempts(outside: Mapping[str, object], loopback: bool, own: int = -1) -> It
     yield Attempt("udp", lambda: _udp(NOWHERE, 53))
     yield Attempt("udp over ipv6", lambda: _udp(NOWHERE6, 53))
     for server in name_servers():
-        yield Attempt(
-            f"dns of {server} by udp", lambda server=server: _udp(server, 53), _on_loopback(server)
-        )
-        yield Attempt(
-            f"dns of {server} by tcp", lambda server=server: _tcp(server, 53), _on_loopback(server)
-        )
+        here = _on_loopback(server)
+        yield Attempt(f"dns of {server} by udp", partial(_udp, server, 53), here)
+        yield Attempt(f"dns of {server} by tcp", partial(_tcp, server, 53), here)
     yield Attempt("tcp fast open", lambda: _fast_open(NOWHERE, 443))
     if loopback:
         yield Attempt("service of this machine on loopback", lambda: _tcp("127.0.0.1", port), True)

@@ -1,7 +1,7 @@
 """Ways out of a machine, each taken by a child process; run as a program, in a layer or in none.
 
-`python ways.py LAYER FACTS` prints JSON: name of the way to "out" or what stopped it. FACTS is JSON:
-addresses of a sink on another machine, and of services beside the jail.
+`python ways.py LAYER FACTS` prints JSON: name of the way to "out" or what stopped it. FACTS is
+JSON: addresses of a sink on another machine, and of services beside the jail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ FACTS: dict[str, Any] = {}
 WAYS: dict[str, Callable[[], object]] = {}
 SECONDS = 4
 PYTHON = sys.executable
-CONNECT = "import socket,sys;s=socket.create_connection((sys.argv[1],int(sys.argv[2])),3);s.send(b'x');assert s.recv(4)"
+CONNECT = (
+    "import socket,sys;s=socket.create_connection((sys.argv[1],int(sys.argv[2])),3);"
+    "s.send(b'x');assert s.recv(4)"
+)
 
 
 class Missing(Exception):
@@ -87,7 +90,10 @@ def python_without_site() -> None:
 
 @way
 def grandchild_of_its_own_session() -> None:
-    code = "import os,subprocess,sys;os.setsid();sys.exit(subprocess.call([sys.executable,*sys.argv[1:]]))"
+    code = (
+        "import os,subprocess,sys;os.setsid();"
+        "sys.exit(subprocess.call([sys.executable,*sys.argv[1:]]))"
+    )
     child(PYTHON, "-c", code, "-c", CONNECT, FACTS["sink"], str(FACTS["port"]))
 
 
@@ -370,12 +376,15 @@ def listening_for_whoever_comes() -> None:
 @way
 def store_of_torch() -> None:
     """C++: connects by itself."""
+    from datetime import timedelta
+
     import torch
 
+    distributed: Any = torch.distributed
     try:
-        torch.distributed.TCPStore(
+        distributed.TCPStore(
             FACTS["sink"], FACTS["port"], is_master=False, wait_for_workers=False,
-            timeout=__import__("datetime").timedelta(seconds=2),
+            timeout=timedelta(seconds=2),
         )  # fmt: skip
     except RuntimeError as error:
         # The sink is no store: what counts is that it was reached.
