@@ -8,6 +8,7 @@ EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_DEVICE_LOST = 4
 EXIT_OUT_OF_MEMORY = 5
+EXIT_LEAK = 6
 # Between the processes of one job; a command never returns it.
 EXIT_PEER_FAILED = 70
 EXIT_INTERRUPTED = 130
@@ -99,6 +100,18 @@ class PeerFailed(MstError):
     def __init__(self) -> None:
         """There is nothing to tell."""
         super().__init__("another process of this job has failed")
+
+
+class SealError(MstError):
+    """The jail that the job was to run in can't be had here; nothing was started."""
+
+    exit_code = EXIT_REFUSED
+
+
+class LeakError(SealError):
+    """The jail was entered, and something inside could get out; nothing was started."""
+
+    exit_code = EXIT_LEAK
 
 
 class Interrupted(MstError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import os
 import socket
+import struct
 
 from mst.errors import RunError
 
@@ -10,7 +14,7 @@ from mst.errors import RunError
 def route_to(address: str, port: int) -> tuple[str, str]:
     """Return the interface and the address of this machine that lead to another one.
 
-    The kernel is asked: a datagram socket is connected, which sends nothing.
+    The kernel is asked for its route over netlink, which works in a jail too.
 
     Args:
         address: the other machine's name or number.
@@ -22,12 +26,8 @@ def route_to(address: str, port: int) -> tuple[str, str]:
     import psutil
 
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address, port, type=socket.SOCK_DGRAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(place)
-            own = str(probe.getsockname()[0])
+        place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][4]
+        own = _source_towards(str(place[0]).partition("%")[0])
     except OSError as error:
         raise RunError(
             f"no route leads to --master-addr {address}: {error.strerror or error}. Give machine"
@@ -38,6 +38,37 @@ def route_to(address: str, port: int) -> tuple[str, str]:
             # A machine reaches its own address over loopback, but others come in over the card.
             return name, own
     return "lo", own
+
+
+# <linux/rtnetlink.h>
+_RTM_GETROUTE, _NLMSG_ERROR, _RTA_DST, _RTA_PREFSRC = 26, 2, 1, 7
+
+
+def _source_towards(address: str) -> str:
+    """Return this machine's address that the kernel would send from, to an address in digits.
+
+    Raises:
+        OSError: no route leads there.
+    """
+    target = ipaddress.ip_address(address)
+    family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+    raw = target.packed
+    # struct rtmsg, then one attribute: the destination.
+    body = struct.pack("=BBBBBBBBI", family, 8 * len(raw), 0, 0, 0, 0, 0, 0, 0)
+    body += struct.pack("=HH", 4 + len(raw), _RTA_DST) + raw
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
+        kernel.send(struct.pack("=IHHII", 16 + len(body), _RTM_GETROUTE, 1, 1, 0) + body)
+        answer = kernel.recv(1 << 16)
+    if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
+        number = -struct.unpack_from("=i", answer, 16)[0]
+        raise OSError(number, os.strerror(number))
+    at = 16 + 12
+    while at + 4 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, at)
+        if kind == _RTA_PREFSRC:
+            return str(ipaddress.ip_address(answer[at + 4 : at + length]))
+        at += max(4, (length + 3) & ~3)
+    raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
 
 
 def chosen(address: str, port: int, name: str | None) -> tuple[str, str]:

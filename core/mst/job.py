@@ -36,6 +36,7 @@ from mst.request import TrainRequest
 from mst.rundir import RunManifest
 from mst.seal.audit import open_log, record
 from mst.seal.audit.facts import job_facts, outcome_facts, run_facts
+from mst.seal.jail.holder import known
 from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
 from mst.workload import DataFacts
@@ -297,6 +298,9 @@ def write_documents(path: Path, job: Job) -> None:
     explicit = as_explicit(job.request, job.plan)
     rundir.write_document(path, rundir.REQUEST, replace(explicit, output_dir=str(path)))
     rundir.write_document(path, rundir.PLAN, job.plan)
+    seal = known()
+    if seal is not None:
+        rundir.write_document(path, rundir.SEAL, seal)
     rundir.write_document(path, rundir.MANIFEST, job.manifest)
 
 
@@ -354,6 +358,8 @@ def train(
 ) -> tuple[Path, RunManifest]:
     """Train as `mst train` does, from Python; return the run directory and its manifest.
 
+    The workers run in the jail; the program that calls this does not, nor do plugins in it.
+
     Args:
         environ: the environment; default the process's own.
         audit_log: directory of the audit log; default as the settings say.
@@ -391,12 +397,18 @@ def _train(
 ) -> tuple[int, Path]:
     from mst.attempts import run_to_end
     from mst.resume import resume
+    from mst.seal.jail.command import of_request, outputs_of
+    from mst.seal.jail.holder import asking
+    from mst.seal.jail.seal import Scene, check
 
     request = with_defaults(request, given)
-    if request.resume is not None:
-        path, lock, job = resume(request, given, environ)
-    else:
-        job = prepare_job(request, environ)
-        path, lock = begin(job)
-    with lock:
-        return run_to_end(path, job, lock, environ), path
+    scene = Scene(outputs=outputs_of(request))
+    check(of_request(request), scene)
+    with asking(of_request(request), scene):
+        if request.resume is not None:
+            path, lock, job = resume(request, given, environ)
+        else:
+            job = prepare_job(request, environ)
+            path, lock = begin(job)
+        with lock:
+            return run_to_end(path, job, lock, environ), path

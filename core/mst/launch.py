@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from mst.errors import EXIT_PEER_FAILED
+from mst.errors import EXIT_PEER_FAILED, SealError
 
 # After one rank has failed, the time that the others have to notice and to end by themselves: a
 # save of a whole model may be under way.
@@ -81,10 +82,12 @@ def run_ranks(
     environment: Mapping[str, str],
     keep_open: Sequence[int] = (),
     failed: Callable[[], str] | None = None,
+    seal_file: Path | None = None,
 ) -> int:
     """Run one worker a rank, as `run_worker` does, and return the exit code of the first to fail.
 
-    When one ends in failure the others get some seconds to notice, then are stopped.
+    When one ends in failure the others get some seconds to notice, then are stopped. All run in
+    the jail that this process is in, or else in one of their own.
 
     Args:
         module: of mst.
@@ -92,7 +95,23 @@ def run_ranks(
         environment: of all.
         keep_open: file descriptors that they inherit.
         failed: says how workers on another machine have ended, "" while they have not.
+        seal_file: where a jail of their own is written down.
+
+    Raises:
+        SealError: there are several, and this jail holds one process.
     """
+    from mst.seal.jail.holder import sealed_ranks
+    from mst.seal.jail.seal import SECCOMP, current
+
+    seal = current()
+    if seal is not None and seal.layer == SECCOMP and len(ranks) > 1:
+        raise SealError(
+            f"{len(ranks)} processes were planned, and they meet over sockets, which the jail that"
+            " this machine gives does not have. Pass --nproc-per-node 1, or see what"
+            " `mst doctor --seal` advises."
+        )
+    holder = sealed_ranks(module, ranks, keep_open, seal_file)
+    commands = [[sys.executable, "-m", module, *each] for each in ranks]
     workers: list[subprocess.Popen[bytes]] = []
 
     def stop_all(*_: object) -> None:
@@ -106,8 +125,7 @@ def run_ranks(
         signal.SIGTERM: signal.signal(signal.SIGTERM, stop_all),
     }
     try:
-        for arguments in ranks:
-            command = [sys.executable, "-m", module, *arguments]
+        for command in [holder] if holder else commands:
             worker = subprocess.Popen(
                 command,
                 env=dict(environment),

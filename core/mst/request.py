@@ -415,6 +415,22 @@ class TrainRequest:
         aliases=("resume_from_checkpoint",),
         metavar="last|PATH",
     )
+    jail: str = option(
+        "auto",
+        "what keeps the job off every network: the strongest layer that this machine gives, or"
+        " one of its kinds",
+        group="seal",
+        choices=("auto", "off", "namespace", "broker", "seccomp"),
+    )
+    jail_reason: str | None = option(
+        None, "why the jail is off; recorded with the run", group="seal", metavar="TEXT"
+    )
+    allow_net: tuple[str, ...] = option(
+        (),
+        "networks of the job's other machines, such as 10.0.0.0/24",
+        group="seal",
+        metavar="CIDR",
+    )
 
 
 def fields() -> dict[str, dataclasses.Field[Any]]:

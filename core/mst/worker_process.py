@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from mst import rundir
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MstError, PeerFailed
+from mst.seal.jail.words import explain
 from mst.seal.memory import core_dumps_off
 from mst.seal.redaction import bug_report, quieten
 
@@ -64,6 +66,7 @@ def guarded(job: Callable[[], None], run: Path | None = None) -> int:
     """
     core_dumps_off()
     quieten()
+    explain(os.environ)
     try:
         job()
     except PeerFailed as error:

@@ -76,6 +76,7 @@ def run_workers(
             environment,
             keep_open,
             watcher(seats) if seats else None,
+            path / rundir.SEAL,
         )
     finally:
         for each in path.glob(f"{rundir.RENDEZVOUS}*"):

@@ -13,6 +13,8 @@ from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
 from mst.seal.audit.command import add_option, run_logged
+from mst.seal.jail import command as jail
+from mst.seal.jail.command import SEALED
 from mst.seal.memory import core_dumps_off
 from mst.seal.redaction import bug_report, quiet, quieten
 
@@ -55,7 +57,7 @@ def _usage() -> str:
     )
 
 
-def _dispatch(argv: Sequence[str]) -> int:
+def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else EXIT_USAGE
@@ -64,7 +66,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     name, *rest = argv
     if name in TASKS:
-        return _dispatch(["train", *rest, "--task", _only_task(name, rest)])
+        return _dispatch(["train", *rest, "--task", _only_task(name, rest)], own_process)
     if name not in COMMANDS:
         raise UsageError(
             f"mst: unknown command {name!r}.{nearest(name, [*COMMANDS, *TASKS])}"
@@ -74,9 +76,12 @@ def _dispatch(argv: Sequence[str]) -> int:
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
     module.add_arguments(parser)
     add_option(name, parser)
+    if name in SEALED and name != "train":
+        jail.add_arguments(parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    return run_logged(name, parser, args, module.run)
+    run = jail.way_in(name, args, os.environ, module.run, own_process)
+    return run_logged(name, parser, args, run)
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:
@@ -97,20 +102,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A bug is shown by its places and types alone: its text might quote a row.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule of the seal, 6 the seal leaks,
+    130 interrupted.
+
+    Args:
+        argv: the command line of a Python program, which isn't sealed itself; what it starts is.
+            None for this process's own.
     """
     if argv is not None:
         with quiet():
-            return _guarded(argv)
+            return _guarded(argv, own_process=False)
     # The process is this command's own; its last threads and exit handlers are quiet too.
     quieten()
-    return _guarded(sys.argv[1:])
+    return _guarded(sys.argv[1:], own_process=True)
 
 
-def _guarded(argv: Sequence[str]) -> int:
+def _guarded(argv: Sequence[str], own_process: bool) -> int:
     core_dumps_off()
     try:
-        return _dispatch(argv)
+        return _dispatch(argv, own_process)
     except MstError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

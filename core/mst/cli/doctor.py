@@ -66,10 +66,17 @@ class Check:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mst doctor`."""
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    parser.add_argument(
+        "--seal",
+        action="store_true",
+        help="check the jail alone: which layer this machine gives, why, and what was tried",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line a check; returns 1 when something that training needs is broken."""
+    if args.seal:
+        return _seal(args.json)
     checks = list(all_checks(os.environ))
     failed = any(check.status == "fail" for check in checks)
     if args.json:
@@ -298,6 +305,39 @@ def check_directory(name: str, path: Path, needed: bool) -> Check:
         advice = f"free some space: a run with checkpoints may need {LEAST_DISK_BYTES >> 30} GiB"
         return Check(name, "warn", found, advice)
     return Check(name, "ok", found)
+
+
+def _seal(as_json: bool) -> int:
+    """Print what the jail is on this machine; returns 1 when there is none."""
+    from mst.seal.jail.advice import what_to_do
+    from mst.seal.jail.survey import survey
+
+    found = survey()
+    first = found[0]
+    if as_json:
+        plain = {"ok": first.seal is not None, "asked": [each.to_json() for each in found]}
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return 0 if first.seal else 1
+    checks = []
+    for each in found:
+        if each.seal is None:
+            status = "fail" if each is first else "warn"
+            checks.append(Check(f"--jail {each.asked}", status, each.fault))
+            continue
+        seal = each.seal
+        words = f"{seal.layer}: {seal.line().removeprefix('seal').strip()}"
+        checks.append(Check(f"--jail {each.asked}", "ok", f"{words}; {seal.user}"))
+        if each is first:
+            checks += [Check(f"not {layer}", "ok", why) for layer, why in seal.refused]
+            limited = "ok" if seal.files.startswith("Landlock") else "warn"
+            checks.append(Check("files written", limited, seal.files))
+            judge = "the broker judges them" if seal.unix == "broker" else "all are refused"
+            checks.append(Check("unix sockets", "ok", judge))
+            checks += [Check(f"way out: {way.name}", "ok", way.found) for way in seal.ways]
+    if first.seal is None:
+        checks.append(Check("to do", "fail", what_to_do(os.uname().machine)))
+    _print_lines(checks)
+    return 0 if first.seal else 1
 
 
 def _print_lines(checks: list[Check]) -> None:

@@ -26,6 +26,7 @@ TITLES = {
     "optimizer": "optimizer",
     "memory": "precision and memory",
     "run": "logging, checkpoints, resume",
+    "seal": "seal",
 }
 
 
@@ -102,6 +103,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
             keywords |= {"nargs": "?", "const": "true"}
         if many:
             keywords |= {"nargs": "+"}
+        if name == "allow_net":
+            keywords |= {"action": "extend"}  # one option a network, as firewalls take them
         keywords["metavar"] = meta["metavar"] or ("|".join(meta["choices"]) or kind.__name__)
         group.add_argument(*flags, **keywords)
         hidden = [f"--{each}" for a in meta["aliases"] for each in {a, a.replace("_", "-")}]

@@ -24,6 +24,7 @@ from mst.evaluate.figures import RESAMPLES, Statistic, figure, mean_of
 from mst.evaluate.job import EvalJob, Subject
 from mst.evaluate.report import EvalReport, Judged
 from mst.launch import worker_environment
+from mst.seal.jail.holder import sealed
 
 # In memory on Linux; elsewhere the usual place for temporary files.
 _MEMORY = Path("/dev/shm")
@@ -125,7 +126,7 @@ def _run(
         }
         with (directory / "log").open("wb") as log:
             done = subprocess.run(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+                sealed(command), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
             )
         results = sorted((directory / "out").rglob("results_*.json"))
         # It can fail at its last step, printing a table, when the results are there already.

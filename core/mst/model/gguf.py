@@ -13,6 +13,7 @@ from pathlib import Path
 from mst.durable import seal_directory, sha256
 from mst.errors import ModelError
 from mst.launch import offline_environment
+from mst.seal.jail.holder import sealed
 
 # Bump when what a conversion writes changes, so that old copies are not taken for new ones.
 _LAYOUT = 1
@@ -61,7 +62,7 @@ def _convert_locked(path: Path, target: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     done = subprocess.run(
-        [sys.executable, "-m", "mst.model.gguf_worker", str(path), str(work)],
+        sealed([sys.executable, "-m", "mst.model.gguf_worker", str(path), str(work)]),
         env=os.environ | offline_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

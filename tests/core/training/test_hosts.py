@@ -82,7 +82,8 @@ def both(
     hosts: tuple[str, str], directory: Path, options: dict[str, object], **second: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], ...]]:
     """Start the command on each host; the variables are the second's."""
-    shared = {"nnodes": 2, "nproc-per-node": 1, "master-addr": ADDRESSES[0], "master-port": 29631}
+    shared = {"nnodes": 2, "nproc-per-node": 1, "master-addr": ADDRESSES[0], "master-port": 29631,
+              "allow-net": "10.231.77.0/24"}  # fmt: skip
     jobs = [
         start(
             host,

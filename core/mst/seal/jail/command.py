@@ -1,0 +1,184 @@
+"""The commands that are sealed: their options, and the way in before they begin."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.errors import MstError
+from mst.seal.audit import record
+from mst.seal.audit.place import directory_of
+from mst.seal.jail import words
+from mst.seal.jail.seal import MODES, OFF, JailRequest, Scene, Seal, check
+
+if TYPE_CHECKING:
+    from mst.request import TrainRequest
+
+SEALED = frozenset({"train", "eval", "merge", "export", "chat", "serve", "bench"})
+# Options whose value is a place to write to.
+_OUTPUTS = ("output_dir", "output", "predictions", "offload_dir", "resume", "run")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the jail; `mst train` has them in its request."""
+    group = parser.add_argument_group("seal")
+    group.add_argument(
+        "--jail", choices=MODES, default="auto", help="what keeps the job off every network (auto)"
+    )
+    group.add_argument("--jail-reason", metavar="TEXT", help="why, with --jail off; recorded")
+    group.add_argument(
+        "--allow-net",
+        nargs="+",
+        action="extend",
+        default=None,
+        metavar="CIDR",
+        help="networks of the job's other machines",
+    )
+
+
+def asked(
+    name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
+) -> tuple[JailRequest, Scene]:
+    """Return what a command's options ask of the jail, and where its job stands.
+
+    The name of the machine where all meet is looked up here, for inside there is no name server.
+
+    Raises:
+        UsageError: they don't fit together.
+    """
+    outputs = (
+        *(
+            value
+            for value in (getattr(args, each, None) for each in _OUTPUTS)
+            if isinstance(value, str) and value not in ("", "last")
+        ),
+        str(directory_of(args.audit_log)),
+    )
+    if name != "train":
+        request = JailRequest(args.jail, args.jail_reason, tuple(args.allow_net or ()))
+        scene = Scene(outputs=outputs)
+    else:
+        from mst.cli.options import train_request
+        from mst.placement import placement
+
+        train = train_request(args)
+        request = of_request(train)
+        place = placement(environ, train)
+        scene = Scene(outputs=(*outputs, *outputs_of(train)))
+        if place is not None:
+            address = _looked_up(place.address)
+            if place.starter == "torchrun":
+                environ["MASTER_ADDR"] = address
+            else:
+                args.master_addr = address
+            scene = Scene(True, (address, place.port), place.nnodes, scene.outputs)
+    check(request, scene)
+    return request, scene
+
+
+def of_request(train: TrainRequest) -> JailRequest:
+    """Return what a training request asks of the jail."""
+    return JailRequest(train.jail, train.jail_reason, train.allow_net)
+
+
+def outputs_of(train: TrainRequest) -> tuple[str, ...]:
+    """Return the places that a training request writes to."""
+    values = (train.output_dir, train.offload_dir, train.resume)
+    return tuple(each for each in values if each and each != "last")
+
+
+def _looked_up(host: str) -> str:
+    with contextlib.suppress(OSError):
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    return host  # what comes next says that it isn't known
+
+
+def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]) -> Seal:
+    """Seal this process, say so, and return what holds.
+
+    Raises:
+        UsageError: the options don't fit together.
+        SealError: this machine gives no jail, or it leaks.
+    """
+    from mst.seal.jail import ladder
+
+    request, scene = asked(name, args, environ)
+    seal = ladder.enter(request, scene, environ)
+    if not getattr(args, "json", False) and getattr(args, "prompt", None) is None:
+        # Where standard output is for people; a program reads answers there.
+        print(seal.line(), flush=True)
+    if seal.layer != OFF:
+        environ[words.VARIABLE] = words.told(seal)
+        words.explain(environ)
+    return seal
+
+
+def way_in(
+    name: str,
+    args: argparse.Namespace,
+    environ: MutableMapping[str, str],
+    run: Callable[[argparse.Namespace], int],
+    own_process: bool,
+) -> Callable[[argparse.Namespace], int]:
+    """Seal this process if the command is a sealed one; return what to run and to log.
+
+    The log is opened inside, where it belongs to the user that the job runs as. A refusal is
+    raised by what is returned, so that it is logged too.
+
+    Args:
+        name: of the command.
+        args: its options.
+        environ: the process's environment, to which what the job needs is added.
+        run: the command.
+        own_process: the process is the command's own. Otherwise what it starts is sealed.
+    """
+    if name not in SEALED:
+        return run
+    try:
+        if own_process:
+            return _recorded(enter(name, args, environ), run)
+        request, scene = asked(name, args, environ)
+    except MstError as error:
+        return _refused(error)
+
+    def sealing_workers(args: argparse.Namespace) -> int:
+        from mst.seal.jail.holder import asking
+
+        with asking(request, scene):
+            return run(args)
+
+    return sealing_workers
+
+
+def _recorded(
+    seal: Seal, run: Callable[[argparse.Namespace], int]
+) -> Callable[[argparse.Namespace], int]:
+    def inside(args: argparse.Namespace) -> int:
+        record("jail.entered", **seal.to_json())
+        return run(args)
+
+    return inside
+
+
+def _refused(error: MstError) -> Callable[[argparse.Namespace], int]:
+    def refuse(args: argparse.Namespace) -> int:
+        raise error
+
+    return refuse
+
+
+def write(seal: Seal | None, path: Path) -> None:
+    """Write a jail as JSON, at once.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    from mst.durable import write_text
+
+    if seal is not None:
+        write_text(path, json.dumps(seal.to_json(), indent=2, ensure_ascii=False) + "\n")
