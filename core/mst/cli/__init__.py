@@ -80,7 +80,7 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
         jail.add_arguments(parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    run = jail.way_in(name, args, os.environ, module.run, own_process)
+    run = jail.inside(name, os.environ, module.run, own_process)
     return run_logged(name, parser, args, run)
 
 

@@ -10,9 +10,7 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.errors import MstError
 from mst.seal.audit import record
-from mst.seal.audit.place import directory_of
 from mst.seal.jail import words
 from mst.seal.jail.seal import MODES, OFF, JailRequest, Scene, Seal, check
 
@@ -51,13 +49,10 @@ def asked(
     Raises:
         UsageError: they don't fit together.
     """
-    outputs = (
-        *(
-            value
-            for value in (getattr(args, each, None) for each in _OUTPUTS)
-            if isinstance(value, str) and value not in ("", "last")
-        ),
-        str(directory_of(args.audit_log)),
+    outputs = tuple(
+        value
+        for value in (getattr(args, each, None) for each in _OUTPUTS)
+        if isinstance(value, str) and value not in ("", "last")
     )
     if name != "train":
         request = JailRequest(args.jail, args.jail_reason, tuple(args.allow_net or ()))
@@ -118,58 +113,34 @@ def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
     return seal
 
 
-def way_in(
+def inside(
     name: str,
-    args: argparse.Namespace,
     environ: MutableMapping[str, str],
     run: Callable[[argparse.Namespace], int],
     own_process: bool,
 ) -> Callable[[argparse.Namespace], int]:
-    """Seal this process if the command is a sealed one; return what to run and to log.
+    """Return a command that seals itself before it begins; `run` itself if it isn't a sealed one.
 
-    The log is opened inside, where it belongs to the user that the job runs as. A refusal is
-    raised by what is returned, so that it is logged too.
+    The audit log is open by then: what is inside can add to it, and need not have the right to open
+    its files.
 
     Args:
         name: of the command.
-        args: its options.
         environ: the process's environment, to which what the job needs is added.
         run: the command.
         own_process: the process is the command's own. Otherwise what it starts is sealed.
     """
-    if name not in SEALED:
-        return run
-    try:
-        if own_process:
-            return _recorded(enter(name, args, environ), run)
-        request, scene = asked(name, args, environ)
-    except MstError as error:
-        return _refused(error)
 
-    def sealing_workers(args: argparse.Namespace) -> int:
+    def sealed(args: argparse.Namespace) -> int:
+        if own_process:
+            record("jail.entered", **enter(name, args, environ).to_json())
+            return run(args)
         from mst.seal.jail.holder import asking
 
-        with asking(request, scene):
+        with asking(*asked(name, args, environ)):
             return run(args)
 
-    return sealing_workers
-
-
-def _recorded(
-    seal: Seal, run: Callable[[argparse.Namespace], int]
-) -> Callable[[argparse.Namespace], int]:
-    def inside(args: argparse.Namespace) -> int:
-        record("jail.entered", **seal.to_json())
-        return run(args)
-
-    return inside
-
-
-def _refused(error: MstError) -> Callable[[argparse.Namespace], int]:
-    def refuse(args: argparse.Namespace) -> int:
-        raise error
-
-    return refuse
+    return sealed if name in SEALED else run
 
 
 def write(seal: Seal | None, path: Path) -> None:
