@@ -64,7 +64,7 @@ class Log:
             self._handles.append(folder)
 
     def _open(self, path: Path, flags: int) -> int:
-        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._handles.append(handle)
         return handle
 
@@ -126,7 +126,9 @@ class Log:
                 self._mind_the_clock()
                 self._write_event(event, facts, time)
                 if self.chain.seq - self.chain.signed >= CHECKPOINT_EVERY:
-                    self._checkpoint()
+                    # The event is written, and must not be written again: the next one tries.
+                    with suppress(OSError):
+                        self._checkpoint()
         except OSError as error:
             raise cannot_write(self.directory, error) from None
 

@@ -37,7 +37,8 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise AuditError(
-            f"a command has the audit log in {directory} open. Wait until it has ended."
+            f"a command has the audit log in {directory} open. Wait until it has ended; other"
+            " commands can keep another log meanwhile: --audit-log DIR."
         ) from None
     finally:
         os.close(handle)

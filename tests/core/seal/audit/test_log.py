@@ -133,7 +133,7 @@ def test_a_log_that_is_changed_while_it_is_open_takes_no_more(directory: Path, w
 
 
 def test_a_lost_or_torn_head_is_made_again_and_recorded(directory: Path, write: Any) -> None:
-    for left in (None, b'{"check'):
+    for left in (b'{"check', None):
         write(2)
         (directory / "head.json").unlink()
         if left is not None:
@@ -144,7 +144,27 @@ def test_a_lost_or_torn_head_is_made_again_and_recorded(directory: Path, write: 
     assert [each["facts"] for each in named(directory, "log.repaired")] == 2 * [
         {"file": "head.json"}
     ]
+    assert (directory / "head.json").stat().st_mode & 0o777 == 0o600
     assert verify(directory).problems == ()
+
+
+def test_an_event_is_written_once_when_its_checkpoint_fails(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_directory(directory, who(""))
+    with monkeypatch.context() as patch:
+        patch.setattr("mst.seal.audit.log.os.fdatasync", failing_sync)
+        for _ in range(130):
+            log.append("test.step", {})
+    log.checkpoint()
+    log.close()
+
+    assert len(named(directory, "test.step")) == 130
+    assert verify(directory).problems == ()
+
+
+def failing_sync(handle: int) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_leaves_no_half_event(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
