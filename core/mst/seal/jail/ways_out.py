@@ -23,6 +23,7 @@ from mst.seal.jail.seal import Way
 # Set aside for documentation (RFC 5737, RFC 3849): no machine has them.
 NOWHERE, NOWHERE6 = "198.51.100.1", "2001:db8::1"
 _SECONDS = 1.0
+_BEGUN = (errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN)
 _AF_VSOCK, _AF_BLUETOOTH, _AF_ALG, _AF_RDS, _AF_TIPC, _AF_XDP = 40, 31, 38, 21, 30, 44
 
 
@@ -250,6 +251,7 @@ def _tried(attempt: Attempt) -> Way:
         return Way(attempt.name, True, "no answer, but not refused")
     except OSError as error:
         word = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        # A machine that refuses a connection has been reached.
-        return Way(attempt.name, error.errno == errno.ECONNREFUSED and not attempt.here, word)
+        # A machine that refuses a connection has been reached, and a call under way has begun.
+        reached = error.errno == errno.ECONNREFUSED and not attempt.here
+        return Way(attempt.name, reached or error.errno in _BEGUN, word)
     return Way(attempt.name, True, "open")

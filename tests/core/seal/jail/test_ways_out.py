@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_outside_they_lead_out(take_ways: Take, open_ways: list[str]) -> None:
 
     assert len(open_ways) >= 20, found
     # Where a kernel or a container withholds one, nothing is learnt from it inside.
-    assert len(closed) <= 4, closed
+    assert len(closed) <= (4 if os.geteuid() == 0 else 8), closed
 
 
 @pytest.mark.parametrize("layer", LAYERS)
