@@ -44,14 +44,14 @@ def writable(environ: Mapping[str, str], named: Iterable[Path], rdma: bool = Fal
     """Return the directories and nodes under which a job may write.
 
     Args:
-        environ: the process's environment: HOME, TMPDIR, XDG_CACHE_HOME and the like.
+        environ: the process's environment: HOME, TMPDIR, XDG_CACHE_HOME and the like. The audit
+            log's directory is not among what follows: its files are open by then.
         named: what the user named for output; the nearest directory that exists counts.
         rdma: the job spans machines, so InfiniBand's nodes are among them.
     """
     home = Path(environ.get("HOME") or "/nonexistent")
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    state = Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "mst"
-    found = [Path.cwd(), Path(tempfile.gettempdir()), cache, state]
+    found = [Path.cwd(), Path(tempfile.gettempdir()), cache]
     found += [Path(environ[name]) for name in ("HF_HOME", "TRITON_CACHE_DIR") if environ.get(name)]
     # Compilers and drivers of chips keep what they made at these places.
     found += [home / name for name in (".triton", ".nv", ".nvidia", "ascend", "atc_data")]
