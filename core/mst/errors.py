@@ -42,6 +42,10 @@ class DataError(MstError):
     """A data set is missing, malformed or leaves nothing to learn from."""
 
 
+class SealError(MstError):
+    """Encrypted data can't be read, written or trusted, or a key is missing, wrong or exposed."""
+
+
 class RunError(MstError):
     """A run directory is in use, belongs to another run, or is not whole."""
 

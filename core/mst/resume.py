@@ -22,7 +22,8 @@ CHANGEABLE_ON_RESUME = frozenset(
         "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
         "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
         "max_steps", "num_train_epochs", "device", "on_oom", "nproc_per_node", "nnodes",
-        "node_rank", "master_addr", "master_port", "deepspeed", "offload_dir",
+        "node_rank", "master_addr", "master_port", "deepspeed", "offload_dir", "key_file",
+        "passphrase_file",
     }
 )  # fmt: skip
 

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from mst.data.tokens import load_tokenizer
     from mst.job import model_directory, with_defaults
     from mst.model.files import read_config
+    from mst.seal.keys.ring import ring_of
     from mst.training.objectives import find_objective
 
     if not (args.no_text or sys.stdout.isatty()):
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     template = load_template(directory, request.template)
     context = read_config(directory).get("max_position_embeddings")
     max_length = request.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    rows = read(request.dataset, reading_of(request)).rows
+    keys = ring_of(request.key_file, request.passphrase_file)
+    rows = read(request.dataset, reading_of(request, keys)).rows
     chosen = rows[args.first - 1 : args.first - 1 + args.rows]
     if not chosen:
         raise UsageError(f"mst preview --first {args.first}: there are only {len(rows)} rows.")

@@ -1,0 +1,1 @@
+"""What keeps data, models and words from leaving unseen, and proves it afterwards."""
