@@ -71,7 +71,7 @@ def training(place: Path, model: Path, run: str, *more: object) -> list[object]:
 
 def assert_no_words(place: Path, done: subprocess.CompletedProcess[str] | None = None) -> None:
     """Look for every canary in all that lies in the directory, in several guises."""
-    guises = {}
+    guises: dict[bytes, int] = {}
     for number in range(CANARIES):
         text = canary(number)
         guises |= {text.encode(): number, text.encode("utf-16-le"): number}
