@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import io
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 from mst.data.compressed import COMPRESSIONS, opened
 from mst.data.encrypted import is_encrypted, opened_plain, plain_name
@@ -18,7 +16,7 @@ from mst.data.records import kind_of
 from mst.data.refusals import Refusals, RowError
 from mst.data.text_files import MAX_LINE_BYTES, check_start, lines, too_long
 from mst.errors import DataError
-from mst.seal.container.reader import PlainBytes, SealedFile
+from mst.seal.container.reader import SealedFile
 from mst.seal.container.row_index import BLANK
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 
@@ -33,7 +31,7 @@ class LineIndex:
         blanks: how many of them stood before each blank or refused line.
         sha256: of the file.
         key: name of the key that opened it; "" where it is not encrypted.
-        plain: its plaintext, where it is encrypted.
+        sealed: the open file, where it is encrypted.
     """
 
     file: str
@@ -41,7 +39,7 @@ class LineIndex:
     blanks: array[int] = field(repr=False)
     sha256: str
     key: str = ""
-    plain: BinaryIO | None = field(default=None, repr=False)
+    sealed: SealedFile | None = field(default=None, repr=False)
 
 
 def index_lines(path: Path, refusals: Refusals, keys: KeyRing = NO_KEYS) -> LineIndex:
@@ -94,8 +92,7 @@ def _of_encrypted(path: Path, refusals: Refusals, keys: KeyRing) -> LineIndex:
     with opened_plain(path, keys) as checked:
         digest, key = checked.sha256 or "", checked.key
     sealed = keys.open(path)
-    plain = io.BufferedReader(PlainBytes(sealed))
-    first = plain.readline(MAX_LINE_BYTES)
+    first = sealed.line(0, MAX_LINE_BYTES)
     check_start(str(path), first)
     mark = len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0
     for number, (start, end, blank) in enumerate(_places(sealed)):
@@ -107,7 +104,7 @@ def _of_encrypted(path: Path, refusals: Refusals, keys: KeyRing) -> LineIndex:
             starts.append(start)
             continue
         blanks.append(len(starts))
-    return _not_empty(LineIndex(str(path), starts, blanks, digest, key, plain))
+    return _not_empty(LineIndex(str(path), starts, blanks, digest, key, sealed))
 
 
 def _places(sealed: SealedFile) -> Iterator[tuple[int, int, bool]]:
@@ -128,10 +125,10 @@ def line_at(index: LineIndex, row: int) -> bytes:
 
     Raises:
         DataError: the file has gone.
+        SealError: it is encrypted, and no longer as it was written.
     """
-    if index.plain is not None:
-        index.plain.seek(index.starts[row])
-        return index.plain.readline(MAX_LINE_BYTES)
+    if index.sealed is not None:
+        return index.sealed.line(index.starts[row], MAX_LINE_BYTES)
     try:
         with open(index.file, "rb") as stream:
             stream.seek(index.starts[row])

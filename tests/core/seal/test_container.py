@@ -247,3 +247,24 @@ def test_a_header_cannot_ask_for_a_terabyte() -> None:
     for change in ({"n": 1 << 40}, {"r": 1 << 30}, {"p": 1 << 30}, {"n": 3}, {"n": 0}):
         with pytest.raises(SealError, match="cost"):
             unwrap_passphrase(way | change, b"a passphrase", bytes(32))
+
+
+def test_a_line_may_go_over_several_segments(tmp_path: Path, key_file: Path) -> None:
+    from mst.seal.keys.key_file import read_key_file
+    from mst.seal.keys.wrapping import KeyFileWay
+
+    texts = [b"\xef\xbb\xbf{}\n", b"a" * 4095 + b"\n", b"b" * 9000 + b"\n", b"\n", b"c" * 5000]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(texts))
+    with (
+        (tmp_path / "a.jsonl").open("rb") as source,
+        whole_file(tmp_path / "a.jsonl.mst") as target,
+    ):
+        ways = (KeyFileWay(read_key_file(key_file)),)
+        encrypt(source, target, ".jsonl", ways, segment_bytes=SEGMENT_BYTES)
+    plain = index_lines(tmp_path / "a.jsonl", Refusals())
+    found = index_lines(tmp_path / "a.jsonl.mst", Refusals(), ring_of(str(key_file), None))
+
+    assert (found.starts, found.blanks) == (plain.starts, plain.blanks)
+    assert [line_at(found, row) for row in range(4)] == [line_at(plain, row) for row in range(4)]
+    assert found.sealed is not None
+    assert found.sealed.line(found.starts[2], 4100) == b"b" * 4100

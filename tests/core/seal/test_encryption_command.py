@@ -269,13 +269,13 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
     rows: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mst.seal.container import writer
+    from mst.seal.container.cipher import Segments
 
     def growing(*arguments: Any) -> Any:
         with rows.open("ab") as file:
             file.write(b"{}\n")
         return Segments(*arguments)
 
-    Segments = writer.Segments
     monkeypatch.setattr(writer, "Segments", growing)
 
     assert "changed its size" in refused(capsys, "encrypt", rows, "--key-file", key_file)

@@ -16,9 +16,10 @@ SUFFIX = ".mst"
 TAG_BYTES = 16
 MAC_BYTES = 32
 SUITES = ("AES-256-GCM", "SM4-GCM")
-# Smaller segments spend more on tags and calls; larger ones more on each row read alone. Reading
-# speed is flat from 256 KiB up (benchmarks/encrypted_data.py).
-SEGMENT_BYTES = 256 << 10
+# A row that is read alone costs its whole segment: 7 us with 64 KiB, 25 us with 256 KiB, and
+# tokenizing it some 200 us. Whole files are read little faster with larger ones
+# (benchmarks/encrypted_data.py).
+SEGMENT_BYTES = 64 << 10
 MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES = 4 << 10, 1 << 20
 # A header is some hundred bytes and a wrapping at most a few kilobytes (a sealed credential): more
 # is no header of ours, and is not read into memory.

@@ -93,6 +93,27 @@ class SealedFile:
         """
         return self._opened(number, self._sealed(number))
 
+    def line(self, start: int, max_bytes: int) -> bytes:
+        """Return what stands from a byte to the end of its line, its end included.
+
+        Args:
+            start: of the line.
+            max_bytes: no more than these.
+
+        Raises:
+            SealError: it is not what was written.
+        """
+        number, at = divmod(start, self.front.header.segment_bytes)
+        found = bytearray()
+        while number < self.count and len(found) < max_bytes:
+            plain = self.segment(number)
+            end = plain.find(b"\n", at) + 1
+            found += plain[at : end or None]
+            if end:
+                break
+            number, at = number + 1, 0
+        return bytes(found[:max_bytes])
+
     def _sealed(self, number: int) -> bytes:
         header = self.front.header
         start = number * header.segment_bytes
