@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from pathlib import Path
@@ -26,8 +25,6 @@ CASES = {
 def main() -> None:
     """Write one encrypted file and one description a case."""
     TARGET.mkdir(exist_ok=True)
-    key_file = f"# A key for tests.\nmst-key-v1:{base64.b64encode(KEY).decode()}\n"
-    (TARGET / "key").write_text(key_file)
     for number, (name, (suite, ending, text)) in enumerate(CASES.items()):
         plain = text.encode()
         salt = bytes([number]) * 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
+import pty
 import shutil
 import signal
 import stat
@@ -180,10 +180,6 @@ def test_a_passphrase_comes_through_a_file_descriptor() -> None:
         os.close(read)
 
 
-def limited() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-
 def large(path: Path) -> Path:
     path.write_bytes((b'{"prompt": "q", "response": "' + b"a" * 970 + b'"}\n') * 3000)
     return path
@@ -194,11 +190,16 @@ def test_a_write_that_fails_leaves_nothing(unnamed: bool, tmp_path: Path, key_fi
     source = large(tmp_path / "large.jsonl")
     before = source.read_bytes()
     # What file systems and kernels without unnamed files make of the flag: EISDIR.
-    named = "pass" if unnamed else "import os; os.O_TMPFILE = os.O_DIRECTORY"
-    command = f"{named}; import sys; from mst.cli import main; sys.exit(main(sys.argv[1:]))"
+    unnamed_flag = "os.O_TMPFILE" if unnamed else "os.O_DIRECTORY"
+    command = f"""if True:
+        import os, resource, sys
+        from mst.cli import main
+        os.O_TMPFILE = {unnamed_flag}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        sys.exit(main(sys.argv[1:]))"""
     done = subprocess.run(
         [sys.executable, "-c", command, "data", "encrypt", source, "--key-file", key_file],
-        preexec_fn=limited, capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
     assert done.returncode == 1
@@ -317,3 +318,58 @@ def test_without_systemd_creds_the_error_says_so(
     monkeypatch.setenv("PATH", "/nowhere")
 
     assert "systemd 250" in refused(capsys, "encrypt", rows, "--systemd-creds")
+
+
+def test_a_directory_with_both_copies_is_refused(rows: Path, key_file: Path) -> None:
+    from mst.data.sources import find_source
+    from mst.errors import DataError
+
+    path = encrypted(rows, key_file)
+    directory = path.parent / "both"
+    directory.mkdir()
+    shutil.move(path, directory)
+
+    assert find_source(str(directory)).files == (directory / path.name,)
+    shutil.copy(rows, directory)
+    with pytest.raises(DataError, match="read twice"):
+        find_source(str(directory))
+
+
+def at_terminal(answers: list[bytes], *arguments: object) -> tuple[int, bytes]:
+    """Run a command at a terminal of its own, answer its questions; return its code and words."""
+    terminal, inner = pty.openpty()
+    # Standard input of a session without a terminal becomes its terminal, which /dev/tty names.
+    command = """if True:
+        import fcntl, sys, termios
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        from mst.cli import main
+        sys.exit(main(sys.argv[1:]))"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", command, "data", *map(str, arguments)],
+        stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+    )  # fmt: skip
+    os.close(inner)
+    said = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:
+            break
+        said += piece
+        if answers and (piece.endswith(b": ") or not piece):
+            os.write(terminal, answers.pop(0) + b"\n")
+    os.close(terminal)
+    return child.wait(timeout=30), said
+
+
+def test_a_passphrase_is_asked_for_at_the_terminal(rows: Path) -> None:
+    phrase = b"five words asked at a terminal"
+    code, said = at_terminal([phrase, b"five other words"], "encrypt", rows, "--passphrase")
+    assert (code, b"differ" in said) == (1, True)
+    code, said = at_terminal([phrase, phrase], "encrypt", rows, "--passphrase")
+    assert code == 0, said
+    assert phrase not in said
+    code, said = at_terminal([phrase], "verify", f"{rows}.mst")
+    assert b"opened with passphrase" in said
+    code, said = at_terminal([b"a wrong passphrase"], "verify", f"{rows}.mst")
+    assert (code, b"does not open with a passphrase" in said) == (1, True)
