@@ -45,6 +45,10 @@ class DataError(MstError):
     """A data set is missing, malformed or leaves nothing to learn from."""
 
 
+class EncryptionError(MstError):
+    """Encrypted data can't be read, written or trusted, or a key is missing, wrong or exposed."""
+
+
 class RunError(MstError):
     """A run directory is in use, belongs to another run, or is not whole."""
 
@@ -102,13 +106,13 @@ class PeerFailed(MstError):
         super().__init__("another process of this job has failed")
 
 
-class SealError(MstError):
+class JailError(MstError):
     """The jail that the job was to run in can't be had here; nothing was started."""
 
     exit_code = EXIT_REFUSED
 
 
-class LeakError(SealError):
+class LeakError(JailError):
     """The jail was entered, and something inside could get out; nothing was started."""
 
     exit_code = EXIT_LEAK

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +37,7 @@ from mst.rundir import RunManifest
 from mst.seal.audit import open_log, record
 from mst.seal.audit.facts import job_facts, outcome_facts, run_facts
 from mst.seal.jail.holder import known
+from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down, ring_of
 from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
 from mst.workload import DataFacts
@@ -48,7 +49,8 @@ _VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 class Job:
     """A planned job: everything that is written into its run directory.
 
-    `seats` is where the other machines' commands are met, when they share the job.
+    `seats` is where the other machines' commands are met, when they share the job. `keys` opened
+    the data; they are written nowhere.
     """
 
     request: TrainRequest
@@ -59,6 +61,7 @@ class Job:
     plan: Plan
     manifest: RunManifest
     seats: Seats | None = None
+    keys: KeyRing = field(default=NO_KEYS, repr=False)
 
 
 def model_sha256(directory: Path) -> str:
@@ -142,7 +145,8 @@ def prepare_job(
     tell("reading and tokenizing the data")
     objective = find_objective(request, registry)
     context = model.max_position_embeddings
-    prepared = prepare(request, request.dataset, directory, context, objective)
+    keys = ring_of(request.key_file, request.passphrase_file)
+    prepared = prepare(request, request.dataset, directory, context, objective, keys)
     data = data_facts(prepared)
     made = make_plan(
         where.backend,
@@ -179,6 +183,7 @@ def prepare_job(
             created=rundir.now(),
             model_signature=signature,
         ),
+        keys=keys,
     )
 
 
@@ -218,6 +223,9 @@ def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
         val_dataset=tuple(absolute_spec(each, info) for each in request.val_dataset),
         reward_funcs=absolute_specs(request.reward_funcs),
         dataset_info=_absolute(info),
+        # Keys are named anew by each command: a run directory tells nobody where they lie.
+        key_file=None,
+        passphrase_file=None,
     )
 
 
@@ -334,7 +342,8 @@ def _execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) ->
     except MstError as error:
         rundir.update_manifest(path, status="failed", finished=rundir.now(), error=str(error))
         raise
-    code = run_workers(path, job.plan, environ, job.seats, (lock.fileno(),))
+    with handed_down(job.keys) as handle:
+        code = run_workers(path, job.plan, environ, job.seats, (lock.fileno(),), handle)
     if code != 0 and rundir.read_manifest(path).status == "running":
         cause = f"the worker ended with code {code}"
         if code == EXIT_PEER_FAILED:

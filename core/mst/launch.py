@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mst.errors import EXIT_PEER_FAILED, SealError
+from mst.errors import EXIT_PEER_FAILED, JailError
 
 # After one rank has failed, the time that the others have to notice and to end by themselves: a
 # save of a whole model may be under way.
@@ -98,14 +98,14 @@ def run_ranks(
         seal_file: where a jail of their own is written down.
 
     Raises:
-        SealError: there are several, and this jail holds one process.
+        JailError: there are several, and this jail holds one process.
     """
     from mst.seal.jail.holder import sealed_ranks
     from mst.seal.jail.seal import SECCOMP, current
 
     seal = current()
     if seal is not None and seal.layer == SECCOMP and len(ranks) > 1:
-        raise SealError(
+        raise JailError(
             f"{len(ranks)} processes were planned, and they meet over sockets, which the jail that"
             " this machine gives does not have. Pass --nproc-per-node 1, or see what"
             " `mst doctor --seal` advises."

@@ -90,6 +90,18 @@ class TrainRequest:
         group="data",
         metavar="COLUMN=ROLE",
     )
+    key_file: str | None = option(
+        None,
+        "key of encrypted data (.mst), made by mst data keygen; readable by you alone",
+        group="data",
+        metavar="FILE",
+    )
+    passphrase_file: str | None = option(
+        None,
+        "passphrase of encrypted data: a file of yours, or /dev/fd/N; else it is asked for",
+        group="data",
+        metavar="FILE",
+    )
     on_bad_row: str = option(
         "error",
         "a row that can't be used ends the command, or is left out, counted and reported",

@@ -44,6 +44,7 @@ def run_workers(
     environ: Mapping[str, str],
     seats: Seats | None,
     keep_open: Sequence[int],
+    keys: int | None = None,
 ) -> int:
     """Run this process's share of a plan's workers in the foreground; return their exit code.
 
@@ -53,6 +54,7 @@ def run_workers(
         environ: the user's environment.
         seats: where the other machines' commands are met; None when there are none.
         keep_open: file descriptors that the workers inherit.
+        keys: file descriptor that holds keys of data; see `mst.seal.keys.ring.handed_down`.
     """
     from mst.launch import run_ranks, worker_environment
     from mst.seats import first_cause, tell_end, watcher
@@ -68,13 +70,14 @@ def run_workers(
     # Ranks meet in a file of this attempt's own; what a killed one left is not met again.
     meeting = seats.meeting if seats else rundir.RENDEZVOUS + secrets.token_hex(8)
     here = len(plan.torch_devices)
+    held = [] if keys is None else [str(keys)]
     ranks = seats.ranks(here) if seats else range(here)
     try:
         code = run_ranks(
             "mst.training.worker",
-            [[str(path), str(rank), meeting] for rank in ranks],
+            [[str(path), str(rank), meeting, *held] for rank in ranks],
             environment,
-            keep_open,
+            (*keep_open, *map(int, held)),
             watcher(seats) if seats else None,
             path / rundir.SEAL,
         )

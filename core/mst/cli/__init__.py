@@ -23,7 +23,7 @@ COMMANDS = {
     "train": ("train", "tune a model: plan it, train it, measure it"),
     "plan": ("plan", "say what `mst train` would do here, and why"),
     "preview": ("preview", "which tokens of the rows carry loss"),
-    "data": ("data", "check data files: shapes, lengths, and what would be refused"),
+    "data": ("data", "check data files, and encrypt or decrypt them"),
     "devices": ("devices", "the devices that are here, with the source of every figure"),
     "doctor": ("doctor", "check this machine, and say what to mend"),
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),

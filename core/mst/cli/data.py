@@ -1,4 +1,4 @@
-"""`mst data`: what is in data files, what `mst train` would refuse, and what of it is personal."""
+"""`mst data`: what is in data files, what of it is refused or personal, and their encryption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from mst.cli import data_scan
+from mst.cli import data_scan, encryption
+from mst.cli.options import Parser
 from mst.errors import EXIT_FAILED, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _BAR_CHARACTERS = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action and its options, which are named as those of `mst train`."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
     check = actions.add_parser(
         "check", help="look at all rows: shape, lengths, what is wrong", allow_abbrev=False
     )
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--val-dataset", nargs="+", default=[], metavar="PATH", help="held out")
     check.add_argument("--columns", nargs="+", default=[], metavar="COLUMN=ROLE")
     check.add_argument("--dataset-info", "--dataset-dir", metavar="FILE|DIR")
+    check.add_argument("--key-file", metavar="FILE", help="of encrypted files (.mst)")
+    check.add_argument("--passphrase-file", metavar="FILE", help="a file of yours, or /dev/fd/N")
     check.add_argument("--model", metavar="PATH|NAME", help="whose tokens are counted")
     check.add_argument("--template", metavar="FILE", help="instead of the model's own")
     check.add_argument("--train-on", default="assistant", choices=("assistant", "last", "all"))
@@ -40,10 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--json", action="store_true", help="JSON on standard output")
     data_scan.add_arguments(actions)
+    encryption.add_arguments(actions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print, and return 1 when `mst train` would refuse something."""
+    """Do what was said; `check` returns 1 when `mst train` would refuse something."""
+    if args.action is None:
+        raise UsageError(
+            "mst data: say what to do: `mst data check PATH`, or `mst data --help` for all."
+        )
+    if args.action == "scan":
+        return data_scan.run(args)
+    return encryption.run(args) if args.action in encryption.ACTIONS else _run_check(args)
+
+
+def _run_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mst import serial
@@ -51,19 +65,19 @@ def run(args: argparse.Namespace) -> int:
     from mst.data.formats import Reading, check_columns_used
     from mst.seal.audit import record
     from mst.seal.audit.facts import hashed_files
+    from mst.seal.keys.ring import ring_of
 
-    if args.action is None:
-        raise UsageError(
-            "mst data: say what to do: `mst data check PATH`, or `mst data scan PATH`."
-        )
-    if args.action == "scan":
-        return data_scan.run(args)
     if args.show is not None and (args.json or not sys.stdout.isatty()):
         raise UsageError(
             "mst data check --show prints rows, so it needs a terminal: what goes to a file or a"
             " pipe may be kept. Leave --show out."
         )
-    reading = Reading(tuple(args.columns), "skip", args.dataset_info)
+    reading = Reading(
+        tuple(args.columns),
+        "skip",
+        args.dataset_info,
+        keys=ring_of(args.key_file, args.passphrase_file),
+    )
     said = Console(stderr=True, highlight=False, markup=False)
     encoder, max_length = _encoder(args, said)
     found = check_data(args.paths, args.val_dataset, reading, encoder, max_length)

@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="last|best|STEP", help="of the run")
     add("--dataset", nargs="+", metavar="FILE", default=(),
         help="rows to judge by (those that the run held out)")  # fmt: skip
+    add("--key-file", metavar="FILE", help="of encrypted rows (.mst)")
+    add(
+        "--passphrase-file", metavar="FILE", help="of encrypted rows: a file of yours, or /dev/fd/N"
+    )
     add("--metric", nargs="+", default=(AUTO,), metavar="NAME",
         help=f"of {AUTO}, {', '.join(METRICS)}; see below ({AUTO})")  # fmt: skip
     add("--metric-file", metavar="FILE[:FUNCTION]",
@@ -81,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from mst.evaluate.job import EvalRequest, check_target, evaluate, prepare_evaluation
     from mst.seal.audit import record
     from mst.seal.audit.facts import evaluation_facts, report_facts
+    from mst.seal.keys.ring import ring_of
 
     _check_numbers(args)
     output = None if args.output is None else Path(args.output)
@@ -113,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
 
         report = run_tasks(job, os.environ)
     else:
-        report = evaluate(job, os.environ)
+        keys = ring_of(args.key_file, args.passphrase_file)
+        report = evaluate(job, os.environ, keys)
     record("eval.ended", **report_facts(report))
     if output is not None:
         try:

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from mst.model.files import read_config
     from mst.seal.audit import record
     from mst.seal.audit.facts import data_facts
+    from mst.seal.keys.ring import ring_of
     from mst.training.objectives import find_objective
 
     if not (args.no_text or sys.stdout.isatty()):
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     template = load_template(directory, request.template)
     context = read_config(directory).get("max_position_embeddings")
     max_length = request.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    data = read(request.dataset, reading_of(request))
+    keys = ring_of(request.key_file, request.passphrase_file)
+    data = read(request.dataset, reading_of(request, keys))
     rows = data.rows
     record("preview.shown", first=args.first, rows=args.rows, text=not args.no_text,
            data=data_facts(data.files))  # fmt: skip

@@ -125,7 +125,10 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str 
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
     commands = [f"mst chat {shown_path}", f"mst merge {shown_path}"]
     if "best_eval_loss" in results:
-        commands.insert(0, f"mst eval {shown_path} --compare base")
+        # Where the key lies is not kept, so it is named as one types it.
+        sealed = any(each.key for each in (*manifest.data, *manifest.val_data))
+        key = " --key-file FILE" if sealed else ""
+        commands.insert(0, f"mst eval {shown_path} --compare base{key}")
     if task == "rm":  # it has nothing to say
         commands = []
     for command in (*commands, f"mst runs show {shown_path}"):

@@ -202,7 +202,7 @@ def _checked_files(
 def _look_through(
     file: FileReading, limit: int | None, found: _Found, tally: _Tally, seen: set[bytes]
 ) -> None:
-    with records(file.path) as opened:
+    with records(file.path, file.reading.keys) as opened:
         rows = islice(file_rows(file, opened), limit)
         while batch := list(islice(rows, _BATCH_ROWS)):
             for row in _encodable(batch, tally, file.refusals):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from mst.data.encrypted import opened_plain, plain_name
 from mst.errors import DataError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # Text shrinks to a tenth, logs to a fiftieth; gzip's limit is 1,032. A file that grows past both
@@ -27,12 +29,14 @@ class ByteSource:
     """An open file.
 
     Attributes:
-        stream: its bytes, decompressed.
+        stream: its bytes, decrypted and decompressed.
         sha256: reads what is left, and returns the hash of the bytes on disk.
+        key: name of the key that opened it; "" where it is not encrypted.
     """
 
     stream: BinaryIO
     sha256: Callable[[], str]
+    key: str = ""
 
 
 class _Hashing(io.RawIOBase):
@@ -55,6 +59,15 @@ class _Hashing(io.RawIOBase):
         self.hasher.update(data)
         self.count += len(data)
         return len(data)
+
+
+class _Counting(_Hashing):
+    """Bytes of a file that was hashed when it was authenticated, counted in passing."""
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._raw.readinto(buffer)  # type: ignore[attr-defined]
+        self.count += count
+        return count
 
 
 class _Zstd:
@@ -124,28 +137,26 @@ class _Bounded(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def opened(path: Path, max_ratio_from_bytes: int = MAX_RATIO_FROM_BYTES) -> Iterator[ByteSource]:
+def opened(
+    path: Path, max_ratio_from_bytes: int = MAX_RATIO_FROM_BYTES, keys: KeyRing = NO_KEYS
+) -> Iterator[ByteSource]:
     """Open a data file.
 
     Args:
-        path: a suffix of `COMPRESSIONS` says how it is packed.
+        path: a suffix of `COMPRESSIONS` says how it is packed, before that of encryption.
         max_ratio_from_bytes: up to so many bytes it may unpack to more than `MAX_RATIO` times
             its size.
+        keys: open encrypted files.
 
     Raises:
         DataError: when it cannot be read, or, while it is read, unpacked.
+        EncryptionError: as `mst.data.encrypted.opened_plain`.
     """
-    try:
-        raw = path.open("rb", buffering=0)
-    except OSError as error:
-        raise DataError(
-            f"{path} could not be read: {error.strerror}. Check its permissions."
-        ) from None
-    with raw:
-        packed = _Hashing(raw)
+    with opened_plain(path, keys) as plain:
+        packed = _Hashing(plain.raw) if plain.sha256 is None else _Counting(plain.raw)
         stream: Any = io.BufferedReader(packed, _BUFFER_BYTES)
         whole = stream
-        compression = COMPRESSIONS.get(path.suffix.lower())
+        compression = COMPRESSIONS.get(plain_name(path).suffix.lower())
         if compression is not None:
             inner = _decompressor(path, compression, stream)
             stream = io.BufferedReader(
@@ -153,11 +164,13 @@ def opened(path: Path, max_ratio_from_bytes: int = MAX_RATIO_FROM_BYTES) -> Iter
             )
 
         def sha256() -> str:
+            if plain.sha256 is not None:
+                return plain.sha256
             while whole.read(_BUFFER_BYTES):
                 pass
             return packed.hasher.hexdigest()
 
-        yield ByteSource(stream, sha256)
+        yield ByteSource(stream, sha256, plain.key)
 
 
 def _decompressor(path: Path, compression: str, stream: IO[bytes]) -> Any:

@@ -19,6 +19,7 @@ from mst.data.shapes.turns import USUAL, Tags
 from mst.data.sources import Source, find_source
 from mst.data.text_files import json_line
 from mst.errors import DataError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Reading:
         on_bad_row: "error" or "skip".
         dataset_info: LLaMA-Factory's dataset_info.json, or its directory.
         seed: of samples.
+        keys: open encrypted files.
     """
 
     columns: tuple[str, ...] = ()
     on_bad_row: str = "error"
     dataset_info: str | None = None
     seed: int = 42
+    keys: KeyRing = field(default=NO_KEYS, repr=False)
 
 
 _AS_USUAL = Reading()
@@ -131,7 +134,7 @@ def iter_rows(
     kept = Refusals(reading.on_bad_row) if refusals is None else refusals
 
     def rows_of(path: Path) -> Iterator[Row]:
-        with records(path) as opened:
+        with records(path, reading.keys) as opened:
             yield from file_rows(FileReading(path, source, reading, kept), opened)
 
     rows = chain.from_iterable(map(rows_of, source.files))
@@ -145,7 +148,7 @@ def row_reader(path: Path, source: Source, reading: Reading = _AS_USUAL) -> RowR
         DataError: it has none, or of no known shape.
     """
     file = FileReading(path, source, reading, Refusals("skip"))
-    with records(path) as opened:
+    with records(path, reading.keys) as opened:
         reader, _ = _begin(file, opened)
     return reader
 
@@ -268,7 +271,7 @@ def _joined(sets: Sequence[DataSet]) -> DataSet:
 
 def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) -> DataSet:
     file = FileReading(path, source, reading, Refusals(reading.on_bad_row))
-    with records(path) as opened:
+    with records(path, reading.keys) as opened:
         rows = tuple(islice(file_rows(file, opened), limit))
         digest = opened.sha256()
     refused = file.refusals.listed()
@@ -287,5 +290,6 @@ def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) 
         rows=len(rows),
         selection=str(source.selection),
         skipped=tuple(map(str, refused)),
+        key=opened.key,
     )
     return DataSet(rows, (_of_rows(facts, rows),))

@@ -22,6 +22,7 @@ from mst.data.usable import fit_rows, usable, with_known_answers
 from mst.model.processor import image_tokens
 from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training.objectives import find_objective
 from mst.workload import DataFacts, packed
 
@@ -77,6 +78,7 @@ def prepare(
     model_dir: Path,
     context: int | None,
     objective: Objective | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> Prepared:
     """Read and encode the data that a request names.
 
@@ -86,15 +88,17 @@ def prepare(
         model_dir: holds tokenizer.json and the chat template.
         context: the model's longest context in tokens, if known.
         objective: what the rows are for; default the built-in one that the request names.
+        keys: open encrypted files.
 
     Raises:
+        EncryptionError: data are encrypted, and can't be opened or are not as they were written.
         DataError: as the readers, the template and the encoder say, or rows are no use to the
             objective.
     """
     objective = objective or find_objective(request)
     tokenizer = load_tokenizer(model_dir)
     template = load_template(model_dir, request.template)
-    reading = reading_of(request)
+    reading = reading_of(request, keys)
     max_length = request.max_length
     if max_length is None:
         max_length = min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
@@ -133,9 +137,9 @@ def prepare(
     )
 
 
-def reading_of(request: TrainRequest) -> Reading:
+def reading_of(request: TrainRequest, keys: KeyRing = NO_KEYS) -> Reading:
     """Return how a request's data is read."""
-    return Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed)
+    return Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed, keys)
 
 
 def parted(

@@ -10,9 +10,11 @@ from typing import Any
 
 from mst.data import tables, text_files
 from mst.data.compressed import COMPRESSIONS, opened
+from mst.data.encrypted import opened_plain, plain_name
 from mst.data.refusals import RowError
 from mst.durable import sha256
 from mst.errors import DataError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
@@ -36,14 +38,17 @@ class Records:
     Attributes:
         items: its records, and in their place those that could not be read.
         sha256: reads what is left, and returns the hash of the bytes on disk.
+        key: name of the key that opened it; "" where it is not encrypted.
     """
 
     items: Iterator[Record | RowError]
     sha256: Callable[[], str]
+    key: str = ""
 
 
 def kind_of(path: Path) -> str | None:
     """Return "jsonl", "json", "csv", "tsv", "txt", "parquet" or "arrow" by a file's name."""
+    path = plain_name(path)
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         inner = KINDS.get(Path(path.stem).suffix.lower())
@@ -53,13 +58,15 @@ def kind_of(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def records(path: Path) -> Iterator[Records]:
+def records(path: Path, keys: KeyRing = NO_KEYS) -> Iterator[Records]:
     """Open a data file as records; no more than a line or a batch of them is held, but for .json.
 
     Args:
         path: resolved, and of a kind that `kind_of` knows.
+        keys: open it where it is encrypted.
 
     Raises:
+        EncryptionError: it is encrypted, and can't be opened or is not as it was written.
         DataError: when it cannot be read or parsed; also while `items` are taken. The message
             names the place and never quotes the file.
     """
@@ -67,16 +74,17 @@ def records(path: Path) -> Iterator[Records]:
     if kind is None:
         raise DataError(
             f"{path} was given as a data set, but its suffix '{path.suffix}' is not one of "
-            f"{ACCEPTED_SUFFIXES} (text also .gz or .zst). Convert it, or rename it to the suffix "
-            "of what it holds."
+            f"{ACCEPTED_SUFFIXES} (text also .gz or .zst, all also .mst). Convert it, or rename "
+            "it to the suffix of what it holds."
         )
     if kind in ("parquet", "arrow"):
-        found = tables.rows(path, kind)
-        yield Records(_numbered(found), lambda: sha256(path))
+        with opened_plain(path, keys) as plain:
+            found = tables.rows(path, kind, plain.raw if plain.sealed else None)
+            yield Records(_numbered(found), lambda: plain.sha256 or sha256(path), plain.key)
         return
-    with opened(path) as source:
+    with opened(path, keys=keys) as source:
         parse = text_files.PARSERS[kind]
-        yield Records(_numbered(parse(str(path), source.stream)), source.sha256)
+        yield Records(_numbered(parse(str(path), source.stream)), source.sha256, source.key)
 
 
 def _numbered(

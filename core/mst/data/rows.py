@@ -77,6 +77,7 @@ class FileFacts:
         skipped: rows left out because they are bad: a line for each reason, with their number.
         images: how many the rows name.
         images_sha256: of all of them; "" for none.
+        key: name of the key that opened it, which is no secret; "" where it is not encrypted.
     """
 
     path: str
@@ -89,6 +90,7 @@ class FileFacts:
     skipped: tuple[str, ...] = ()
     images: int = 0
     images_sha256: str = ""
+    key: str = ""
 
 
 def fingerprint(facts: FileFacts) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from mst.data.dataset_info import Registered, registered
 from mst.data.records import ACCEPTED_SUFFIXES, kind_of
 from mst.data.selection import Selection, split_spec
 from mst.errors import DataError
+from mst.seal.container.layout import SUFFIX
 
 # Lies beside data in most directories, and holds no rows.
 _DOCUMENTS = re.compile(
@@ -108,6 +109,12 @@ def _inside(directory: Path) -> list[Path]:
         )
     if not found:
         raise DataError(f"{directory} holds no {ACCEPTED_SUFFIXES} file. Pass another --dataset.")
+    twice = [name for name in names if name + SUFFIX in names]
+    if twice:
+        raise DataError(
+            f"{directory} holds {twice[0]} and its encrypted copy {twice[0]}{SUFFIX}, and every row"
+            " would be read twice. Move one of them away, or pass the one you mean."
+        )
     held_out = [name for name in names if _HELD_OUT.search(name) and not _TRAIN.search(name)]
     if held_out and any(_TRAIN.search(name) for name in names):
         raise DataError(

@@ -71,7 +71,7 @@ def open_files(
                 " Leave the choice out, or --streaming."
             )
         for path in source.files:
-            indices.append(index_lines(path, refusals))
+            indices.append(index_lines(path, refusals, reading.keys))
             readers.append(row_reader(path, source, reading))
     ends = tuple(accumulate(len(each.starts) for each in indices))
     facts = tuple(
@@ -82,6 +82,7 @@ def open_files(
             shape=reader.columns.shape,
             columns=tuple(f"{role}={name}" for role, name in reader.columns.needed.items()),
             rows=len(index.starts),
+            key=index.key,
         )
         for index, reader in zip(indices, readers, strict=True)
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mst.errors import DataError
 
 _BATCH_ROWS = 256
 
 
-def rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def rows(
+    path: Path, kind: str, plain: BinaryIO | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield each row of a table with its number, from 1.
 
     Args:
         path: the file.
         kind: "parquet" or "arrow" (the IPC file or the IPC stream, which `datasets` writes).
+        plain: what is read instead of the file, where that is encrypted.
 
     Raises:
         DataError: when pyarrow is not installed, or the file is damaged.
@@ -30,7 +33,7 @@ def rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         ) from None
     number = 0
     try:
-        for batch in _parquet(path) if kind == "parquet" else _arrow(path):
+        for batch in _parquet(plain or path) if kind == "parquet" else _arrow(path, plain):
             for fields in batch.to_pylist():
                 number += 1
                 yield number, fields
@@ -43,7 +46,7 @@ def rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     )
 
 
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet(path: Path | BinaryIO) -> Iterator[Any]:
     from pyarrow import parquet
 
     # Bytes are not mapped: a file that shrinks while it is read would end the process.
@@ -51,12 +54,12 @@ def _parquet(path: Path) -> Iterator[Any]:
         yield from file.iter_batches(batch_size=_BATCH_ROWS)
 
 
-def _arrow(path: Path) -> Iterator[Any]:
+def _arrow(path: Path, plain: BinaryIO | None) -> Iterator[Any]:
     import pyarrow
 
-    with path.open("rb") as opened:
-        stream = opened.read(6) != b"ARROW1"
-    with pyarrow.OSFile(str(path)) as source:
+    with pyarrow.OSFile(str(path)) if plain is None else pyarrow.PythonFile(plain, "r") as source:
+        stream = source.read(6) != b"ARROW1"
+        source.seek(0)
         if stream:
             batches: Iterator[Any] = iter(pyarrow.ipc.open_stream(source))
         else:

@@ -43,17 +43,18 @@ def lines(
             return
         number += 1
         if number == 1:
-            _check_start(file, line)
+            check_start(file, line)
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > max_bytes:
             while not line.endswith(b"\n") and line:
                 line = stream.readline(_DISCARD_BYTES)
-            yield number, _too_long(file, number, max_bytes)
+            yield number, too_long(file, number, max_bytes)
         else:
             yield number, line
 
 
-def _check_start(file: str, start: bytes) -> None:
+def check_start(file: str, start: bytes) -> None:
+    """Raise DataError when a file's first bytes say that it is no UTF-8 text."""
     for mark, encoding in _FOREIGN_MARKS.items():
         if start.startswith(mark):
             raise DataError(
@@ -67,7 +68,8 @@ def _check_start(file: str, start: bytes) -> None:
             )
 
 
-def _too_long(file: str, number: int, max_bytes: int) -> RowError:
+def too_long(file: str, number: int, max_bytes: int) -> RowError:
+    """Return the refusal of a line that is too long."""
     return RowError(
         Place(file, number),
         f"a line may have {max_bytes >> 20} MiB, and this one is longer",
@@ -158,7 +160,7 @@ def _jsonl(file: str, stream: BinaryIO) -> Parsed:
 
 def _json(file: str, stream: BinaryIO) -> Parsed:
     data = stream.read()
-    _check_start(file, data[:8])
+    check_start(file, data[:8])
     text = _whole_text(file, data.removeprefix(codecs.BOM_UTF8))
     del data
     if not text.strip():

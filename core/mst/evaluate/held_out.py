@@ -8,13 +8,14 @@ from pathlib import Path
 
 from mst import rundir
 from mst.data.bad_rows import BadRows
-from mst.data.formats import read
+from mst.data.formats import Reading, read
 from mst.data.labels import label_set
 from mst.data.prepare import parted, reading_of
 from mst.data.rows import FileFacts, Row
 from mst.data.usable import fit_rows
 from mst.errors import EvaluationError
 from mst.request import TrainRequest
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training.objectives import find_objective
 
 
@@ -37,18 +38,18 @@ class HeldOut:
     on_bad_row: str = "error"
 
 
-def of_files(specs: Sequence[str]) -> HeldOut:
+def of_files(specs: Sequence[str], keys: KeyRing = NO_KEYS) -> HeldOut:
     """Return all rows of data files.
 
     Raises:
         DataError: as the readers say.
     """
-    found = read(specs)
+    found = read(specs, Reading(keys=keys))
     names = ", ".join(Path(each.path).name for each in found.files)
     return HeldOut(found.rows, found.files, label_set(found.rows), names)
 
 
-def of_run(run: Path) -> HeldOut:
+def of_run(run: Path, keys: KeyRing = NO_KEYS) -> HeldOut:
     """Return the very rows that a run held out, in the order of its own evaluations.
 
     Raises:
@@ -64,7 +65,7 @@ def of_run(run: Path) -> HeldOut:
         )
     facts = (*manifest.data, *manifest.val_data)
     _all_there(run, facts)
-    reading = reading_of(request)
+    reading = reading_of(request, keys)
     found = read(request.dataset, reading)
     train_rows, held_out = parted(request, found, reading)
     _unchanged(run, facts, (*found.files, *held_out.files))

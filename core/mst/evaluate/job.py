@@ -21,6 +21,7 @@ from mst.launch import run_worker, worker_environment
 from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.request import TrainRequest
+from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.tuned import TunedModel, base_model
 
 BASE = "base"
@@ -262,17 +263,24 @@ def _other(
     return _subject(f"{manifest.model}, the base", model, run, device, capabilities)
 
 
-def evaluate(job: EvalJob, environ: Mapping[str, str]) -> EvalReport:
+def evaluate(job: EvalJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) -> EvalReport:
     """Run the worker in the foreground and return what it found.
+
+    Args:
+        job: as `prepare_evaluation` made it.
+        environ: the user's environment.
+        keys: open encrypted rows; the worker inherits them.
 
     Raises:
         MstError: it failed, and has said why on standard error.
     """
     environment = worker_environment(environ, job.environment)
+    _unlock(job, keys)
     # A file without a name, which holds the report alone: figures, and no row.
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
-        arguments = [serial.dumps(job), str(answer.fileno())]
-        code = run_worker("mst.evaluate.worker", arguments, environment, (answer.fileno(),))
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer, handed_down(keys) as held:
+        handles = [answer.fileno(), *([] if held is None else [held])]
+        arguments = [serial.dumps(job), *map(str, handles)]
+        code = run_worker("mst.evaluate.worker", arguments, environment, handles)
         if code == EXIT_INTERRUPTED:
             raise Interrupted("nothing was written.")
         if code:
@@ -287,3 +295,21 @@ def evaluate(job: EvalJob, environ: Mapping[str, str]) -> EvalReport:
             raise failed
         answer.seek(0)
         return serial.loads(EvalReport, answer.read())
+
+
+def _unlock(job: EvalJob, keys: KeyRing) -> None:
+    """Open the encrypted rows once, so that a passphrase is asked for here and not by the worker.
+
+    Raises:
+        EncryptionError: a key is missing or wrong.
+    """
+    from mst.data.encrypted import is_encrypted
+    from mst.data.sources import find_source
+
+    paths = [path for spec in job.request.dataset for path in find_source(spec).files]
+    if job.run is not None:
+        manifest = rundir.read_manifest(Path(job.run))
+        paths = [Path(each.path) for each in (*manifest.data, *manifest.val_data)]
+    for path in filter(is_encrypted, paths):
+        if path.exists():  # the worker says what is missing
+            keys.open(path).close()

@@ -1,4 +1,4 @@
-"""Run as `python -m mst.evaluate.worker JOB HANDLE`: judge one model, or two on the same rows.
+"""Run as `python -m mst.evaluate.worker JOB HANDLE [KEYS]`: judge a model, or two on the same rows.
 
 Rows are read and encoded, and the user's metric is loaded, before the first model is. The report
 goes to the open file HANDLE, figures alone; rows and answers go to --predictions or nowhere.
@@ -27,6 +27,7 @@ from mst.evaluate.report import EvalReport, Judged
 from mst.evaluate.text_metrics import TEXT_METRICS, bleu_tokenizer
 from mst.evaluate.user_metric import load_metric, user_statistic
 from mst.extensions import hide_extensions, hide_packages
+from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.user_function import UserFunction
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def work(job: EvalJob, handle: int) -> None:
+def work(job: EvalJob, handle: int, keys: KeyRing = NO_KEYS) -> None:
     """Judge the job's models and write the report to an open file.
 
     Raises:
@@ -47,7 +48,7 @@ def work(job: EvalJob, handle: int) -> None:
     request = job.request
     metric = None if request.metric_file is None else load_metric(request.metric_file)
     with console.status("reading and tokenizing the rows"):
-        held = of_files(request.dataset) if job.run is None else of_run(Path(job.run))
+        held = of_files(request.dataset, keys) if job.run is None else of_run(Path(job.run), keys)
         subjects = [each for each in (job.subject, job.other) if each is not None]
         encodings = [encode_rows(held.rows, job, each, held.on_bad_row) for each in subjects]
     task, notes = _task(job, held, encodings, metric is not None)
@@ -215,7 +216,8 @@ def main(argv: list[str]) -> int:
     subjects = [each for each in (job.subject, job.other) if each is not None]
     quantized = any(each.model.quantization != "none" for each in subjects)
     hide_packages(keep=("bitsandbytes",) if quantized else ())
-    return guarded(lambda: work(job, int(argv[1])))
+    keys = inherited(int(argv[2]) if len(argv) > 2 else None)
+    return guarded(lambda: work(job, int(argv[1]), keys))
 
 
 if __name__ == "__main__":

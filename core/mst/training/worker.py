@@ -1,4 +1,4 @@
-"""Run as `python -m mst.training.worker RUN_DIRECTORY RANK MEETING`: do what the plan says.
+"""Run as `python -m mst.training.worker RUN_DIRECTORY RANK MEETING [KEYS]`: do what the plan says.
 
 A worker reads the run directory and never probes or decides. It keeps the run's lock open, which
 its parent handed down, and dies when its parent does. The worker of rank 0 writes what the run
@@ -26,6 +26,7 @@ from mst.extensions import hide_packages
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
+from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.training import checkpoint, lora_init
 from mst.training.adapters import (
     enable_checkpointing,
@@ -112,13 +113,18 @@ def _load(
     return model
 
 
-def _data(request: TrainRequest, manifest: RunManifest, objective: Objective) -> Prepared:
+def _data(
+    request: TrainRequest,
+    manifest: RunManifest,
+    objective: Objective,
+    keys: KeyRing = NO_KEYS,
+) -> Prepared:
     """Return the data that was planned with.
 
     Raises:
         RunError: it is other data by now, or on this machine.
     """
-    prepared = prepare(request, request.dataset, Path(manifest.model_path), None, objective)
+    prepared = prepare(request, request.dataset, Path(manifest.model_path), None, objective, keys)
     planned = {each.path: fingerprint(each) for each in (*manifest.data, *manifest.val_data)}
     found = {each.path: fingerprint(each) for each in (*prepared.files, *prepared.val_files)}
     changed = sorted(path for path in planned | found if planned.get(path) != found.get(path))
@@ -173,7 +179,7 @@ def _restored(found: Path, session: Session, console: Console) -> TrainState:
     return state
 
 
-def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
+def work(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing = NO_KEYS) -> None:
     """Train the run in directory `run` to its end and record the outcome in its manifest.
 
     Args:
@@ -209,7 +215,7 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
                 meeting_place(meeting, run, rank, plan.world_size),
                 always=ZERO_STAGES[plan.strategy] > 0,
             )
-        prepared = _data(request, manifest, find_objective(request, registry))
+        prepared = _data(request, manifest, find_objective(request, registry), keys)
         model = _load(manifest, plan, request, device, prepared)
         if lora_init.wanted(plan.quantization, request):
             with named(device, "while the adapters were being made"):
@@ -377,10 +383,10 @@ def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outco
     return outcome, time.perf_counter() - began, peak_bytes(training.device)
 
 
-def _judged(run: Path, rank: int, meeting: str, stop: StopAsked) -> None:
+def _judged(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing) -> None:
     """Do the work; where memory runs out, keep what the forecast had said."""
     try:
-        work(run, rank, meeting, stop)
+        work(run, rank, meeting, stop, keys)
     except OutOfMemory as error:
         plan = rundir.read_document(Plan, run, PLAN)
         miss = ForecastMiss(
@@ -402,7 +408,8 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     stop = StopAsked()
     run, rank, meeting = Path(argv[0]), int(argv[1]), argv[2]
-    return guarded(lambda: _judged(run, rank, meeting, stop), run)
+    keys = inherited(int(argv[3]) if len(argv) > 3 else None)
+    return guarded(lambda: _judged(run, rank, meeting, stop, keys), run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mst.errors import SealError
+from mst.errors import JailError
 from mst.seal.jail import kernel
 from mst.seal.jail.broker import Court, serve
 from mst.seal.jail.job_ports import JobPorts, job_directory
@@ -42,13 +42,13 @@ class Broker:
         """Tell it something and return its answer.
 
         Raises:
-            SealError: it is gone.
+            JailError: it is gone.
         """
         try:
             _send(self.talk, message, descriptors)
             return _receive(self.talk)[0]
         except (OSError, ValueError):
-            raise SealError("the jail's broker has ended before the job began.") from None
+            raise JailError("the jail's broker has ended before the job began.") from None
 
 
 def start(request: JailRequest, scene: Scene, user: tuple[int, int, str] | None) -> Broker:
@@ -76,7 +76,7 @@ def start(request: JailRequest, scene: Scene, user: tuple[int, int, str] | None)
     try:
         hello = _receive(ours)[0]
     except (OSError, ValueError):
-        raise SealError("the jail's broker could not be started.") from None
+        raise JailError("the jail's broker could not be started.") from None
     return Broker(ours, int(hello["process"]), hello)
 
 

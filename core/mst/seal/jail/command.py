@@ -98,7 +98,7 @@ def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
 
     Raises:
         UsageError: the options don't fit together.
-        SealError: this machine gives no jail, or it leaks.
+        JailError: this machine gives no jail, or it leaks.
     """
     from mst.seal.jail import ladder
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from mst.errors import LeakError, SealError
+from mst.errors import JailError, LeakError
 from mst.seal.jail import advice, broker_process, hygiene, kernel, landlock, namespaces, unix_diag
 from mst.seal.jail.broker_process import Broker
 from mst.seal.jail.filters import ALLOW, RET, Rules, instructions
@@ -47,7 +47,7 @@ def enter(request: JailRequest, scene: Scene, environ: MutableMapping[str, str])
 
     Raises:
         UsageError: what was asked does not fit together.
-        SealError: no layer can be had; says why, and what to do.
+        JailError: no layer can be had; says why, and what to do.
         LeakError: something inside could get out.
     """
     check(request, scene)
@@ -61,9 +61,9 @@ def enter(request: JailRequest, scene: Scene, environ: MutableMapping[str, str])
         entered(seal)
         return seal
     if kernel.machine() is None or system.sysname != "Linux":
-        raise SealError(f"this job can't be sealed. {advice.what_to_do(system.machine)}")
+        raise JailError(f"this job can't be sealed. {advice.what_to_do(system.machine)}")
     if len(os.listdir("/proc/self/task")) > 1:
-        raise SealError(
+        raise JailError(
             "this process has several threads, and only one that has a single thread can be sealed."
             " Something that Python loads at its start makes them: a sitecustomize, or a profiler."
         )
@@ -98,7 +98,7 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
         try:
             user, files = _settle(request, scene, environ, sudo)
         except OSError as error:
-            raise SealError(f"root could not be given up: {advice.reason(error)}.") from None
+            raise JailError(f"root could not be given up: {advice.reason(error)}.") from None
         fault = listening or _looks(broker)
         if layer == BROKER and fault:
             # What was given up stays given up; the next layer needs none of it.
@@ -129,7 +129,7 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
     alone = ""
     if shared:
         alone = " A job of several commands or machines needs the broker."
-    raise SealError(f"this job can't be sealed here ({tried}).{alone} {advice.what_to_do(machine)}")
+    raise JailError(f"this job can't be sealed here ({tried}).{alone} {advice.what_to_do(machine)}")
 
 
 def _tried(attempt: Callable[[], object]) -> str:
@@ -213,7 +213,7 @@ def _settle(
     if sudo:
         namespaces.become(*sudo)
         if not os.access(os.__file__, os.R_OK):
-            raise SealError(
+            raise JailError(
                 f"a sealed job runs as the user who called sudo (uid {sudo[0]}), who can't read"
                 f" Python's library at {os.path.dirname(os.__file__)}. Call mst without sudo, or"
                 " with a Python that the user can read."
@@ -236,7 +236,7 @@ def _limit_writes(request: JailRequest, scene: Scene, environ: Mapping[str, str]
     named = [Path(each) for each in scene.outputs]
     for each in named:
         if _nearest(each) == Path("/"):
-            raise SealError(
+            raise JailError(
                 f"{each} does not exist, and a sealed job can make nothing in /. Make the directory"
                 " first."
             )
@@ -274,7 +274,7 @@ def _fall_shut(layer: str, rules: Rules, broker: Broker, diag: socket.socket | N
     try:
         listener = kernel.install_filter(instructions(machine, rules), rules.listener)
     except OSError as error:
-        raise SealError(f"the filter was refused: {advice.reason(error)}.") from None
+        raise JailError(f"the filter was refused: {advice.reason(error)}.") from None
     if rules.listener:
         descriptors = [listener] + ([diag.fileno()] if diag else [])
         message = {"ask": "judge", "process": os.getpid(), "host": layer == BROKER}

@@ -190,7 +190,7 @@ def test_without_namespaces_and_seccomp_nothing_is_started(layer: str) -> None:
 
     assert done.returncode == EXIT_REFUSED
     assert done.stdout == ""
-    assert "SealError: this job can't be sealed here" in done.stderr
+    assert "JailError: this job can't be sealed here" in done.stderr
     assert "user.max_user_namespaces" in done.stderr
     assert "docker run --network none" in done.stderr
     assert "Traceback" not in done.stderr
