@@ -30,7 +30,7 @@ class SealedFile:
             find_key: returns its data key; raises EncryptionError when it has none.
 
         Raises:
-            EncryptionError: it can't be read, is no encrypted file, is cut off, or the key isn't here.
+            EncryptionError: it can't be read, is no encrypted file, is cut off, or lacks its key.
         """
         self.path = path
         self._handle = -1
