@@ -7,6 +7,7 @@ Constants are those of <linux/landlock.h>.
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import os
 import struct
 import tempfile
@@ -21,14 +22,19 @@ _WRITE_FILE = 1 << 1
 # Remove, make and link files of every kind; from ABI 2 on move them, from ABI 3 on truncate them.
 _TREE = sum(1 << bit for bit in range(4, 13))
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
+# From ABI 5 on: ioctl of device nodes, which can be had without opening them for writing.
+_CONTROL = 1 << 15
 # From ABI 6 on: no abstract sockets and no signals of processes outside.
 _SCOPES = 0b11
 # Before it no file can be moved to another directory, which checkpoints do.
 LEAST_ABI = 2
-# Chips, terminals and sinks; not disks, not /dev/infiniband, which leads to other machines.
-_NODES = (
-    "null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "mqueue", "fuse",
-    "dri", "kfd", "accel", "nvidia*", "nvidia-caps", "davinci*", "hisi_hdc", "devmm_svm",
+# Of /dev, what no chip needs: memory, disks, virtual machines, other machines, typing. A vendor's
+# node may have any name, so all others are left.
+_WITHHELD = (
+    "mem", "kmem", "port", "kmsg", "snapshot", "nvram", "mapper", "disk", "block", "char", "bus",
+    "bsg", "sg*", "nvme*", "ng[0-9]*", "raw", "loop*", "vfio", "vhost-*", "kvm", "vsock", "net",
+    "ppp", "infiniband", "input", "uinput", "uhid", "hidraw*", "fuse", "btrfs-control", "autofs",
+    "watchdog*", "tpm*", "mei*", "rfkill", "cpu", "userfaultfd", "ttyS*", "tty[0-9]*", "vcs*",
 )  # fmt: skip
 
 
@@ -55,14 +61,25 @@ def writable(environ: Mapping[str, str], named: Iterable[Path], rdma: bool = Fal
     found += [Path(environ[name]) for name in ("HF_HOME", "TRITON_CACHE_DIR") if environ.get(name)]
     # Compilers and drivers of chips keep what they made at these places.
     found += [home / name for name in (".triton", ".nv", ".nvidia", "ascend", "atc_data")]
-    found = [each for each in found if each.exists()]
+    found = [each for each in found if each.exists() and each != Path("/")]
     for each in named:
         path = each.expanduser().absolute()
         nearest = next(one for one in (path, *path.parents) if one.exists())
         if nearest != Path("/"):
             found.append(nearest)
-    names = (*_NODES, "infiniband") if rdma else _NODES
-    return [*found, *(node for name in names for node in sorted(Path("/dev").glob(name)))]
+    return [*found, *nodes(rdma)]
+
+
+def nodes(rdma: bool = False, directory: Path = Path("/dev")) -> list[Path]:
+    """Return the device nodes, and directories of them, that a job may open for writing."""
+    withheld = [each for each in _WITHHELD if not (rdma and each == "infiniband")]
+    found = []
+    for each in sorted(directory.iterdir()):
+        if each.is_symlink() or any(fnmatch.fnmatch(each.name, one) for one in withheld):
+            continue
+        if each.is_char_device() or each.is_dir():
+            found.append(each)
+    return found
 
 
 def restrict(paths: Iterable[Path], version: int) -> None:
@@ -76,7 +93,7 @@ def restrict(paths: Iterable[Path], version: int) -> None:
         OSError: the kernel refuses.
     """
     tree = _TREE | (_REFER if version >= 2 else 0)
-    single = _WRITE_FILE | (_TRUNCATE if version >= 3 else 0)
+    single = _WRITE_FILE | (_TRUNCATE if version >= 3 else 0) | (_CONTROL if version >= 5 else 0)
     words = [tree | single, 0, _SCOPES][: 3 if version >= 6 else 2 if version >= 4 else 1]
     attributes = ctypes.create_string_buffer(struct.pack(f"{len(words)}Q", *words))
     ruleset = kernel.system("landlock_create_ruleset", attributes, 8 * len(words), 0)

@@ -19,7 +19,10 @@ import psutil
 import pytest
 
 HERE = Path(__file__).parent
-ADDRESSES = ("10.231.78.1", "10.231.78.2", "fd00:78::1", "fd00:78::2")
+# Of this process's own, for two sessions of tests may share a machine.
+_NET = f"10.{64 + os.getpid() % 128}.{os.getpid() // 128 % 256}"
+_NET6 = f"fd00:{os.getpid() % 0x10000:x}"
+ADDRESSES = (f"{_NET}.1", f"{_NET}.2", f"{_NET6}::1", f"{_NET6}::2")
 
 
 def ip(*words: str) -> None:
@@ -62,7 +65,7 @@ def machine_with_a_cable() -> Iterator[dict[str, Any]]:
         there = list(ADDRESSES[1::2])
         with serving(*inside, addresses=there, port=9099, names=True) as port:
             yield {"sink": there[0], "sink6": there[1], "port": port, "dns": 53,
-                   "own": ADDRESSES[0]}  # fmt: skip
+                   "own": ADDRESSES[0], "third": f"{_NET}.9"}  # fmt: skip
     finally:
         ip("netns", "del", name)
 

@@ -180,7 +180,7 @@ print("template", said.splitlines()[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["outside", "namespace", "broker"])
+@pytest.mark.parametrize("layer", ["outside", "namespace"])
 def test_code_of_a_model_and_of_a_template_stays_inside(
     layer: str, tmp_path: Path, outside: dict[str, Any]
 ) -> None:

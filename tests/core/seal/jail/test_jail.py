@@ -16,6 +16,7 @@ from mst.errors import EXIT_LEAK, EXIT_REFUSED, EXIT_USAGE, UsageError
 from mst.seal.jail import advice
 from mst.seal.jail.broker import Court, bound_address, may_connect
 from mst.seal.jail.job_ports import JobPorts, job_directory
+from mst.seal.jail.landlock import nodes
 from mst.seal.jail.seal import JailRequest, Scene, check
 from mst.seal.jail.sockaddr import Inet, Unix, parse
 from mst.seal.jail.ways_out import listen_outside, name_servers, try_all
@@ -120,6 +121,15 @@ print(seal.files)
 
     assert done.returncode == 0, done.stderr
     assert "Landlock" in done.stdout
+
+
+def test_nodes_of_disks_and_memory_are_withheld() -> None:
+    names = {each.name for each in nodes()}
+
+    assert {"null", "shm"} <= names
+    assert names & {"mem", "kvm", "vsock", "net", "infiniband", "vhost-net", "mapper"} == set()
+    assert not any(each.is_block_device() for each in nodes())
+    assert set(nodes()) <= set(nodes(rdma=True))
 
 
 def open_modules() -> str:
@@ -312,19 +322,21 @@ print(server.accept()[1][0])
     assert done.stdout is not None
     lines = [done.stdout.readline().strip() for _ in range(3)]
     assert lines[:2] == ["b'HTTP'", "refused"]
-    knock = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),1)"
+    knock = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),4)"
     # Another address of the machine that is allowed: its packets are dropped.
     subprocess.run(
-        ["ip", "-n", f"mst-s{os.getpid()}", "addr", "add", "10.231.78.9/24", "dev",
+        ["ip", "-n", f"mst-s{os.getpid()}", "addr", "add", outside["third"] + "/24", "dev",
          f"mj{os.getpid() % 10**6}b"], check=True,
     )  # fmt: skip
     other = (
-        "import socket,sys;s=socket.socket();s.settimeout(1);s.bind(('10.231.78.9',0));"
+        "import socket,sys;s=socket.socket();s.settimeout(1);s.bind((sys.argv[3],0));"
         "s.connect((sys.argv[1],int(sys.argv[2])))"
     )
     inside_there = ["ip", "netns", "exec", f"mst-s{os.getpid()}", sys.executable, "-c"]
     refused = subprocess.run(
-        [*inside_there, other, outside["own"], lines[2]], capture_output=True, text=True
+        [*inside_there, other, outside["own"], lines[2], outside["third"]],
+        capture_output=True,
+        text=True,
     )
     allowed = subprocess.run(
         [*inside_there, knock, outside["own"], lines[2]], capture_output=True, text=True

@@ -45,7 +45,7 @@ def test_inside_they_are_closed(layer: str, take_ways: Take, open_ways: list[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["outside", "namespace", "broker"])
+@pytest.mark.parametrize("layer", ["outside", "broker"])
 def test_a_store_of_torch_stays_inside(layer: str, take_ways: Take) -> None:
     found = take_ways(layer, torch=True)["ways"]["store of torch"]
 
