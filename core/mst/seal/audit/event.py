@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import pwd
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -52,7 +51,7 @@ def who(command: str) -> Who:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:  # a container may run as a number without a name
         user = str(uid)
-    return Who(uid, user, socket.gethostname(), os.getpid(), command)
+    return Who(uid, user, os.uname().nodename, os.getpid(), command)
 
 
 def now() -> str:
