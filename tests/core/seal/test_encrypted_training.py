@@ -113,6 +113,8 @@ def test_a_run_reads_encrypted_rows_and_keeps_none(tiny_model: Path, place: Path
     found = read_manifest(place / "work/run")
     assert found.status == "done"
     assert found.data[0].key.startswith("key-file ")
+    events = mst(place, "audit", "show", "--event", "train.begun", "--json").stdout
+    assert f'"key":"{found.data[0].key}"' in events
     assert len([each for each in read_metrics(place / "work/run") if "loss" in each]) == 4
     assert_no_words(place, done)
 

@@ -27,10 +27,12 @@ _FILES_AT_MOST = 1000
 
 
 def data_facts(files: Sequence[FileFacts]) -> JsonValue:
-    """Return the data files that were read, with their hashes."""
+    """Return the data files that were read, with their hashes and the names of their keys."""
     found: list[JsonValue] = []
     for each in files[:_FILES_AT_MOST]:
         facts: Facts = {"path": each.path, "sha256": each.sha256, "rows": each.rows}
+        if each.key:
+            facts |= {"key": each.key}
         if each.images:
             facts |= {"images": each.images, "images_sha256": each.images_sha256}
         found.append(facts)
