@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.shrunken import FIRST, SECOND, TEXT_IDS, shrunken
 
+from benchmarks.shrunken import FIRST, SECOND, TEXT_IDS, shrunken
 from mst.configuration import Configuration
 from mst.data.encode import Example
 from mst.data.rows import Row

@@ -36,3 +36,14 @@ def test_a_streamed_run_trains_and_tells_which_rows_taught_nothing(
     assert losses[-1] < losses[0]
     assert read_manifest(run).status == "done"
     assert read_manifest(run).data[0].rows == 41
+
+    judged = subprocess.run(
+        [sys.executable, "-m", "mst", "eval", str(run), "--metric", "loss", "--json"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    evaluations = [each["eval_loss"] for each in read_metrics(run) if "eval_loss" in each]
+    told = json.loads(judged.stdout)
+
+    assert told["rows"] == 4
+    assert abs(told["figures"][0]["value"] - evaluations[-1]) < 0.02

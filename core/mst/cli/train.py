@@ -77,11 +77,13 @@ def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -
     with lock:
         code = run_to_end(path, job, lock, os.environ, tell)
     if code == 0:
-        show_outcome(console, path, rundir.read_manifest(path), job.request.task)
+        show_outcome(console, path, rundir.read_manifest(path), job.request)
     return code
 
 
-def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str = "sft") -> None:
+def show_outcome(
+    console: Console, path: Path, manifest: RunManifest, request: TrainRequest
+) -> None:
     """Print what was measured, and the commands to type next."""
     from rich.table import Table
 
@@ -124,12 +126,14 @@ def show_outcome(console: Console, path: Path, manifest: RunManifest, task: str 
     shown_path = shlex.quote(os.path.relpath(path))
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
     commands = [f"mst chat {shown_path}", f"mst merge {shown_path}"]
-    if "best_eval_loss" in results:
+    files = (*manifest.data, *manifest.val_data)
+    # `mst eval` judges text alone.
+    if "best_eval_loss" in results and not any(each.images for each in files):
         # Where the key lies is not kept, so it is named as one types it.
-        sealed = any(each.key for each in (*manifest.data, *manifest.val_data))
+        sealed = any(each.key for each in files)
         key = " --key-file FILE" if sealed else ""
         commands.insert(0, f"mst eval {shown_path} --compare base{key}")
-    if task == "rm":  # it has nothing to say
+    if request.task == "rm":  # it has nothing to say
         commands = []
     for command in (*commands, f"mst runs show {shown_path}"):
         console.print(f"  {command}", soft_wrap=True)

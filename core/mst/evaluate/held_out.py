@@ -12,8 +12,11 @@ from mst.data.formats import Reading, read
 from mst.data.labels import label_set
 from mst.data.prepare import parted, reading_of
 from mst.data.rows import FileFacts, Row
+from mst.data.streamed import stream
 from mst.data.usable import fit_rows
 from mst.errors import EvaluationError
+from mst.objective import Objective
+from mst.registry import load
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training.objectives import find_objective
@@ -58,27 +61,37 @@ def of_run(run: Path, keys: KeyRing = NO_KEYS) -> HeldOut:
     """
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
-    if request.streaming:
-        raise EvaluationError(
-            f"{run} streamed its rows, so those that it held out are in no file of their own. Pass"
-            " rows that it was not trained on: --dataset FILE."
-        )
     facts = (*manifest.data, *manifest.val_data)
     _all_there(run, facts)
-    reading = reading_of(request, keys)
-    found = read(request.dataset, reading)
-    train_rows, held_out = parted(request, found, reading)
-    _unchanged(run, facts, (*found.files, *held_out.files))
-    rows, files = held_out.rows, held_out.files or found.files
-    if request.on_bad_row == "skip":
-        rows = fit_rows(find_objective(request), rows, BadRows("skip"))
+    objective = find_objective(request, load())
+    found, all_files = _split_again(request, reading_of(request, keys), objective)
+    _unchanged(run, facts, all_files)
+    rows = found.rows
+    if rows and request.on_bad_row == "skip":
+        rows = fit_rows(objective, rows, BadRows("skip"))
     if not rows:
         raise EvaluationError(
             f"{run} held out no rows (--val-size 0), so nothing is left to judge it by. Pass files"
             " that it was not trained on: --dataset FILE."
         )
-    answers, description = label_set(train_rows), f"held out in {run.name}"
-    return HeldOut(rows, files, answers, description, request.on_bad_row)
+    return replace(found, rows=rows, description=f"held out in {run.name}")
+
+
+def _split_again(
+    request: TrainRequest, reading: Reading, objective: Objective
+) -> tuple[HeldOut, tuple[FileFacts, ...]]:
+    """Return what a run held out, and the facts of all its files."""
+    if request.streaming:
+        # Nothing is encoded here: held-out rows are known by their places alone.
+        streamed = stream(request, request.dataset, reading, objective, lambda row: [])
+        files = streamed.val_files or streamed.files
+        held = HeldOut(streamed.val, files, None, "", request.on_bad_row)
+        return held, (*streamed.files, *streamed.val_files)
+    found = read(request.dataset, reading)
+    train_rows, held_out = parted(request, found, reading)
+    files, answers = held_out.files or found.files, label_set(train_rows)
+    held = HeldOut(held_out.rows, files, answers, "", request.on_bad_row)
+    return held, (*found.files, *held_out.files)
 
 
 def _all_there(run: Path, facts: Sequence[FileFacts]) -> None:

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     import torch
 
 
+def trim_heap() -> None:
+    """Give back to the system what was freed; glibc would keep it resident."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak(device: torch.device) -> None:
     """Begin a new peak, so that loading and measuring before training don't count."""
     import torch
 
     if device.type == "cpu":
-        # What loading and measuring have freed goes back first; glibc would keep it resident.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        # What loading and measuring have freed goes back first.
+        trim_heap()
         # Linux, proc(5): writing 5 resets the peak resident set size. Kernels without it keep
         # the peak since the process began, which is never less.
         with contextlib.suppress(OSError):

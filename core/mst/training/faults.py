@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mst.errors import DeviceLost, OutOfMemory, TrainingError
 from mst.quantities import gib
+from mst.training.device_memory import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +42,13 @@ def answers(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what a failed step left behind, on the device and in Python's cycles."""
+    """Give back what is no longer used, on the device and in Python's cycles."""
     import torch
 
     gc.collect()
-    if device.type != "cpu":
+    if device.type == "cpu":
+        trim_heap()
+    else:
         torch.accelerator.empty_cache()
 
 

@@ -16,7 +16,7 @@ from mst.plan import Plan
 from mst.rundir import CHECKPOINTS, RunManifest
 from mst.training import checkpoint
 from mst.training import zero as sharded
-from mst.training.faults import named
+from mst.training.faults import free_memory, named
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,8 @@ def finish(
             checkpoint.restore_weights(best, training.model, training.group, zero)
         training.console.print(f"took the best weights, of step {state.best_step}")
     weights = None if zero is None else sharded.weights(zero, training.group)
+    # What measuring needs would come on top of what the last steps have left.
+    free_memory(training.device)
     measured = (
         measured_accuracy(training, "after") if first or training.plan.strategy == "zero3" else {}
     )
