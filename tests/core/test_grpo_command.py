@@ -93,3 +93,23 @@ def test_zero_and_a_failing_reward_are_refused_before_training(
     assert "samples answers from a model that each device holds whole" in " ".join(told.split())
     assert other == 2
     assert "ModuleNotFoundError in line 1" in capsys.readouterr().err
+
+
+def test_answers_that_cannot_fit_behind_their_prompts_are_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": word * 40, "response": "yes"} for word in ("card ", "a longer question ")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {"model": tiny_model, "dataset": path, "val-size": 0, "max-completion-length": 400}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    code = main(["plan", "--task", "grpo", "--reward-funcs", "exact_match", *flags])
+    said = " ".join(capsys.readouterr().err.split())
+
+    assert code == 1
+    assert "1 of 2 rows get longer than the 512 tokens that the model reads" in said
+    assert "a longer question" not in said
+    fits = said.partition("Pass --max-completion-length ")[2].partition(",")[0]
+    options["max-completion-length"] = int(fits)
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert main(["plan", "--task", "grpo", "--reward-funcs", "exact_match", *flags]) == 0

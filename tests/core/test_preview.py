@@ -136,3 +136,20 @@ def test_the_spaces_between_words_are_shown_for_every_kind_of_decoder() -> None:
     found = pieces(example, TextTokenizer(made, (0,), 0, 4))
 
     assert "".join(each.text for each in found) == "Hello big world"
+
+
+def test_both_answers_of_a_preference_are_shown(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "which card?", "chosen": "the red one", "rejected": "none, go away"}
+    path.write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    flags = ["preview", "--task", "dpo", "--model", str(tiny_model), "--dataset", str(path)]
+    code = main([*flags, "--no-text"])
+    better, worse = (line for line in capsys.readouterr().out.splitlines() if "tokens, " in line)
+
+    assert code == 0
+    assert worse.startswith("rejected: ")
+    assert not better.startswith("rejected")
+    assert better.split()[0] != worse.split()[1]  # the answers differ in length
+    assert all(int(line.split()[-3]) > 0 for line in (better, worse))

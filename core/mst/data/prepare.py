@@ -18,7 +18,7 @@ from mst.data.split import split
 from mst.data.streamed import check_streaming, stream
 from mst.data.template import ChatTemplate, load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
-from mst.data.usable import fit_rows, usable, with_known_answers
+from mst.data.usable import check_context, fit_rows, usable, with_known_answers
 from mst.model.processor import image_tokens
 from mst.objective import Objective, label_count, objective_work
 from mst.request import TrainRequest
@@ -121,6 +121,7 @@ def prepare(
     val_rows = fit_rows(objective, val_rows, bad)
     train = _encoded(train_rows, objective, encoding, bad)
     val = _encoded(val_rows, objective, encoding, bad) if val_rows else None
+    check_context(objective, (*train.examples, *(val.examples if val else ())), context)
     return Prepared(
         train_rows=train_rows,
         val_rows=val_rows,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mst.data.bad_rows import BadRows
-from mst.data.encode import Encoded
+from mst.data.encode import Encoded, Example
 from mst.data.images import row_images
 from mst.data.labels import unknown_answer
 from mst.data.refusals import Place, RowError
@@ -53,6 +53,35 @@ def _unfit(objective: Objective, row: Row) -> RowError | None:
         return None
     reason = f"--task {objective.name} was asked for; the row {lacking.removesuffix('.')}"
     return RowError(Place(row.file, row.number), reason, fix)
+
+
+def check_context(
+    objective: Objective, examples: Sequence[Example], context: int | None
+) -> None:
+    """Make sure that the answers which an objective samples fit behind their prompts.
+
+    Args:
+        objective: what the rows are for.
+        examples: encoded.
+        context: the model's longest, in tokens; None when nobody knows.
+
+    Raises:
+        DataError: some don't; says how many, and what to pass.
+    """
+    if context is None or not objective.samples:
+        return
+    wholes = [max(len(one.input_ids) for one in objective.sequences(each)) for each in examples]
+    over = sum(whole > context for whole in wholes)
+    if not over:
+        return
+    longest = max(wholes) - objective.samples
+    fits = context - longest
+    advice = f"Pass --max-completion-length {fits}" if fits > 0 else "Pass a smaller --max-length"
+    raise DataError(
+        f"--max-completion-length {objective.samples} was asked for; with it, {over} of"
+        f" {len(examples)} rows get longer than the {context} tokens that the model reads: the"
+        f" longest prompt has {longest}. {advice}, or shorten the prompts."
+    )
 
 
 def with_known_answers(found: DataSet, answers: Sequence[str], on_bad_row: str) -> DataSet:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image as pillow  # noqa: TID253
 from tests.core.images.conftest import asked
 
+from mst.cli import main
 from mst.data.formats import Reading, read
 from mst.data.images import Image, open_image, row_images
 from mst.data.rows import Message
@@ -234,3 +235,15 @@ def test_without_pillow_the_extra_is_named(
 def test_an_images_path_stands_in_no_repr() -> None:
     assert SECRET not in repr(Image(SECRET))
     assert SECRET not in repr(Message("user", "", parts=(SECRET, Image(SECRET))))
+
+
+def test_a_row_with_an_image_is_previewed(
+    vision_model: Callable[[str], Path], squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = vision_model("qwen2_vl")
+    code = main(["preview", "--model", str(directory), "--dataset", str(squares), "--no-text"])
+    out = capsys.readouterr().out
+
+    assert code == 0, out
+    assert "rows.jsonl, row 1" in out
+    assert " with loss" in out
