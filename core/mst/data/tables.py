@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mst.data.compressed import MAX_RATIO, MAX_RATIO_FROM_BYTES
 from mst.errors import DataError
 
 _BATCH_ROWS = 256
@@ -22,7 +23,8 @@ def rows(
         plain: what is read instead of the file, where that is encrypted.
 
     Raises:
-        DataError: when pyarrow is not installed, or the file is damaged.
+        DataError: when pyarrow is not installed, the file is damaged, or it unpacks to so much that
+            it is made to fill a memory.
     """
     try:
         import pyarrow
@@ -31,9 +33,12 @@ def rows(
             f"{path} is a table, which needs the pyarrow package, and it is not installed. Run "
             "`python -m pip install 'mst-train[data]'`, or convert the file to .jsonl."
         ) from None
-    number = 0
+    number = unpacked = 0
+    size = path.stat().st_size
     try:
-        for batch in _parquet(plain or path) if kind == "parquet" else _arrow(path, plain):
+        for batch in _parquet(path, plain) if kind == "parquet" else _arrow(path, plain):
+            unpacked += sum(map(_unpacked_bytes, batch.columns))
+            _check_growth(path, size, unpacked)
             for fields in batch.to_pylist():
                 number += 1
                 yield number, fields
@@ -46,11 +51,36 @@ def rows(
     )
 
 
-def _parquet(path: Path | BinaryIO) -> Iterator[Any]:
+def _unpacked_bytes(column: Any) -> int:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):  # one value can stand for many rows
+        column = column.dictionary_decode()
+    size: int = column.nbytes
+    return size
+
+
+def _check_growth(path: Path, size: int, unpacked: int) -> None:
+    if unpacked > MAX_RATIO_FROM_BYTES and unpacked > MAX_RATIO * size:
+        raise DataError(
+            f"{path} unpacks to more than {MAX_RATIO} times its size and more than"
+            f" {MAX_RATIO_FROM_BYTES >> 20} MiB, as a decompression bomb does. If it is what you"
+            " want to train on, write it as .jsonl and pass that."
+        )
+
+
+def _parquet(path: Path, plain: BinaryIO | None) -> Iterator[Any]:
     from pyarrow import parquet
 
     # Bytes are not mapped: a file that shrinks while it is read would end the process.
-    with parquet.ParquetFile(path, memory_map=False) as file:
+    with parquet.ParquetFile(plain or path, memory_map=False) as file:
+        # What its pages unpack to is known before the first is: one page can hold gigabytes.
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            for place in range(group.num_columns):
+                column = group.column(place)
+                packed = column.total_compressed_size
+                _check_growth(path, packed, column.total_uncompressed_size)
         yield from file.iter_batches(batch_size=_BATCH_ROWS)
 
 

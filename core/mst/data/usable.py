@@ -55,9 +55,7 @@ def _unfit(objective: Objective, row: Row) -> RowError | None:
     return RowError(Place(row.file, row.number), reason, fix)
 
 
-def check_context(
-    objective: Objective, examples: Sequence[Example], context: int | None
-) -> None:
+def check_context(objective: Objective, examples: Sequence[Example], context: int | None) -> None:
     """Make sure that the answers which an objective samples fit behind their prompts.
 
     Args:

@@ -189,3 +189,38 @@ def test_a_run_does_not_go_on_with_other_data(
     refuses(
         lambda: _data(job.request, job.manifest, objective), path, "Put it back", "--output-dir"
     )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_that_is_a_bomb_is_refused(tmp_path: Path, refuses: Refuses, suffix: str) -> None:
+    import pyarrow as arrow
+    from pyarrow import feather, parquet
+
+    text = "0" * (1 << 20)
+    table = arrow.table({"text": [text + str(number) for number in range(80)]})
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    else:
+        feather.write_feather(table, path, compression="zstd")
+    assert path.stat().st_size < 100_000
+
+    refuses(lambda: read([str(path)], SKIP), path.name, "decompression bomb", ".jsonl")
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_value_that_a_dictionary_repeats_for_ever_is_refused(
+    tmp_path: Path, refuses: Refuses, store_schema: bool
+) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    # Its pages unpack to little; the rows made of them don't.
+    places = arrow.array([0] * 5000, arrow.int32())
+    column = arrow.DictionaryArray.from_arrays(places, ["0" * (1 << 20)])
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        arrow.table({"text": column}), path, compression="zstd", store_schema=store_schema
+    )
+
+    refuses(lambda: read([str(path)], SKIP), "a.parquet", "decompression bomb")
