@@ -340,3 +340,24 @@ def test_a_learning_rate_that_explodes_stops_with_the_step(options: dict[str, st
     assert re.search(r"not finite at step \d+", found.stderr)
     assert "Traceback" not in found.stderr
     assert rundir.state_of(Path(options["output-dir"])) == "failed"
+
+
+def test_a_model_that_mixes_packed_rows_is_padded_and_that_is_said(
+    options: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    # ALiBi takes no position_ids: a row would see the one that lies before it.
+    bloom = tmp_path / "bloom"
+    config = BloomConfig(vocab_size=6400, hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(bloom)
+    for each in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / each, bloom)
+    options |= {"model": str(bloom), "max-steps": "1", "val-size": "0"}
+    done = mst("train", *flags(options))
+    packed = mst("train", "--packing", *flags(options | {"output-dir": str(tmp_path / "packed")}))
+
+    assert done.returncode == 0, done.stderr
+    assert "does not keep rows apart" in " ".join(done.stdout.split())
+    assert packed.returncode == 1
+    assert "Leave --packing out" in packed.stderr

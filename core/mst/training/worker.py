@@ -354,6 +354,11 @@ def _session(training: Training) -> Session:
             "--packing was asked for, but this model does not keep packed rows apart: each would"
             " see those before it. Leave --packing out."
         )
+    if session.layout == "padded" and not padded:
+        training.console.print(
+            "note    this model does not keep rows apart that lie in one line, so each is padded to"
+            " the longest; steps take longer and more memory than was forecast"
+        )
     # Each rank drops other activations; the adapters were drawn before, alike on all.
     _seed(request.seed + training.group.rank)
     return session
