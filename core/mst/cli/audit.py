@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from datetime import date
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
     actions = parser.add_subparsers(
-        dest="action", metavar="show|verify|key|export|acknowledge|prune"
+        dest="action", metavar="show|verify|key|export|pack|acknowledge|prune"
     )
 
     def action(name: str, words: str) -> argparse.ArgumentParser:
@@ -33,10 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--public-key", metavar="FILE", help="PEM, of the key that must have signed"
     )
+    verify.add_argument(
+        "--pack", metavar="FILE", help="check an archive of `mst audit pack` instead"
+    )
     verify.add_argument("--json", action="store_true", help="JSON on standard output")
     action("key", "print the public key of the log")
     export = action("export", "write a signed checkpoint, to keep elsewhere")
     export.add_argument("file", metavar="FILE")
+    pack = action("pack", "write one signed archive of what a run did, for an auditor")
+    pack.add_argument("run", metavar="RUN", help="a run directory")
+    pack.add_argument("--output", metavar="FILE", help="default: RUN-audit.zip, beside the run")
     known = action("acknowledge", "go on after somebody has changed the log")
     known.add_argument("--reason", metavar="TEXT", required=True, help="goes into the log")
     prune = action("prune", "remove files whose events are all older")
@@ -94,12 +101,56 @@ def _verify(directory: Path, args: argparse.Namespace) -> int:
         checkpoint, public = read_export(Path(args.checkpoint))
     if args.public_key is not None:
         public = read_public(Path(args.public_key))
+    if args.pack is not None:
+        return _check_pack(Path(args.pack), public, args.json)
     found = verify(directory, public, checkpoint)
     if args.json:
         print(serial.dumps(found), end="")
     else:
         _print_verification(found, checkpoint is not None)
     return EXIT_FAILED if found.problems else 0
+
+
+def _check_pack(path: Path, public: str | None, as_json: bool) -> int:
+    from mst import serial
+    from mst.seal.pack.archive import check
+
+    found = check(path, public)
+    if as_json:
+        print(serial.dumps(found), end="")
+        return 0
+    print(f"whole: {path}, {found.files} files of {found.run}, made {found.created[:19]}")
+    print(f"signed by {found.public_key}")
+    if public is None:
+        print("note: whose key that is, is only shown by --public-key FILE, from `mst audit key`")
+    return 0
+
+
+def _pack(directory: Path, args: argparse.Namespace) -> int:
+    from mst.runs import find_run
+    from mst.seal.audit import key, open_log, record
+    from mst.seal.audit.event import now
+    from mst.seal.pack.archive import write
+    from mst.seal.pack.evidence import collect
+    from mst.seal.pack.page import page
+    from mst.seal.pack.rules import ITEMS
+
+    run = find_run(args.run).absolute()
+    beside = run.with_name(f"{run.name}-audit.zip")
+    target = beside if args.output is None else Path(args.output).absolute()
+    with open_log(directory, "audit pack"):
+        record("pack.begun", run=str(run), target=str(target))
+        members = collect(run, directory)
+        members["index.html"] = page(members)
+        write(members, run, now(), key.load(directory), target)
+        record("pack.ended", run=str(run), target=str(target), files=sorted(members))
+    missing = [each.name for each in ITEMS if not set(each.members) <= set(members)]
+    print(f"wrote   {target}: {len(members)} files, signed with the audit log's key")
+    if missing:
+        print(f"lacks   {', '.join(missing)}; index.html in it says why")
+    print("It holds names, paths and figures, and no row. Whoever gets it types:")
+    print(f"  mst audit verify --pack {shlex.quote(target.name)} --public-key key.pub")
+    return 0
 
 
 def _print_verification(found: Verification, against: bool) -> None:

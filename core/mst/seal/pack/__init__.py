@@ -1,0 +1,1 @@
+"""One signed archive of what a run did, for an auditor."""

@@ -1,0 +1,121 @@
+"""What an archive holds of a run: read from its directory and from the audit log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mst import rundir, serial
+from mst.data.rows import FileFacts
+from mst.durable import sha256
+from mst.errors import DataError
+from mst.seal.audit.reading import events
+from mst.seal.audit.verification import verify
+from mst.seal.personal_data.scan import scan_file
+from mst.seal.supply.bill import BILL
+
+_DOCUMENTS = (
+    rundir.MANIFEST, rundir.REQUEST, rundir.PLAN, rundir.FACTS, rundir.SEAL, rundir.METRICS,
+)  # fmt: skip
+
+
+def collect(run: Path, log: Path) -> dict[str, bytes]:
+    """Return the files of an archive, by their names in it. None holds a row.
+
+    Args:
+        run: the run directory.
+        log: directory of the audit log.
+
+    Raises:
+        RunError: it is no run directory.
+        AuditError: there is no log.
+    """
+    manifest = rundir.read_manifest(run)
+    lines, found = _events_of(run, log, manifest.created)
+    members = {
+        f"run/{name}": (run / name).read_bytes() for name in _DOCUMENTS if (run / name).is_file()
+    }
+    members["files.sha256"] = _listing(run)
+    members["outputs.json"] = _json(_outputs(run, found))
+    members["audit/verification.json"] = serial.dumps(verify(log)).encode()
+    members["personal-data.json"] = _json(_personal_data((*manifest.data, *manifest.val_data)))
+    members["privacy-budget.json"] = _json({"differential_privacy": "not used"})
+    if lines:
+        members["audit/events.jsonl"] = "".join(line + "\n" for line in lines).encode()
+    measured = {"held_out": dict(manifest.results), "mst_eval": _evaluations(found)}
+    if any(measured.values()):
+        members["evaluation.json"] = _json(measured)
+    for export in sorted(run.glob(f"*/{BILL}")):
+        members["sbom.cdx.json"] = export.read_bytes()
+    return members
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _events_of(run: Path, log: Path, created: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the lines and events of the commands that had to do with a run since it was begun."""
+    all_events = list(events(log))
+    path = str(run)
+    commands = {
+        event["command"]
+        for _, event in all_events
+        if (event["facts"].get("run") == path or event["facts"].get("adapter") == f"{path}/adapter")
+        # Both in UTC. Before that, another run lay there.
+        and event["time"][:19] >= created[:19]
+    }
+    kept = [(line, event) for line, event in all_events if event["command"] in commands]
+    return [line for line, _ in kept], [event for _, event in kept]
+
+
+def _evaluations(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"time": event["time"], **event["facts"]}
+        for event in found
+        if event["event"] == "eval.ended"
+    ]
+
+
+def _outputs(run: Path, found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return whether each file of the result is still what the log says."""
+    ended = [event["facts"] for event in found if event["event"] == "train.ended"]
+    logged = ended[-1].get("outputs", {}) if ended else {}
+    return {name: _compared(run / name, digest) for name, digest in logged.items()}
+
+
+def _compared(path: Path, digest: str) -> str:
+    if not path.is_file():
+        return "missing"
+    return "as logged" if sha256(path) == digest else "changed"
+
+
+def _listing(run: Path) -> bytes:
+    """Return the hashes of a run's files, as sha256sum writes them."""
+    files = (each for each in sorted(run.rglob("*")) if each.is_file() and not each.is_symlink())
+    return "".join(
+        f"{sha256(each)}  {each.relative_to(run)}\n" for each in files if each.name != rundir.LOCK
+    ).encode("utf-8", "surrogateescape")
+
+
+def _personal_data(files: Sequence[FileFacts]) -> list[dict[str, Any]]:
+    """Return how much personal data each file holds, or why that was not counted."""
+    return [{"path": each.path, "sha256": each.sha256, **_counted(each)} for each in files]
+
+
+def _counted(facts: FileFacts) -> dict[str, Any]:
+    path = Path(facts.path)
+    if facts.key:
+        return {"not_counted": "it is encrypted: `mst data scan` it before that"}
+    if not path.is_file():
+        return {"not_counted": "it is no longer there"}
+    try:
+        found = scan_file(path)
+    except DataError:
+        return {"not_counted": "it can't be read"}
+    if found.sha256 != facts.sha256:
+        return {"not_counted": "it has changed since"}
+    kinds = {each.kind: {"values": each.values, "rows": len(each.rows)} for each in found.found}
+    return {"rows": found.rows, "found": kinds}
