@@ -45,14 +45,15 @@ def check_row(objective: Objective, row: Row) -> None:
 
 
 def _unfit(objective: Objective, row: Row) -> RowError | None:
-    lacking, fix = objective.lacks(row), ""
-    if not lacking and objective.name != "sft" and row_images(row):
-        lacking, fix = "has images, and it learns from text alone", "Pass --task sft"
-        fix += ", or remove the row."
-    if not lacking:
-        return None
-    reason = f"--task {objective.name} was asked for; the row {lacking.removesuffix('.')}"
-    return RowError(Place(row.file, row.number), reason, fix)
+    where = Place(row.file, row.number)
+    lacking = objective.lacks(row)
+    if lacking:
+        reason = f"--task {objective.name} was asked for; the row {lacking.removesuffix('.')}"
+        return RowError(where, reason, "")
+    if objective.name != "sft" and row_images(row):
+        reason = f"the row has images, and --task {objective.name} learns from text alone"
+        return RowError(where, reason, "Pass --task sft, or remove the row.")
+    return None
 
 
 def check_context(objective: Objective, examples: Sequence[Example], context: int | None) -> None:
