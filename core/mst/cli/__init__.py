@@ -14,7 +14,6 @@ from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, Usag
 from mst.request import TASKS, alias_names
 from mst.seal.audit.command import add_option, run_logged
 from mst.seal.jail import command as jail
-from mst.seal.jail.command import SEALED
 from mst.seal.memory import core_dumps_off
 from mst.seal.redaction import bug_report, quiet, quieten
 
@@ -76,8 +75,7 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
     module.add_arguments(parser)
     add_option(name, parser)
-    if name in SEALED and name != "train":
-        jail.add_arguments(parser)
+    jail.add_arguments(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
     run = jail.inside(name, os.environ, module.run, own_process)

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from mst.request import TrainRequest
 
 SEALED = frozenset({"train", "eval", "merge", "export", "chat", "serve", "bench"})
+# Of commands that have several actions, those that read what strangers wrote.
+SEALED_ACTIONS = {"model": frozenset({"convert"})}
 # Options whose value is a place to write to.
 _OUTPUTS = ("output_dir", "output", "predictions", "offload_dir", "resume", "run")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the jail; `mst train` has them in its request."""
+def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    """Add the options of the jail to a sealed command; `mst train` has them in its request."""
+    if name == "train" or name not in SEALED | SEALED_ACTIONS.keys():
+        return
     group = parser.add_argument_group("seal")
     group.add_argument(
         "--jail", choices=MODES, default="auto", help="what keeps the job off every network (auto)"
@@ -140,6 +144,11 @@ def inside(
         with asking(*asked(name, args, environ)):
             return run(args)
 
+    def sealed_action(args: argparse.Namespace) -> int:
+        return (sealed if args.action in SEALED_ACTIONS[name] else run)(args)
+
+    if name in SEALED_ACTIONS:
+        return sealed_action
     return sealed if name in SEALED else run
 
 

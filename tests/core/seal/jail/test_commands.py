@@ -301,3 +301,25 @@ def take_help(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
         return capsys.readouterr().out
 
     return take
+
+
+def test_pickled_weights_are_converted_inside(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_model, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    command = [sys.executable, "-m", "mst", "model", "convert", str(pickled)]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=100
+    )
+    listing = subprocess.run(
+        [*command[:4], "manifest", str(tmp_path / "out")], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seal ")
+    assert "each compared" in done.stdout
+    assert "seal " not in listing.stdout
