@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,6 @@ class Session:
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
-        shapes: of the micro-batches that this process has met.
     """
 
     model: torch.nn.Module
@@ -82,7 +81,6 @@ class Session:
     processor: Path | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
-    shapes: set[tuple[int, ...]] = field(default_factory=set)
 
 
 def make_session(
