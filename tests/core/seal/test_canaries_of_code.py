@@ -157,10 +157,12 @@ def test_pyarrow_and_csv_quote_nothing_that_they_cannot_cast(
     parquet.write_table(pyarrow.Table.from_pylist([{"text": secret}]), path)
 
     class Batch:
+        columns = ()
+
         def to_pylist(self) -> Any:
             return pyarrow.array([secret]).cast(pyarrow.int64())
 
-    monkeypatch.setattr("mst.data.tables._parquet", lambda path: iter([Batch()]))
+    monkeypatch.setattr("mst.data.tables._parquet", lambda path, plain: iter([Batch()]))
     code = main(["data", "scan", str(path)])
     out, err = capfd.readouterr()
 
