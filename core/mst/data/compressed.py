@@ -97,6 +97,29 @@ class _Zstd:
         return data
 
 
+def check_growth(
+    file: str, packed: int, unpacked: int, remedy: str, from_bytes: int = MAX_RATIO_FROM_BYTES
+) -> None:
+    """Make sure that what is unpacked is not made to fill a memory.
+
+    Args:
+        file: it came from.
+        packed: bytes that were read.
+        unpacked: bytes that they became.
+        remedy: what to do with a file that is meant so.
+        from_bytes: so many are taken in any case.
+
+    Raises:
+        DataError: it is more than `MAX_RATIO` times as much, and more than `from_bytes`.
+    """
+    if unpacked > from_bytes and unpacked > MAX_RATIO * packed:
+        raise DataError(
+            f"{file} unpacks to more than {MAX_RATIO} times its size and more than "
+            f"{from_bytes >> 20} MiB, as a decompression bomb does. If it is what you want to "
+            f"train on, {remedy}."
+        )
+
+
 class _Bounded(io.RawIOBase):
     """Decompressed bytes; ends with a DataError where they are damaged or far too many."""
 
@@ -111,12 +134,8 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._read(len(buffer))
         self._count += len(data)
-        if self._count > self._from_bytes and self._count > MAX_RATIO * self._packed.count:
-            raise DataError(
-                f"{self._file} unpacks to more than {MAX_RATIO} times its size and more than "
-                f"{self._from_bytes >> 20} MiB, as a decompression bomb does. If it is what you "
-                "want to train on, decompress it by hand and pass the result."
-            )
+        remedy = "decompress it by hand and pass the result"
+        check_growth(self._file, self._packed.count, self._count, remedy, self._from_bytes)
         buffer[: len(data)] = data
         return len(data)
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mst.data.compressed import MAX_RATIO, MAX_RATIO_FROM_BYTES
+from mst.data.compressed import check_growth
 from mst.errors import DataError
 
 _BATCH_ROWS = 256
+_REMEDY = "write it as .jsonl and pass that"
 
 
 def rows(
@@ -38,7 +39,7 @@ def rows(
     try:
         for batch in _parquet(path, plain) if kind == "parquet" else _arrow(path, plain):
             unpacked += sum(map(_unpacked_bytes, batch.columns))
-            _check_growth(path, size, unpacked)
+            check_growth(str(path), size, unpacked, _REMEDY)
             for fields in batch.to_pylist():
                 number += 1
                 yield number, fields
@@ -60,15 +61,6 @@ def _unpacked_bytes(column: Any) -> int:
     return size
 
 
-def _check_growth(path: Path, size: int, unpacked: int) -> None:
-    if unpacked > MAX_RATIO_FROM_BYTES and unpacked > MAX_RATIO * size:
-        raise DataError(
-            f"{path} unpacks to more than {MAX_RATIO} times its size and more than"
-            f" {MAX_RATIO_FROM_BYTES >> 20} MiB, as a decompression bomb does. If it is what you"
-            " want to train on, write it as .jsonl and pass that."
-        )
-
-
 def _parquet(path: Path, plain: BinaryIO | None) -> Iterator[Any]:
     from pyarrow import parquet
 
@@ -80,7 +72,7 @@ def _parquet(path: Path, plain: BinaryIO | None) -> Iterator[Any]:
             for place in range(group.num_columns):
                 column = group.column(place)
                 packed = column.total_compressed_size
-                _check_growth(path, packed, column.total_uncompressed_size)
+                check_growth(str(path), packed, column.total_uncompressed_size, _REMEDY)
         yield from file.iter_batches(batch_size=_BATCH_ROWS)
 
 
