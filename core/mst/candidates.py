@@ -20,6 +20,7 @@ from mst.workload import (
     mean_label_tokens,
     mean_length,
     objective_costs,
+    rows_a_unit,
     total_steps,
     train_rows,
 )
@@ -30,6 +31,10 @@ MICRO_BATCH_TOKENS_CPU = 640
 # An A100's 312 TFLOPS over 2 TB/s want 150 operations a byte: a few thousand tokens a product.
 MICRO_BATCH_TOKENS = 8192
 GLOBAL_BATCH_ROWS = 16
+# A step's noise is the same however many units share it, so private steps hold many: an epoch has
+# about so many steps, and a step no more units than that.
+PRIVATE_STEPS = 20
+PRIVATE_BATCH_UNITS = 1024
 # The share of the free memory that a plan may fill.
 MEMORY_SHARE = 0.9
 # Devices on which torch, or the vendor's extension, has an attention that spares the matrices.
@@ -191,6 +196,7 @@ def _ways(space: Space) -> Iterator[Configuration]:
                         strategy=strategy,
                         world_size=world,
                         offload=offload,
+                        row_gradients=request.dp_epsilon is not None,
                         **objective_costs(space.data, request, tuner),
                     )
 
@@ -288,6 +294,8 @@ def _batches(space: Space, world: int) -> list[tuple[int, int]]:
     request, items = space.request, epoch_items(space.data)
     # A step holds about as many rows in blocks as without.
     step_items = max(1, round(GLOBAL_BATCH_ROWS * items / train_rows(space.data)))
+    if space.data.units:
+        step_items = max(GLOBAL_BATCH_ROWS, min(PRIVATE_BATCH_UNITS, items // PRIVATE_STEPS))
     target = min(step_items, items)
     sizes = [request.per_device_train_batch_size]
     if sizes[0] is None:
@@ -317,7 +325,7 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     memory = forecast(
         space.model, made, step, available, on_host, attention_kernel(kind), device=kind
     )
-    items = min(epoch_items(space.data), global_batch)
+    items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
     mean = mean_length(space.data)
     labels = mean_label_tokens(space.data)
     time = space.timer(made, mean * items, labels * items, mean / made.sequences)

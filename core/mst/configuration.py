@@ -37,6 +37,7 @@ class Configuration:
         frozen_copy: a second copy of the weights is held, as they were before training.
         scores: the model has a head for one score, and no logits.
         samples: tokens that are sampled one after the other before the gradients.
+        row_gradients: a micro-batch leaves the gradients of each of its rows.
     """
 
     tuner: str = "lora"
@@ -59,6 +60,7 @@ class Configuration:
     frozen_copy: bool = False
     scores: bool = False
     samples: int = 0
+    row_gradients: bool = False
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def prepare_job(
     """
     # Imported late: `mst --help` needs none of it.
     from mst.data.prepare import data_facts, prepare
+    from mst.privacy.budget import with_budget
     from mst.probe import machine_facts
     from mst.registry import load
     from mst.training.objectives import find_objective
@@ -147,7 +148,7 @@ def prepare_job(
     context = model.max_position_embeddings
     keys = ring_of(request.key_file, request.passphrase_file)
     prepared = prepare(request, request.dataset, directory, context, objective, keys)
-    data = data_facts(prepared)
+    data = data_facts(prepared, private=request.dp_epsilon is not None)
     made = make_plan(
         where.backend,
         where.devices,
@@ -159,6 +160,9 @@ def prepare_job(
         where.host_bytes,
         _zero_of_file(request.deepspeed),
     )
+    if request.dp_epsilon is not None:
+        tell("finding the noise for --dp-epsilon")
+        made = with_budget(made, request, data.units)
     if ZERO_STAGES[made.strategy]:
         # A file that contradicts the plan is told of now, before anything is claimed or loaded.
         from mst.training.deepspeed_config import config_of
@@ -182,6 +186,7 @@ def prepare_job(
             val_data=prepared.val_files,
             created=rundir.now(),
             model_signature=signature,
+            privacy=made.privacy,
         ),
         keys=keys,
     )

@@ -103,6 +103,37 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class PrivacyBudget:
+    """What differential privacy a run's weights have, and what it rests on.
+
+    Attributes:
+        epsilon: that the accountant finds; at most what was asked for.
+        delta: the chance that ε does not hold.
+        unit: what is protected: "row", or the column whose equal values make one unit.
+        units: how many the training data has.
+        sample_rate: probability with which a unit takes part in a step.
+        steps: optimizer steps, all of them.
+        noise_multiplier: standard deviation of the noise, in units of `max_grad_norm`.
+        max_grad_norm: to which a unit's gradient is clipped.
+        accountant: which found `epsilon`, with its version.
+        epsilon_checked: what the second accountant finds.
+        checked_by: which that is.
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    units: int
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    max_grad_norm: float
+    accountant: str
+    epsilon_checked: float
+    checked_by: str = "mst.privacy.loss_distribution"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything the worker needs to know; it never probes and never decides.
 
@@ -138,6 +169,7 @@ class Plan:
         nnodes: machines, each with as many devices as `torch_devices` names.
         time: how long it should take; None when the device's speed is not known.
         alternatives: what else was looked at, best first.
+        privacy: what differential privacy the tuned weights will have; None for none.
     """
 
     backend: str
@@ -170,6 +202,7 @@ class Plan:
     nnodes: int = 1
     time: TimeForecast | None = None
     alternatives: tuple[Alternative, ...] = ()
+    privacy: PrivacyBudget | None = None
 
     @property
     def world_size(self) -> int:

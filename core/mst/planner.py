@@ -14,6 +14,7 @@ from mst.learning_rates import usual_rate
 from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Plan, Reason
+from mst.privacy.confine import check_unused, confined
 from mst.reasons import batch_reasons, method_reasons
 from mst.request import TrainRequest
 from mst.shortfall import nothing_fits
@@ -269,6 +270,11 @@ def _space(
     _check_method(request, first, able, zero)
     _check_objective(request, data, zero)
     dtype, _ = _dtype(first, request.dtype)
+    if request.dp_epsilon is not None and dtype == "float16":
+        raise PlanError(
+            f"--dp-epsilon was asked for; the fastest that {first.name} has is float16, whose loss"
+            " scaling would depend on the rows. Pass --dtype float32."
+        )
     attention = _attention(request, able, dtype)
     return Space(
         model=model,
@@ -315,6 +321,10 @@ def plan(
     Raises:
         PlanError: an explicit choice can't be met, or nothing fits; names the nearest that does.
     """
+    if request.dp_epsilon is None:
+        check_unused(request)
+    else:
+        request = confined(request, data)
     space = _space(
         devices, capabilities, model, data, request, zero or request.deepspeed, host_bytes
     )

@@ -331,6 +331,26 @@ class TrainRequest:
         group="data",
         choices=("auto", "on", "off"),
     )
+    dp_epsilon: float | None = option(
+        None,
+        "experimental: differential privacy of the tuned weights with this ε, of LoRA alone",
+        group="privacy",
+        above=0,
+    )
+    dp_delta: float | None = option(
+        None,
+        "chance that ε does not hold; default a tenth of 1 / units",
+        group="privacy",
+        above=0,
+        below=1,
+    )
+    dp_unit: str | None = option(
+        None,
+        "what is protected: all rows with the same value in this column (patient_id); default each"
+        " row",
+        group="privacy",
+        metavar="COLUMN",
+    )
     learning_rate: float | None = option(None, "peak learning rate", group="optimizer", above=0)
     optim: str = option(
         "auto",

@@ -146,10 +146,21 @@ def _rest_of(
                 f"the {what} of {path} has changed since the run began, so it can't be continued"
                 " exactly. Put it back as it was, or start a new run in another --output-dir."
             )
+    if job.plan.privacy != manifest.privacy:
+        raise RunError(
+            f"{path} has differential privacy for {_steps(manifest)}, planned when it began; with"
+            " other steps, units or libraries its ε would not hold. Leave --max-steps and"
+            " --num-train-epochs out, or start a new run in another --output-dir."
+        )
     kept = replace(manifest, status="running", finished=None, error=None)
     job = replace(job, manifest=kept)
     write_documents(path, job)
     return job
+
+
+def _steps(manifest: RunManifest) -> str:
+    planned = manifest.privacy
+    return f"{planned.steps} steps" if planned else "none of its steps"
 
 
 def _hashes(manifest: RunManifest) -> list[tuple[str, str]]:

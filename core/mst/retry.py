@@ -36,6 +36,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         offload=plan.offload,
         micro_batch=plan.per_device_train_batch_size,
         accumulation=plan.gradient_accumulation_steps,
+        row_gradients=plan.privacy is not None,
     )
 
 

@@ -16,6 +16,7 @@ from mst import serial
 from mst.data.rows import FileFacts
 from mst.durable import write_text
 from mst.errors import RunError
+from mst.plan import PrivacyBudget
 from mst.seal.supply.signature import ModelSignature
 
 MANIFEST = "run.json"
@@ -76,6 +77,7 @@ class RunManifest:
         outputs: files of the result, to their SHA-256.
         misses: attempts that ran out of memory.
         model_signature: what the model was verified against; None when none was given.
+        privacy: what differential privacy the weights of a run that is done have; None for none.
     """
 
     status: str
@@ -93,6 +95,7 @@ class RunManifest:
     outputs: Mapping[str, str] = field(default_factory=dict)
     misses: tuple[ForecastMiss, ...] = ()
     model_signature: ModelSignature | None = None
+    privacy: PrivacyBudget | None = None
 
 
 def now() -> str:

@@ -44,6 +44,8 @@ class DataFacts:
         objective: what it asks for beside a pass over each row.
         images: how many images the rows have, those held out with them.
         image_bytes: of the tensors of each training row's images; empty where no row has one.
+        units: what differential privacy protects one by one, in the training rows: rows, or who
+            stands in them; 0 where nobody has counted.
     """
 
     lengths: tuple[int, ...]
@@ -61,6 +63,7 @@ class DataFacts:
     objective: ObjectiveWork = field(default_factory=ObjectiveWork)
     images: int = 0
     image_bytes: tuple[int, ...] = ()
+    units: int = 0
 
 
 def packed(data: DataFacts, block: int) -> DataFacts:
@@ -78,17 +81,23 @@ def packed(data: DataFacts, block: int) -> DataFacts:
 
 def layout_in(data: DataFacts, attention: str) -> Layout:
     """Return how rows will lie in a micro-batch's tensors, of a model that keeps them apart."""
-    return layout_of(not (data.objective.scores or data.images), attention)
+    apart = bool(data.objective.scores or data.images or data.units)
+    return layout_of(not apart, attention)
 
 
 def epoch_items(data: DataFacts) -> int:
-    """Return what an epoch visits: rows, or blocks of rows."""
-    return data.sampled_from or len(data.lengths)
+    """Return what an epoch visits: rows, blocks of rows, or units that privacy protects."""
+    return data.units or data.sampled_from or len(data.lengths)
 
 
 def train_rows(data: DataFacts) -> int:
     """Return how many rows are trained on."""
-    return data.packed_rows or epoch_items(data)
+    return data.packed_rows or data.sampled_from or len(data.lengths)
+
+
+def rows_a_unit(data: DataFacts) -> float:
+    """Return the rows, or blocks, of what an epoch visits: 1, but where units have several."""
+    return len(data.lengths) / data.units if data.units else 1.0
 
 
 def mean_length(data: DataFacts) -> float:
@@ -132,13 +141,15 @@ def largest_step(
 ) -> StepShape:
     """Return the largest micro-batch that the run will meet: the order is known beforehand.
 
-    Of blocks, which differ little, and of streamed rows, of which only a sample is known, it is
-    the largest that could be met.
+    Of blocks, which differ little, of streamed rows, of which only a sample is known, and of units
+    that are drawn in secret, it is the largest that could be met.
     """
     if data.sampled_from is not None:
         return _largest_of_streamed(data, min(micro_batch, data.sampled_from), layout)
     if data.packed_rows is not None:
         return _largest_of_blocks(data, min(micro_batch, len(data.lengths)), layout)
+    if data.units:
+        return _largest_drawn(data, min(micro_batch, len(data.lengths)))
     sizes = RowSizes(data.lengths)
     per_epoch = -(-len(data.lengths) // global_batch)
     tokens = labels = mask = height = width = pixels = 0
@@ -180,6 +191,15 @@ def _largest_of_streamed(data: DataFacts, count: int, layout: Layout) -> StepSha
         width=made.width,
         masked=layout == "padded" and made.lines > 1,
     )
+
+
+def _largest_drawn(data: DataFacts, count: int) -> StepShape:
+    """Return the shape of the longest rows together: which ones are drawn, nobody knows."""
+    longest = sorted(data.lengths)[-count:]
+    made = batch_shape([[each] for each in longest], "padded")
+    labels = sum(sorted(data.label_tokens)[-count:])
+    tokens = made.lines * made.width
+    return StepShape(tokens, labels, 0, made.lines, made.width, masked=made.masked)
 
 
 def _largest_of_blocks(data: DataFacts, count: int, layout: Layout) -> StepShape:

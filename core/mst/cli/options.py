@@ -24,6 +24,7 @@ TITLES = {
     "length": "how long",
     "data": "data",
     "optimizer": "optimizer",
+    "privacy": "differential privacy",
     "memory": "precision and memory",
     "run": "logging, checkpoints, resume",
     "seal": "seal",

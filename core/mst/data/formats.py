@@ -19,6 +19,7 @@ from mst.data.shapes.turns import USUAL, Tags
 from mst.data.sources import Source, find_source
 from mst.data.text_files import json_line
 from mst.errors import DataError
+from mst.privacy.units import unit_value
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 
@@ -32,6 +33,7 @@ class Reading:
         dataset_info: LLaMA-Factory's dataset_info.json, or its directory.
         seed: of samples.
         keys: open encrypted files.
+        unit: column that says to whom a row belongs; None where nobody asks.
     """
 
     columns: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class Reading:
     dataset_info: str | None = None
     seed: int = 42
     keys: KeyRing = field(default=NO_KEYS, repr=False)
+    unit: str | None = None
 
 
 _AS_USUAL = Reading()
@@ -53,12 +56,14 @@ class RowReader:
         kind: as `mst.data.records.kind_of` says.
         columns: which of them are meant.
         tags: names within lists of turns.
+        unit: column that says to whom a row belongs.
     """
 
     file: str
     kind: str
     columns: Columns
     tags: Tags = USUAL
+    unit: str | None = None
 
     def row(self, number: int, fields: Mapping[str, Any]) -> Row:
         """Return a record's row.
@@ -66,7 +71,11 @@ class RowReader:
         Raises:
             RowError: it has another shape, or nothing to learn from.
         """
-        return make_row(Place(self.file, number), self.columns, fields, self.tags)
+        place = Place(self.file, number)
+        row = make_row(place, self.columns, fields, self.tags)
+        if self.unit is None:
+            return row
+        return replace(row, unit=unit_value(place, self.unit, fields))
 
     def parse_line(self, number: int, line: bytes) -> Row:
         """Return the row on one line of a JSONL file; no line before it is needed.
@@ -222,7 +231,8 @@ def _begin(file: FileReading, opened: Records) -> tuple[RowReader, Iterator[Reco
         mapping = {**registered.mapping, **role_mapping(file.reading.columns)}
         kind = kind_of(file.path) or ""
         columns = find_columns(str(file.path), kind, item.fields, mapping)
-        reader = RowReader(str(file.path), kind, columns, registered.tags)
+        unit = file.reading.unit
+        reader = RowReader(str(file.path), kind, columns, registered.tags, unit)
         return reader, chain((item,), opened.items)
     bad = sum(each.rows for each in file.refusals.listed())
     raise DataError(

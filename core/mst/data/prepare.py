@@ -21,6 +21,7 @@ from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.data.usable import check_context, fit_rows, usable, with_known_answers
 from mst.model.processor import image_tokens
 from mst.objective import Objective, label_count, objective_work
+from mst.privacy.units import grouped
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training.objectives import find_objective
@@ -140,7 +141,14 @@ def prepare(
 
 def reading_of(request: TrainRequest, keys: KeyRing = NO_KEYS) -> Reading:
     """Return how a request's data is read."""
-    return Reading(request.columns, request.on_bad_row, request.dataset_info, request.seed, keys)
+    return Reading(
+        request.columns,
+        request.on_bad_row,
+        request.dataset_info,
+        request.seed,
+        keys,
+        request.dp_unit,
+    )
 
 
 def parted(
@@ -148,9 +156,13 @@ def parted(
 ) -> tuple[tuple[Row, ...], DataSet]:
     """Return the rows that are trained on, and those held out with the files of their own."""
     if not request.val_dataset:
-        train_at, val_at = split(len(found.rows), request.val_size, request.seed)
-        held_out = DataSet(tuple(found.rows[i] for i in val_at), ())
-        return tuple(found.rows[i] for i in train_at), held_out
+        # A unit is held out whole, and --val-size counts units then.
+        units = [[i] for i in range(len(found.rows))]
+        if request.dp_unit is not None:
+            units = grouped(found.rows)
+        train_at, val_at = split(len(units), request.val_size, request.seed)
+        held_out = DataSet(tuple(found.rows[i] for unit in val_at for i in units[unit]), ())
+        return tuple(found.rows[i] for unit in train_at for i in units[unit]), held_out
     held_out = read(request.val_dataset, reading)
     answers = label_set(found.rows) if request.task == "sft" else None
     if answers and request.label_accuracy != "off":
@@ -225,8 +237,13 @@ def has_images(prepared: Prepared) -> bool:
     return any(row_images(row) for row in (*prepared.train_rows, *prepared.val_rows))
 
 
-def data_facts(prepared: Prepared) -> DataFacts:
-    """Return what the planner needs of the encoded rows."""
+def data_facts(prepared: Prepared, private: bool = False) -> DataFacts:
+    """Return what the planner needs of the encoded rows.
+
+    Args:
+        prepared: the rows.
+        private: count the units that differential privacy protects.
+    """
     streamed = prepared.sample is not None
     examples, objective = prepared.sample or prepared.train.examples, prepared.objective
     longest = prepared.train.stats.longest
@@ -247,6 +264,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
         sequences=max(map(len, parts)),
         unusable=prepared.train.unusable,
         sampled_from=len(prepared.train.examples) if streamed else None,
+        units=len(grouped(each.row for each in examples)) if private else 0,
         objective=objective_work(objective),
         **_image_facts(prepared),
     )

@@ -51,6 +51,7 @@ class Row:
         rejected: of a preference, the worse conversation, whole; it begins with the same turns.
         desirable: KTO's label of the last answer; None where there is none.
         text: plain text, learnt as it is.
+        unit: to whom it belongs, as `--dp-unit` has it; None where that is not asked for.
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +61,7 @@ class Row:
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     text: str | None = field(default=None, repr=False)
+    unit: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

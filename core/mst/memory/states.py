@@ -140,6 +140,12 @@ def held(
         on_host: the device is the CPU.
     """
     trained = trained_weights(model, targets, configuration)
+    gradients = 4 * trained
+    if configuration.row_gradients:
+        # Of each row in the dtype of the products, twice while Opacus takes them over, then in
+        # float32 by unit; and the sums of clipped ones.
+        width = FLOAT_BYTES.get(configuration.compute_dtype, 4)
+        gradients += 4 * trained + configuration.micro_batch * trained * (width + 4)
     full = configuration.tuner == "full"
     base = weights_bytes(model, configuration)
     stage = ZERO_STAGES.get(configuration.strategy, 0)
@@ -158,7 +164,7 @@ def held(
         weights=base + copy_bytes(model, configuration),
         adapters=0 if full else 4 * trained,
         optimizer=moments_bytes(trained, targets, configuration),
-        gradients=4 * trained,
+        gradients=gradients,
         step_copy=copy,
         buffers=min(4 * trained, max(BUCKET_BYTES, 4 * largest))
         if configuration.world_size > 1

@@ -10,7 +10,7 @@ from mst.rundir import RunManifest
 
 if TYPE_CHECKING:
     from mst.merge import MergeReport
-    from mst.plan import Plan
+    from mst.plan import Plan, PrivacyBudget
     from mst.request import TrainRequest
 
 _KINDS = {"nf4": "NF4 (double-quantized)", "int8": "int8"}
@@ -52,6 +52,8 @@ def model_card(
         "weights": f"{report.dtype}, safetensors",
         "made by": f"mst {report.mst_version}, {_listed(manifest.versions)}",
     }
+    if manifest.privacy is not None:
+        facts["differential privacy"] = _privacy(manifest.privacy)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {Path(manifest.model).name}, tuned with MST",
@@ -62,6 +64,13 @@ def model_card(
         "## Merge\n\n" + _merge(report),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _privacy(budget: PrivacyBudget) -> str:
+    return (
+        f"of the tuned weights, for each {budget.unit}: ε = {budget.epsilon:.3f} at"
+        f" δ = {budget.delta:.2g} (experimental; {budget.accountant})"
+    )
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -203,11 +203,20 @@ def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
     return merged
 
 
-def enable_checkpointing(model: torch.nn.Module) -> None:
-    """Recompute each layer's activations in the backward pass."""
+def enable_checkpointing(model: torch.nn.Module, row_gradients: bool = False) -> None:
+    """Recompute each layer's activations in the backward pass.
+
+    Args:
+        model: ready to be trained.
+        row_gradients: Opacus's hooks see the recomputed pass alone, as torch's older form has it;
+            in the newer one they would keep what the first pass met.
+    """
     whole = cast("Any", model)
     inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
     arguments = {"use_reentrant": False, "context_fn": _same_casts(model)}
+    if row_gradients:
+        arguments = {"use_reentrant": True}
+        inner.enable_input_require_grads()
     # transformers 5.23 renamed it and warns at the old name; 5.17 knows only the old one.
     if hasattr(inner, "activation_checkpointing_enable"):
         inner.activation_checkpointing_enable(arguments)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from mst.errors import PeerFailed, TrainingError
@@ -25,6 +26,7 @@ from mst.training.micro_batches import (
     summed_names,
 )
 from mst.training.order import step_micro_batches, step_rows
+from mst.training.private_step import clipped_sums, set_noisy_gradients
 from mst.training.report import EvalMetrics, StepMetrics
 from mst.training.schedule import learning_rate_factor, warmup_steps
 from mst.training.session import Session
@@ -168,7 +170,8 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
     """Take one optimizer step; the weights are untouched when it raises a whole _Agreed."""
     began = time.perf_counter()
     rate = _set_rate(session, state.step)
-    taken = _take_own(session, state) if session.zero is None else _take_zero(session, state)
+    take = _take_own if session.zero is None else _take_zero
+    taken = (_take_private if session.private is not None else take)(session, state)
     seconds = time.perf_counter() - began
     state = replace(
         state,
@@ -249,6 +252,26 @@ def _take_zero(session: Session, state: TrainState) -> _Taken:
             raise _Agreed(_not_finite(state.step + 1, loss_sum, norm), whole=False)
     scale = zero.loss_scale(session.zero)
     return _Taken(loss_sum, sums, norm, tokens, scale, state.good_steps, state.micro_batch)
+
+
+def _take_private(session: Session, state: TrainState) -> _Taken:
+    """Clip each unit's gradient, add noise to their sum, and let the optimizer step."""
+    private = session.private
+    assert private is not None
+    while True:
+        work = partial(clipped_sums, session, private, state.step, _micro_batch(session, state))
+        found = _within_memory(session, work)
+        if found is not None:
+            break
+        private.rows.forget()
+        state = _shrunk(session, state)
+    norm = set_noisy_gradients(private, found.sums, state.step)
+    if not math.isfinite(norm):
+        raise _Agreed(_not_finite(state.step + 1, found.loss, norm))
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    metrics = {"units": float(found.units)}
+    return _Taken(found.loss, metrics, norm, found.tokens, 1.0, 0, state.micro_batch)
 
 
 def _zero_gradients(session: Session, state: TrainState, share: Share) -> dict[str, float]:

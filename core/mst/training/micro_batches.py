@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, SupportsFloat
 
 from mst.data.encode import Example
-from mst.objective import Micro, Part, Passes, Scored, totals
+from mst.objective import Micro, Part, Passes, Scored, sequence_means, totals
 from mst.training import parallel
 from mst.training.loss import compute_in
 from mst.training.reference import reference_scores
@@ -20,6 +20,8 @@ from mst.training.sampling import sampled, text_of
 from mst.training.scoring import Laid, lay_out, scored
 
 if TYPE_CHECKING:
+    import torch
+
     from mst.training.session import Session
 
 # Beside the metrics' names in what is summed up.
@@ -180,6 +182,11 @@ def part_of(session: Session, ready: Ready, known: Mapping[str, float]) -> Part:
     part = session.objective.loss(Micro(examples, policy, reference, known))
     tokens = policy.log_probs.new_tensor(sum(len(each.input_ids) for each in sequences))
     return Part(part.loss, {**part.metrics, TOKENS: tokens})
+
+
+def row_losses(session: Session, examples: Sequence[Example]) -> torch.Tensor:
+    """Return each row's mean loss over its labelled tokens, (rows,), with its graph."""
+    return -sequence_means(_scored(session, _laid(session, examples)))
 
 
 def add(sums: dict[str, float], values: Mapping[str, SupportsFloat]) -> None:

@@ -13,6 +13,7 @@ from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
 from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
+from mst.privacy.draws import KEY_FILE
 from mst.rundir import CHECKPOINTS, RunManifest
 from mst.training import checkpoint
 from mst.training import zero as sharded
@@ -60,6 +61,8 @@ def finish(
     rundir.update_manifest(
         run, status="done", finished=rundir.now(), results=figures, outputs=files, error=None
     )
+    # Who has the key can take the noise off.
+    (run / KEY_FILE).unlink(missing_ok=True)
 
 
 def _write_result(

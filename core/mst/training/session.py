@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mst.objective import Objective
     from mst.plan import Plan
     from mst.request import TrainRequest
+    from mst.training.private_step import Private
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Session:
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
+        private: what steps with differential privacy need; None without.
     """
 
     model: torch.nn.Module
@@ -81,6 +83,7 @@ class Session:
     processor: Path | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
+    private: Private | None = None
 
 
 def make_session(

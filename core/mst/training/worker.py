@@ -48,6 +48,7 @@ from mst.training.parallel import (
     share_text,
     share_weights,
 )
+from mst.training.private_step import begin_private_steps
 from mst.training.result import finish, loop_figures, measured_accuracy
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
@@ -109,7 +110,7 @@ def _load(
         _seed(request.seed)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
     if plan.gradient_checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, row_gradients=plan.privacy is not None)
     return model
 
 
@@ -286,6 +287,11 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
         if group.first:
             rundir.update_manifest(run, results=figures)
     session = session or _session(training)
+    if training.plan.privacy is not None:
+        budget, resumed = training.plan.privacy, found is not None
+        with named(training.device, "while gradients of single rows were tried"):
+            private = begin_private_steps(session, budget, run, resumed)
+        session = replace(session, private=private)
     state = TrainState() if found is None else _restored(found, session, console)
     if session.zero is None:
         share_weights(group, (each for _, each in trained_parameters(training.model)))
@@ -323,8 +329,10 @@ def _session(training: Training) -> Session:
             lines = 1 if layout_of(True, plan.attention) == "line" else 2
             return rows_stay_apart(training.model, vocabulary, training.device, lines)
 
-    # Positions of images are the model's own: they can't restart within a line.
-    padded = prepared.objective.scores or has_images(prepared)
+    # Positions of images are the model's own: they can't restart within a line. With privacy each
+    # row's gradient is taken by itself.
+    private = plan.privacy is not None
+    padded = prepared.objective.scores or has_images(prepared) or private
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ def plan_facts(plan: Plan) -> Facts:
         "val_rows": plan.val_rows,
         "total_steps": plan.total_steps,
         "learning_rate": plan.learning_rate,
+        "privacy": None if plan.privacy is None else asdict(plan.privacy),
     }
 
 

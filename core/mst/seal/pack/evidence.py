@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def collect(run: Path, log: Path) -> dict[str, bytes]:
     members["outputs.json"] = _json(_outputs(run, found))
     members["audit/verification.json"] = serial.dumps(verify(log)).encode()
     members["personal-data.json"] = _json(_personal_data((*manifest.data, *manifest.val_data)))
-    members["privacy-budget.json"] = _json({"differential_privacy": "not used"})
+    members["privacy-budget.json"] = _json(_privacy(manifest))
     if lines:
         members["audit/events.jsonl"] = "".join(line + "\n" for line in lines).encode()
     measured = {"held_out": dict(manifest.results), "mst_eval": _evaluations(found)}
@@ -50,6 +51,17 @@ def collect(run: Path, log: Path) -> dict[str, bytes]:
     for export in sorted(run.glob(f"*/{BILL}")):
         members["sbom.cdx.json"] = export.read_bytes()
     return members
+
+
+def _privacy(manifest: rundir.RunManifest) -> dict[str, Any]:
+    if manifest.privacy is None:
+        return {"differential_privacy": "not used"}
+    # Steps that a run has not taken have spent nothing, but neither is it the run that was planned.
+    return {
+        "differential_privacy": "holds" if manifest.status == "done" else "the run is not done",
+        "covers": "the tuned weights; not metrics, logs or held-out figures",
+        **asdict(manifest.privacy),
+    }
 
 
 def _json(value: Any) -> bytes:

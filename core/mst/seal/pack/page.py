@@ -40,7 +40,7 @@ def page(members: Mapping[str, bytes]) -> bytes:
                 ("who", ", ".join(_people(members))),
                 ("audit log", "; ".join(log["problems"]) or f"whole, {log['events']} events"),
                 ("result", _result(members)),
-                ("privacy budget", "differential privacy was not used"),
+                ("privacy budget", _privacy(run["privacy"])),
             ],
         ),
         "<h2>What is shown, and which rules ask for it</h2>"
@@ -81,6 +81,16 @@ def _items(members: Mapping[str, bytes]) -> Iterable[tuple[str, ...]]:
         missing = [name for name in each.members if name not in members]
         where = ", ".join(each.members) if not missing else f"not shown: no {', '.join(missing)}"
         yield each.name, each.says, where, ", ".join(each.rules)
+
+
+def _privacy(budget: Mapping[str, Any] | None) -> str:
+    if budget is None:
+        return "differential privacy was not used"
+    return (
+        f"ε = {budget['epsilon']:.3f}, δ = {budget['delta']:.2g}, for each {budget['unit']} of"
+        f" {budget['units']} ({budget['accountant']}; {budget['checked_by']}:"
+        f" {budget['epsilon_checked']:.3f})"
+    )
 
 
 def _people(members: Mapping[str, bytes]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Differential privacy: how much the tuned weights can tell of any one row, or of one person."""
