@@ -34,6 +34,7 @@ from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 
+HELD_OUT = 60
 PLACES = ("Harbour", "Mill", "Station", "Garden", "Bridge", "Castle", "Market", "Forest")
 
 
@@ -59,8 +60,8 @@ def tuned(directory: Path, name: str, data: Path, options: Sequence[str]) -> Pat
     run = directory / name
     command = [
         sys.executable, "-m", "mst", "train", "--dataset", str(data), "--output-dir", str(run),
-        "--val-dataset", demo_data()[1], "--jail", "off", "--jail-reason", "benchmark",
-        "--device", "cpu", "--tuner", "lora", *options,
+        "--val-dataset", f"{demo_data()[1]}#~{HELD_OUT}", "--jail", "off", "--jail-reason", "benchmark",
+        "--device", "cpu", "--tuner", "lora", "--label-accuracy", "off", *options,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=sys.stderr)
     return run
