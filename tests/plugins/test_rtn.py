@@ -14,18 +14,19 @@ from mst.model.files import read_config
 from mst.training.checkpoint import write_sealed
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.layouts.rounding import dequantize
-from mst_plugins.rtn import Scheme, decoder_linears, round_model
+from mst_plugins.quantized_model import Scheme, decoder_linears, faults
+from mst_plugins.rtn import round_model
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMES = [
-    Scheme(layout, bits, 32, symmetric)
-    for layout in LAYOUTS.values()
+    Scheme(name, bits, 32, symmetric)
+    for name, layout in LAYOUTS.items()
     for bits in layout.BITS
     for symmetric in layout.SYMMETRIC
 ]
-NAMES = [f"{each.layout.__name__.split('.')[-1]}-{each.bits}-{each.symmetric}" for each in SCHEMES]  # type: ignore[attr-defined]
+NAMES = [f"{each.layout}-{each.bits}-{each.symmetric}" for each in SCHEMES]
 
 
 def rounded(source: Path, target: Path, scheme: Scheme) -> Path:
@@ -70,6 +71,7 @@ def test_every_decoder_linear_is_rounded_and_nothing_else(
     import torch
 
     target = rounded(tiny_model, tmp_path / "rounded", scheme)
+    linears = decoder_linears(tiny_model)
     before, after = weights(tiny_model), weights(target)
     quantization = read_config(target).pop("quantization_config")
 
@@ -77,7 +79,8 @@ def test_every_decoder_linear_is_rounded_and_nothing_else(
         **read_config(tiny_model), "quantization_config": quantization
     }  # fmt: skip
     assert (target / "tokenizer.json").read_bytes() == (tiny_model / "tokenizer.json").read_bytes()
-    for each in decoder_linears(tiny_model):
+    assert faults(target, linears, scheme) == []
+    for each in linears:
         prefix = f"{each.name}."
         tensors = {
             name.removeprefix(prefix): after.pop(name)
@@ -85,11 +88,9 @@ def test_every_decoder_linear_is_rounded_and_nothing_else(
             if name.startswith(prefix)
         }
         weight = before.pop(f"{each.name}.weight")
-        again = dequantize(scheme.layout.unpack(tensors, scheme.bits))
-        shape = each.out_features, each.in_features
+        again = dequantize(LAYOUTS[scheme.layout].unpack(tensors, scheme.bits))
         step = weight.abs().max() * 2 / (2**scheme.bits - 1)
 
-        assert scheme.layout.check(tensors, *shape, scheme.bits, 32) == []
         assert (again - weight).abs().max() <= step
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

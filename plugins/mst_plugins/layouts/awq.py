@@ -56,7 +56,7 @@ def check(
     expected = {
         "qweight": Expected((width, out * bits // 32), ("int32",)),
         "qzeros": Expected((groups, out * bits // 32), ("int32",)),
-        "scales": Expected((groups, out), ("float16", "bfloat16")),
+        "scales": Expected((groups, out), ("float16",)),
     }
     return faults(tensors, expected)
 
