@@ -1,0 +1,174 @@
+"""GPTQ and AWQ by gptqmodel, in a process of its own that a second run goes on from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mst import serial
+from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, PlanError
+from mst.launch import run_worker, worker_environment
+from mst.model.facts import LinearShape
+from mst_plugins.quantized_model import Scheme
+
+# The worker changes parts of it that other versions don't have.
+VERSION = "7.6.0"
+# gptqmodel looks for AWQ's clipping so many outputs at a time.
+_AWQ_OUT_MULTIPLE = 64
+# Rows are joined into sequences of so many tokens: a pass over one costs little more than over a
+# row of 40.
+SEQUENCE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """What the worker does; all paths are absolute. It says no more of the rows than where.
+
+    Attributes:
+        source: model directory.
+        directory: an empty one, to be filled.
+        work_dir: what a later run goes on from; the caller removes it in the end.
+        scheme: of the layout "gptq" (then the method is GPTQ) or "awq".
+        threads: CPU threads.
+        calibration: file descriptor that the token ids are read from.
+        progress: file descriptor that finished layers are written to.
+    """
+
+    source: str
+    directory: str
+    work_dir: str
+    scheme: Scheme
+    threads: int
+    calibration: int
+    progress: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a quantization is: `layer` of `layers` are done."""
+
+    layer: int
+    layers: int
+
+
+def check(linears: Iterable[LinearShape], scheme: Scheme) -> None:
+    """Make sure, before any work, that gptqmodel is here and can quantize these layers.
+
+    Raises:
+        PlanError: it is not; says what to do.
+    """
+    try:
+        found = importlib.metadata.version("gptqmodel")
+    except importlib.metadata.PackageNotFoundError:
+        found = "none"
+    if found != VERSION:
+        raise PlanError(
+            f"--format {scheme.layout} needs gptqmodel {VERSION} (found: {found}). Install it:"
+            f" python -m pip install gptqmodel=={VERSION}; or pass --method rtn, which rounds"
+            " without it."
+        )
+    for each in linears:
+        if scheme.layout == "awq" and each.out_features % _AWQ_OUT_MULTIPLE:
+            raise PlanError(
+                f"{each.name} has {each.out_features} outputs; gptqmodel's AWQ takes multiples of"
+                f" {_AWQ_OUT_MULTIPLE}. Pass --method rtn, or --format gptq."
+            )
+
+
+def sequences(rows: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Return the token ids of rows joined end to end and cut into calibration sequences."""
+    ids = [token for row in rows for token in row]
+    return [ids[start : start + SEQUENCE_TOKENS] for start in range(0, len(ids), SEQUENCE_TOKENS)]
+
+
+def quantize(
+    source: Path,
+    directory: Path,
+    work_dir: Path,
+    scheme: Scheme,
+    rows: Iterable[Sequence[int]],
+    threads: int,
+    environ: Mapping[str, str],
+    tell: Callable[[Progress], None],
+) -> None:
+    """Quantize a model with GPTQ or AWQ on calibration rows, going on where a killed run stopped.
+
+    The rows reach the worker through memory only. What it keeps in `work_dir` to go on from is
+    encrypted with a key that is made of the rows.
+
+    Args:
+        source: model directory.
+        directory: an empty one, filled with weights, config.json and tokenizer.
+        work_dir: of this source, scheme and rows alone; made if it is missing.
+        scheme: of the layout "gptq" or "awq".
+        rows: token ids of each calibration row.
+        threads: CPU threads.
+        environ: the process's environment.
+        tell: called after each layer, from another thread.
+
+    Raises:
+        Interrupted: the user stopped it; the same call goes on.
+        MstError: the worker failed, and has said why on standard error.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = work_dir / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    memory = os.memfd_create("calibration")
+    with os.fdopen(memory, "w+", encoding="utf-8") as calibration:
+        json.dump(sequences(rows), calibration)
+        calibration.flush()
+        read_end, write_end = os.pipe()
+        reader = threading.Thread(target=_listen, args=(read_end, tell))
+        reader.start()
+        try:
+            job = QuantizeJob(
+                source=str(source.absolute()),
+                directory=str(directory.absolute()),
+                work_dir=str(work_dir.absolute()),
+                scheme=scheme,
+                threads=threads,
+                calibration=memory,
+                progress=write_end,
+            )
+            code = run_worker(
+                "mst_plugins.gptqmodel_worker",
+                [serial.dumps(job)],
+                worker_environment(environ, _environment(threads, temporary)),
+                keep_open=(memory, write_end),
+            )
+        finally:
+            os.close(write_end)
+            reader.join()
+    shutil.rmtree(temporary, ignore_errors=True)
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"{source} was not quantized. Run the same command to go on.")
+    if code:
+        cause = f"the worker ended with code {code}, its reason stands above"
+        if code == 128 + 9:
+            cause = (
+                "the worker was killed (SIGKILL); the kernel does that when memory runs out. Run"
+                " the same command to go on, with more memory free"
+            )
+        raise MstError(f"{source} was not quantized: {cause}.")
+
+
+def _environment(threads: int, temporary: Path) -> dict[str, str]:
+    return {
+        # With one, gptqmodel 7.6.0 fails: its pool 'model_loader:cpu' asks for two.
+        "GPTQMODEL_CPU_WORKERS": str(max(2, threads)),
+        "OMP_NUM_THREADS": str(threads),
+        "TMPDIR": str(temporary.absolute()),
+    }
+
+
+def _listen(read_end: int, tell: Callable[[Progress], None]) -> None:
+    with os.fdopen(read_end, encoding="utf-8") as lines:
+        for line in lines:
+            tell(serial.from_json(Progress, json.loads(line)))

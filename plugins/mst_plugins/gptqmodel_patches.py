@@ -1,0 +1,60 @@
+"""What the worker changes in gptqmodel 7.6.0, so that it goes on after a kill, and in private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mst_plugins.sealed_continuation import sealed_codec
+
+
+def patch(key: bytes) -> None:
+    """Change the gptqmodel of this process.
+
+    Args:
+        key: that the calibration's activations are encrypted with, from `key_from_rows`.
+    """
+    _seal_activations(key)
+    _go_on_with_any_architecture()
+    _pack_awq_in_float16()
+    _let_failures_surface()
+
+
+def _seal_activations(key: bytes) -> None:
+    from gptqmodel.looper import checkpoint
+
+    untyped: Any = checkpoint
+    untyped.ContinuationCodec = sealed_codec(untyped.ContinuationCodec, key)
+
+
+def _go_on_with_any_architecture() -> None:
+    """Let the caller decide: gptqmodel has tried two architectures, and refuses the others."""
+    from gptqmodel.looper import gptq_checkpoint
+
+    untyped: Any = gptq_checkpoint
+    untyped.validate_checkpoint_support = lambda *_, **__: None
+
+
+def _pack_awq_in_float16() -> None:
+    """Keep AWQ's scales and biases in float16, as what reads them expects.
+
+    A model in bfloat16 gives them in that, and gptqmodel then can't go on from its own files.
+    """
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    layer: Any = AwqTorchLinear
+    pack = layer.pack
+
+    def pack_in_float16(self: Any, linear: Any, scales: Any, zeros: Any, g_idx: Any = None) -> None:
+        pack(self, linear, scales.half(), zeros, g_idx)
+        if self.bias is not None:
+            self.bias = self.bias.half()
+
+    layer.pack = pack_in_float16
+
+
+def _let_failures_surface() -> None:
+    """Raise what fails in a thread where it is waited for, in place of ending the process."""
+    from gptqmodel.utils import threadx
+
+    untyped: Any = threadx
+    untyped._DeviceWorker._abort_process = lambda *_: None

@@ -1,0 +1,176 @@
+"""Run as `python -m mst_plugins.gptqmodel_worker JOB`: quantize a model with GPTQ or AWQ."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mst import serial
+from mst.errors import Interrupted, ModelError, MstError
+from mst.extensions import hide_extensions, hide_packages
+from mst.model.files import read_config
+from mst.worker_process import die_with_parent, guarded
+from mst_plugins.gptqmodel_job import Progress, QuantizeJob
+from mst_plugins.gptqmodel_patches import patch
+from mst_plugins.quantized_model import decoder_linears, faults, write_side_files
+from mst_plugins.sealed_continuation import key_from_rows
+
+# Killed after a layer and begun again, these come to the same bytes; others begin anew.
+_GO_ON = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+
+
+def work(job: QuantizeJob) -> None:
+    """Fill the job's directory.
+
+    Raises:
+        ModelError: gptqmodel does not know the architecture, failed, or wrote what it should not.
+        Interrupted: the user stopped it after a layer.
+    """
+    with os.fdopen(job.calibration, encoding="utf-8") as file:
+        file.seek(0)
+        rows: list[list[int]] = json.load(file)
+    key = key_from_rows(rows)
+    linears = decoder_linears(Path(job.source))
+    with _silence():
+        try:
+            dtype = _quantize(job, rows, key)
+        except MstError:
+            raise
+        except Exception as error:  # whatever gptqmodel thinks of an architecture
+            raise ModelError(_failure(job, error)) from None
+    directory = Path(job.directory)
+    write_side_files(Path(job.source), directory, job.scheme, {"dtype": dtype})
+    if found := faults(directory, linears, job.scheme):
+        raise ModelError(
+            f"what gptqmodel wrote is no {job.scheme.layout} checkpoint: {found[0]}"
+            f" ({len(found)} faults). Report it with the architecture of {job.source}."
+        )
+
+
+def _failure(job: QuantizeJob, error: Exception) -> str:
+    """Return where gptqmodel failed; not its text, which may quote a row."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"gptqmodel could not quantize {job.source} as {job.scheme.layout}:"
+        f" {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}. Pass another"
+        " --format, or --method rtn, which rounds without it."
+    )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Send what is printed to nowhere, native code's too: a library's log may quote a row."""
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, each in zip((1, 2), kept, strict=True):
+            os.dup2(each, number)
+            os.close(each)
+        os.close(nowhere)
+
+
+def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
+    """Write the weights, and return the dtype of those that are not quantized."""
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.looper.checkpoint import CheckpointStopped
+    from gptqmodel.models.auto import MODEL_MAP
+
+    kind = read_config(Path(job.source))["model_type"]
+    if kind not in MODEL_MAP:
+        raise ModelError(
+            f"gptqmodel does not know the architecture {kind!r} of {job.source}. Export it with"
+            " --method rtn, or --format merged."
+        )
+    torch.set_num_threads(job.threads)
+    patch(key)
+    goes_on = kind in _GO_ON
+    model: Any = GPTQModel.load(job.source, _config(job, goes_on), trust_remote_code=False)
+    layers = model.model.config.get_text_config().num_hidden_layers
+
+    def tell(layer_idx: int, submodule_finalized: bool) -> None:
+        if submodule_finalized:
+            line = json.dumps(serial.to_json(Progress(layer_idx + 1, layers)))
+            os.write(job.progress, f"{line}\n".encode())
+
+    model.layer_callback = tell
+    try:
+        model.quantize(
+            [{"input_ids": each, "attention_mask": [1] * len(each)} for each in rows],
+            batch_size=1,
+            calibration_data_min_length=1,
+            # Left to itself, gptqmodel asks for CUDA.
+            backend=BACKEND.AWQ_TORCH if job.scheme.layout == "awq" else BACKEND.GPTQ_TORCH,
+            checkpoint=_checkpoint(job, key) if goes_on else None,
+        )
+    except CheckpointStopped:
+        raise Interrupted("stopped after a whole layer.") from None
+    return _save(model, job)
+
+
+def _config(job: QuantizeJob, goes_on: bool) -> Any:
+    from gptqmodel import QuantizeConfig
+
+    scheme = job.scheme
+    return QuantizeConfig(
+        quant_method=scheme.layout,
+        format="gemm" if scheme.layout == "awq" else "gptq",
+        bits=scheme.bits,
+        group_size=scheme.group_size,
+        sym=scheme.symmetric,
+        desc_act=False,
+        device="cpu",
+        # The default builds a C++ extension, which needs a compiler and 40 seconds.
+        pack_impl="original",
+        offload_to_disk=goes_on,
+        offload_to_disk_path=str(Path(job.work_dir) / "tmp" / "offload"),
+    )
+
+
+def _checkpoint(job: QuantizeJob, key: bytes) -> Any:
+    """Return where gptqmodel keeps finished layers; other rows or another scheme begin anew."""
+    from gptqmodel import CheckpointConfig
+
+    same = serial.dumps(replace(job, directory="", work_dir="", calibration=0, progress=0))
+    name = hashlib.sha256(key + same.encode()).hexdigest()[:16]
+    return CheckpointConfig(path=Path(job.work_dir) / name)
+
+
+def _save(model: Any, job: QuantizeJob) -> str:
+    """Save the weights, and nothing of what gptqmodel writes beside them: it names paths."""
+    from safetensors.torch import load_file, save_file
+
+    saved = Path(job.work_dir) / "tmp" / "saved"
+    model.save(str(saved))
+    for each in saved.glob("model*.safetensors"):
+        # A run that went on writes the tensors in another order.
+        save_file(load_file(each), Path(job.directory) / each.name, metadata={"format": "pt"})
+    for each in saved.glob("model*.index.json"):
+        shutil.copyfile(each, Path(job.directory) / each.name)
+    return str(json.loads((saved / "config.json").read_text(encoding="utf-8"))["dtype"])
+
+
+def main(argv: list[str]) -> int:
+    """Do the job that the first argument describes."""
+    die_with_parent()
+    hide_extensions()
+    job = serial.from_json(QuantizeJob, json.loads(argv[0]))
+    hide_packages()
+    return guarded(lambda: work(job))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
