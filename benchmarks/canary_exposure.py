@@ -60,8 +60,9 @@ def tuned(directory: Path, name: str, data: Path, options: Sequence[str]) -> Pat
     run = directory / name
     command = [
         sys.executable, "-m", "mst", "train", "--dataset", str(data), "--output-dir", str(run),
-        "--val-dataset", f"{demo_data()[1]}#~{HELD_OUT}", "--jail", "off", "--jail-reason", "benchmark",
-        "--device", "cpu", "--tuner", "lora", "--label-accuracy", "off", *options,
+        "--val-dataset", f"{demo_data()[1]}#~{HELD_OUT}", "--label-accuracy", "off",
+        "--device", "cpu", "--tuner", "lora", "--jail", "off", "--jail-reason", "benchmark",
+        *options,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=sys.stderr)
     return run

@@ -26,12 +26,12 @@ BUILT_IN = "mst-train"
 PLUGIN_SECONDS = 5.0
 REQUIRED_HOOKS = {
     "backend": ("mst_backend_name", "mst_probe", "mst_capabilities"),
-    "export": ("mst_export_name", "mst_export"),
+    "export": ("mst_export_name", "mst_export_check", "mst_export", "mst_export_weights"),
     "objective": ("mst_objective_name", "mst_objective"),
 }
 OPTIONAL_HOOKS = {
     "backend": ("mst_health", "mst_environment", "mst_activate"),
-    "export": (),
+    "export": ("mst_export_rounded",),
     "objective": (),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")

@@ -16,7 +16,8 @@ import pytest
 
 from mst import hookspecs
 from mst.data.rows import Row
-from mst.export import ExportReport, ExportRequest
+from mst.errors import PlanError
+from mst.export import ExportPlan, ExportRequest
 from mst.facts import Capabilities, DeviceFacts, Probe
 from mst.objective import Micro, Objective, Scored
 from mst.registry import OPTIONAL_HOOKS, REQUIRED_HOOKS, load
@@ -29,7 +30,7 @@ SPECS = {
     for name, function in vars(hookspecs).items()
     if name.startswith("mst_") and inspect.isfunction(function)
 }
-# What each example answers; the three that do something have a test of their own.
+# What each example answers; those that do something have a test of their own.
 ANSWERS: dict[str, tuple[dict[str, object], object]] = {
     "mst_backend_name": ({}, "mychip"),
     "mst_probe": (
@@ -57,7 +58,10 @@ ANSWERS: dict[str, tuple[dict[str, object], object]] = {
     "mst_export_name": ({}, "myformat"),
     "mst_objective_name": ({}, "confident"),
 }
-ACTING = {"mst_activate", "mst_export", "mst_objective"}
+ACTING = {
+    "mst_activate", "mst_export", "mst_export_check", "mst_export_rounded", "mst_export_weights",
+    "mst_objective",
+}  # fmt: skip
 
 
 def example(name: str) -> str:
@@ -147,20 +151,28 @@ def test_the_activation_example_imports_the_extension(monkeypatch: pytest.Monkey
     assert relay("mst_activate").mst_activate() is None
 
 
-def test_the_export_example_copies_and_compares(tmp_path: Path) -> None:
-    run, output = tmp_path / "run", tmp_path / "out"
-    run.mkdir()
-    output.mkdir()
-    (run / "adapter.safetensors").write_bytes(b"weights")
-    request = ExportRequest(str(run), str(tmp_path / "model"), str(output))
+def test_the_export_examples_write_a_copy_and_read_it_again(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    import torch
 
+    request = ExportRequest(str(tiny_model), str(tmp_path))
+    made = relay("mst_export_check").mst_export_check(request=request)
     report = relay("mst_export").mst_export(request=request)
+    weights = dict(relay("mst_export_weights").mst_export_weights(directory=str(tmp_path)))
+    rounded = dict(relay("mst_export_rounded").mst_export_rounded(request=request))
 
-    written = output / "model.safetensors"
-    assert report == ExportReport(
-        "myformat", str(written), ("model.safetensors",), {"bytes": "equal"}
-    )
-    assert written.read_bytes() == b"weights"
+    assert isinstance(made, ExportPlan)
+    assert made.disk_bytes == 4 * sum(each.numel() for each in weights.values())
+    assert (report.format, "model.safetensors" in report.files) == ("myformat", True)
+    assert weights.keys() == rounded.keys()
+    assert all(float((weights[name] - rounded[name]).abs().max()) <= 1 / 16 for name in weights)
+    assert not all(torch.equal(weights[name], rounded[name]) for name in weights)
+
+
+def test_the_export_example_refuses_bits_that_it_has_not(tiny_model: Path) -> None:
+    with pytest.raises(PlanError, match="--bits 4: myformat has float32 only"):
+        relay("mst_export_check").mst_export_check(request=ExportRequest(str(tiny_model), bits=4))
 
 
 def test_the_objective_example_cares_less_for_what_is_unlikely() -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),
     "model": ("model", "convert pickled weights, list a model's hashes, verify a model"),
     "merge": ("merge", "write a run's adapter into its base model"),
+    "export": ("export", "write a run for serving engines, compared with what was trained"),
     "sign": ("sign", "sign a model directory with your own key, offline"),
     "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),

@@ -89,6 +89,8 @@ def config(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
+        # TurboMind reads it here, not above (lmdeploy 0.18.0, turbomind/converter.py).
+        "format": "pack-quantized",
     }
     return {
         "quant_method": "compressed-tensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -140,6 +141,17 @@ def export_facts(target: Path, report: MergeReport) -> Facts:
         "data_sha256": list(report.data_sha256),
         "dtype": report.dtype,
         "files": {str(each.relative_to(target)): sha256(each) for each in files},
+    }
+
+
+def artefact_facts(directory: Path) -> Facts:
+    """Return what an export wrote, how it came out, and the hash that covers all of its files."""
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    kept = ("format", "scheme", "status", "faults", "run", "model_sha256", "data_sha256", "quality")
+    return {
+        "target": str(directory),
+        **{name: manifest[name] for name in kept},
+        "manifest_sha256": sha256(directory / "manifest.json"),
     }
 
 

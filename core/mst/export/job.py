@@ -1,0 +1,278 @@
+"""An export from the run to its artefacts: what is checked before any work, then the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mst import rundir, serial
+from mst.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, MstError, RunError, UsageError
+from mst.export import ExportPlan, ExportRequest
+from mst.launch import run_worker, worker_environment
+from mst.merge import REPORT, MergeReport, merge, prepare_merge
+from mst.model.facts import read_facts
+from mst.plan import Plan
+from mst.quantities import gib
+from mst.registry import Registry, guarded
+from mst.seal.keys.ring import KeyRing, handed_down
+from mst.training import checkpoint
+from mst.tuned import TunedModel, of_run
+
+# Where the merge lies that all formats share; a later export finds it there.
+MERGED = ".merged"
+MANIFEST = "manifest.json"
+PASSED, FAILED = "passed", "failed"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `mst export` was asked, beside the run; None and "auto" leave it to the target.
+
+    Attributes:
+        formats: names of targets.
+        output_dir: a directory for each format is made in it; None for RUN/export.
+        which: a checkpoint, as `mst.tuned.of_run` takes it.
+        dtype: of the merged weights, as `mst merge` takes it.
+        method: how numbers are chosen.
+        bits: of a weight.
+        group_size: weights that share a scale.
+        calibration: files to calibrate by; empty for rows of the run.
+        calibration_rows: at most so many.
+        options: of the targets: name to value.
+    """
+
+    formats: tuple[str, ...] = ("merged",)
+    output_dir: str | None = None
+    which: str | None = None
+    dtype: str = "auto"
+    method: str = "auto"
+    bits: int | None = None
+    group_size: int | None = None
+    calibration: tuple[str, ...] = ()
+    calibration_rows: int = 128
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TargetJob:
+    """What one target is to do; all paths are absolute.
+
+    Attributes:
+        name: of the target.
+        plan: that it gave.
+        directory: of the artefact.
+    """
+
+    name: str
+    plan: ExportPlan
+    directory: str
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """An export that was checked; the worker gets it as JSON.
+
+    Attributes:
+        run: the run directory.
+        source: what the run made.
+        options: what was asked, with absolute paths.
+        merged: directory of the merged model, made before the worker starts.
+        targets: in the order of the formats.
+        attention: transformers' attention implementation.
+        threads: CPU threads.
+    """
+
+    run: str
+    source: TunedModel
+    options: ExportOptions
+    merged: str
+    targets: tuple[TargetJob, ...]
+    attention: str
+    threads: int
+
+
+def prepare_export(run: Path, options: ExportOptions, registry: Registry) -> ExportJob:
+    """Check that an export can work, without torch, and say what each target will do.
+
+    Raises:
+        MstError: the run, a target, the output directory, the disk or the memory stands in the way.
+    """
+    _refuse_merged(run)
+    source = of_run(run, options.which)
+    plan = rundir.read_document(Plan, run, rundir.PLAN)
+    place = Path(options.output_dir or run / "export").absolute()
+    facts = read_facts(Path(source.weights))
+    targets = []
+    for name in dict.fromkeys(options.formats):
+        request = request_for(options, source.weights)
+        made = ask(registry, name, "mst_export_check", request=request)
+        if not isinstance(made, ExportPlan):
+            raise MstError(f"the export target {name!r} answered with no ExportPlan.")
+        directory = place / name
+        refuse_existing(directory)
+        targets.append(TargetJob(name, made, str(directory)))
+    # Two copies in float32 are compared, whatever the target is.
+    comparing = 8 * facts.parameters
+    memory = max(comparing, *(each.plan.memory_bytes for each in targets))
+    disk = sum(each.plan.disk_bytes for each in targets)
+    _check_memory(memory)
+    check_space(place, disk)
+    return ExportJob(
+        run=str(run.absolute()),
+        source=source,
+        options=_absolute(options),
+        merged=str(place / MERGED),
+        targets=tuple(targets),
+        attention=plan.attention,
+        threads=plan.threads,
+    )
+
+
+def request_for(options: ExportOptions, model_dir: str, **others: Any) -> ExportRequest:
+    """Return what a target is asked."""
+    return ExportRequest(
+        model_dir=model_dir,
+        method=options.method,
+        bits=options.bits,
+        group_size=options.group_size,
+        options=dict(options.options),
+        **others,
+    )
+
+
+def ask(registry: Registry, name: str, hook: str, **arguments: Any) -> Any:
+    """Return what a target's hook returns.
+
+    Raises:
+        UsageError: there is no such target.
+        MstError: the hook raised.
+    """
+    relay = registry.exports.get(name)
+    if relay is None:
+        known = ", ".join(sorted(registry.exports)) or "none"
+        raise UsageError(
+            f"--format {name} was asked for; the export targets here are {known}. `mst plugins`"
+            " says why one is missing."
+        )
+    return guarded(lambda: getattr(relay, hook)(**arguments), seconds=None)
+
+
+def _refuse_merged(run: Path) -> None:
+    if (run / REPORT).is_file() and not (run / rundir.MANIFEST).is_file():
+        made = serial.load(MergeReport, run / REPORT)
+        raise RunError(
+            f"{run} is a merged model, and an export needs the run that it came from, {made.run}:"
+            " it is compared with what was trained, on the rows that were held out. Pass the run."
+        )
+
+
+def refuse_existing(directory: Path) -> None:
+    """Make sure that an export overwrites nothing but one that has failed its comparison.
+
+    Raises:
+        RunError: something else is there.
+    """
+    if directory.exists() and _status(directory) != FAILED:
+        raise RunError(
+            f"{directory} is there already and is never overwritten. Remove it, or pass another"
+            " --output-dir."
+        )
+
+
+def _status(directory: Path) -> str | None:
+    try:
+        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("status") if isinstance(found, dict) else None
+
+
+def _check_memory(needed: int) -> None:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MstError(
+            f"comparing the export with what was trained takes {gib(needed)} of memory, and"
+            f" {gib(free)} are free. Export on a machine with more memory, or end other programs."
+        )
+
+
+def check_space(place: Path, needed: int) -> None:
+    """Make sure that the disk holds what will be written.
+
+    Raises:
+        RunError: it doesn't, or can't be written.
+    """
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not os.access(there, os.W_OK):
+        raise RunError(f"cannot write in {there}. Pass an --output-dir that can be written.")
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RunError(
+            f"the export takes {gib(needed)}; {there} has {gib(free)} free. Free some space, or"
+            " pass --output-dir on another disk."
+        )
+
+
+def _absolute(options: ExportOptions) -> ExportOptions:
+    from mst.data.sources import absolute_spec
+
+    return replace(
+        options, calibration=tuple(absolute_spec(each, None) for each in options.calibration)
+    )
+
+
+def merged_before(job: ExportJob, environ: Mapping[str, str]) -> MergeReport:
+    """Return the merge that all targets share, made now unless an earlier export has left it.
+
+    Raises:
+        MstError: it can't be made, or something else lies there.
+    """
+    directory = Path(job.merged)
+    if (directory / REPORT).is_file() and checkpoint.is_whole(directory):
+        report = serial.load(MergeReport, directory / REPORT)
+        manifest = rundir.read_manifest(Path(job.run))
+        same = (report.run, report.model_sha256, report.step) == (
+            Path(job.run).name, manifest.model_sha256, job.source.step,
+        )  # fmt: skip
+        if same and job.options.dtype in ("auto", report.dtype):
+            return report
+        raise RunError(
+            f"{directory} holds the merge of another run, checkpoint or dtype. Remove it, or pass"
+            " another --output-dir."
+        )
+    made = prepare_merge(Path(job.run), directory, job.options.which, job.options.dtype)
+    return merge(made, environ)
+
+
+def export(
+    job: ExportJob, environ: Mapping[str, str], keys: KeyRing, tell: Callable[[str], None]
+) -> int:
+    """Make the artefacts in the foreground; return 0, or 3 when one has failed its comparison.
+
+    Raises:
+        MstError: it could not be made, and has said why on standard error.
+    """
+    tell("merging and comparing")
+    merged_before(job, environ)
+    plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
+    environment = worker_environment(environ, plan.environment)
+    with handed_down(keys) as held:
+        handles = [] if held is None else [held]
+        code = run_worker(
+            "mst.export.worker",
+            [serial.dumps(job), *map(str, handles)],
+            environment,
+            keep_open=handles,
+        )
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"{job.run} was not exported. The same command goes on.")
+    if code not in (0, EXIT_REFUSED):
+        raise MstError(f"{job.run} was not exported: the worker's reason stands above.")
+    return code

@@ -1,0 +1,128 @@
+"""The run's own rows, as exports need them: some to calibrate by, some to judge by."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mst import rundir
+from mst.data.encode import Example, encode
+from mst.data.formats import read
+from mst.data.prepare import prepare, reading_of
+from mst.data.rows import Row
+from mst.data.template import ChatTemplate
+from mst.data.tokens import TextTokenizer
+from mst.errors import DataError
+from mst.request import TrainRequest
+from mst.seal.keys.ring import KeyRing
+
+# As many as the GPTQ paper's 128 sequences (Frantar et al. 2022, section 4).
+CALIBRATION_ROWS = 128
+# With fewer tokens than this a layer's second moments hardly have full rank.
+CALIBRATION_TOKENS_AT_LEAST = 256
+JUDGED_TOKENS = 16_000
+PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class ExportRows:
+    """Rows of a run.
+
+    Attributes:
+        calibration: token ids of each row.
+        judged: encoded rows, of `JUDGED_TOKENS` tokens or as many as there are.
+        judged_from: what those are, in words.
+        asked: rows of the judged whose answer the model is asked for; empty where nobody can say
+            which answers are right.
+        answers: the set of right answers.
+        tokenizer: the model's.
+        template: that the run was trained with.
+    """
+
+    calibration: Sequence[Sequence[int]] = field(repr=False)
+    judged: Sequence[Example] = field(repr=False)
+    judged_from: str
+    asked: Sequence[Row] = field(repr=False)
+    answers: Sequence[str] = field(repr=False)
+    tokenizer: TextTokenizer
+    template: ChatTemplate
+
+
+def rows_of(
+    run: Path, model_dir: Path, calibration: Sequence[str], count: int, keys: KeyRing
+) -> ExportRows:
+    """Read a run's rows again, and draw those that are needed.
+
+    Args:
+        run: the run directory.
+        model_dir: holds the tokenizer and the template.
+        calibration: files to calibrate by; empty for rows that the run was trained on.
+        count: rows to calibrate by, at most.
+        keys: open encrypted files.
+
+    Raises:
+        DataError: the data are gone or have changed, or there is too little to calibrate by.
+        EncryptionError: they can't be opened.
+    """
+    manifest = rundir.read_manifest(run)
+    request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+    prepared = prepare(request, request.dataset, model_dir, None, keys=keys)
+    planned = {each.path: each.sha256 for each in (*manifest.data, *manifest.val_data)}
+    for each in (*prepared.files, *prepared.val_files):
+        if planned.get(each.path) != each.sha256:
+            raise DataError(
+                f"{each.path} is not what {run} was trained on: its SHA-256 is another than in"
+                " run.json. Put the file back: an export is judged by the rows that were held out."
+            )
+    train: Sequence[Example] = prepared.train.examples
+    if calibration:
+        found = read(calibration, reading_of(request, keys))
+        train = encode(
+            found.rows, prepared.tokenizer, prepared.template, prepared.max_length
+        ).examples
+    drawn = _drawn(train, count, request.seed)
+    held_out = prepared.val.examples if prepared.val else ()
+    judged = _up_to(held_out or drawn, JUDGED_TOKENS)
+    source = f"held out in {run.name}" if held_out else "the run's training rows: it held out none"
+    answers = prepared.answers or ()
+    asked = [each.row for each in judged] if answers and held_out else []
+    return ExportRows(
+        calibration=[list(each.input_ids) for each in drawn],
+        judged=judged,
+        judged_from=source,
+        asked=asked,
+        answers=answers,
+        tokenizer=prepared.tokenizer,
+        template=prepared.template,
+    )
+
+
+def check_calibration(rows: Sequence[Sequence[int]]) -> None:
+    """Make sure that there is enough to calibrate by.
+
+    Raises:
+        DataError: there are too few tokens.
+    """
+    tokens = sum(map(len, rows))
+    if tokens < CALIBRATION_TOKENS_AT_LEAST:
+        raise DataError(
+            f"{len(rows)} rows of {tokens} tokens are too few to calibrate by: at least"
+            f" {CALIBRATION_TOKENS_AT_LEAST} tokens are needed. Pass --calibration FILE with more"
+            " rows, or --method rtn, which needs none."
+        )
+
+
+def _drawn(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
+    places = random.Random(f"mst:calibration:{seed}").sample(
+        range(len(rows)), min(count, len(rows))
+    )
+    return [each for each in (rows[place] for place in places) if each.input_ids]
+
+
+def _up_to(rows: Sequence[Example], tokens: int) -> list[Example]:
+    """Return rows spread evenly over all, of about so many tokens."""
+    total = sum(len(each.input_ids) for each in rows)
+    step = max(1.0, total / tokens)
+    return [rows[int(i * step)] for i in range(int(len(rows) / step))]

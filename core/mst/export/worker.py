@@ -1,0 +1,284 @@
+"""Run as `python -m mst.export.worker JOB [KEYS]`: export a run, and compare what comes out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mst import serial
+from mst.durable import seal_directory
+from mst.errors import EXIT_REFUSED, Interrupted, MstError, RunError
+from mst.evaluate.answers import greedy_answers
+from mst.evaluate.labels import label_answers, questions
+from mst.export import ExportReport
+from mst.export.artefact import Artefact, MergeCheck, describe
+from mst.export.figures import distance
+from mst.export.gate import (
+    Quality,
+    compared,
+    merge_faults,
+    put_weights,
+    quality_faults,
+    side_faults,
+    stored_faults,
+    weight_faults,
+)
+from mst.export.job import ExportJob, TargetJob, ask, request_for
+from mst.export.rows import PROMPTS, ExportRows, check_calibration, rows_of
+from mst.extensions import hide_extensions, hide_packages
+from mst.merge import REPORT, MergeReport
+from mst.registry import Registry, load
+from mst.seal.keys.ring import KeyRing, inherited
+from mst.training.adapters import merge_and_unload
+from mst.training.quantization import compute_in_float32
+from mst.tuned import load as load_tuned
+from mst.tuned import load_dequantized
+from mst.worker_process import StopAsked, die_with_parent, guarded
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all targets of an export are compared with.
+
+    Attributes:
+        job: what to do.
+        registry: the plugins.
+        rows: of the run.
+        trained: the merged model, float32.
+        report: of the merge on disk.
+        check: of the merge in memory.
+        right: whether the trained model answers each asked row rightly; empty where nobody can say.
+        console: for the user.
+    """
+
+    job: ExportJob
+    registry: Registry
+    rows: ExportRows = field(repr=False)
+    trained: torch.nn.Module
+    report: MergeReport
+    check: MergeCheck
+    right: Sequence[bool]
+    console: Console
+
+
+def work(job: ExportJob, keys: KeyRing) -> bool:
+    """Make every target's artefact; return whether all have passed.
+
+    Raises:
+        MstError: one could not be made.
+        Interrupted: the user stopped it.
+    """
+    import torch
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    torch.set_num_threads(job.threads)
+    registry = load()
+    options, merged = job.options, Path(job.merged)
+    with console.status("reading the run's rows"):
+        rows = rows_of(Path(job.run), merged, options.calibration, options.calibration_rows, keys)
+    if any(each.plan.calibrated for each in job.targets):
+        check_calibration(rows.calibration)
+    with console.status("comparing the merge with base and adapter"):
+        report = serial.load(MergeReport, merged / REPORT)
+        trained, check = _merged(job, rows)
+        faults = [*check.faults, *stored_faults(merged, trained, report.dtype)]
+        if faults:
+            raise RunError(
+                f"the merge in {merged} is not what was trained: {faults[0]}"
+                f" ({len(faults)} faults). Remove it, and export again; if that fails too, please"
+                " report the architecture."
+            )
+        right = _right(trained, rows)
+    shared = _Shared(job, registry, rows, trained, report, check, right, console)
+    candidate = copy.deepcopy(trained)
+    # A list: each target is made, though one before it has failed.
+    return all([_made(shared, each, candidate) for each in job.targets])
+
+
+def _merged(job: ExportJob, rows: ExportRows) -> tuple[torch.nn.Module, MergeCheck]:
+    """Return the merged model in float32, and how it agrees with base and adapter."""
+    import torch
+
+    cpu = torch.device("cpu")
+    model = load_tuned(job.source, "float32", job.attention, cpu)
+    if job.source.quantization != "none":
+        compute_in_float32(model)
+    prompts = [each.prompt for each in questions(_prompt_rows(rows), rows.tokenizer, rows.template)]
+    before, answers = _logits(model, prompts), _answers(model, rows, prompts)
+    if job.source.adapter is not None:
+        if job.source.quantization != "none":
+            model = load_dequantized(job.source, job.attention, cpu)
+        model = merge_and_unload(model)
+    after = _logits(model, prompts)
+    largest = max(
+        (float((a - b).abs().max()) for a, b in zip(before, after, strict=True)), default=0.0
+    )
+    same = sum(a == b for a, b in zip(answers, _answers(model, rows, prompts), strict=True))
+    faults = merge_faults(1.0, largest, same, len(prompts))
+    return model, MergeCheck(len(prompts), same, largest, tuple(faults))
+
+
+def _prompt_rows(rows: ExportRows) -> list[Any]:
+    """Return rows that end in an answer, so that there is a prompt before it."""
+    found = [each.row for each in rows.judged if each.row.messages]
+    return [row for row in found if row.messages[-1].role == "assistant"][:PROMPTS]
+
+
+def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return the logits after each prompt, (vocabulary,)."""
+    import torch
+
+    with torch.inference_mode():
+        return [
+            model(input_ids=torch.tensor([list(each)]), use_cache=False).logits[0, -1].float()
+            for each in prompts
+        ]
+
+
+def _answers(
+    model: torch.nn.Module, rows: ExportRows, prompts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    import torch
+
+    if not prompts:
+        return []
+    tokenizer = rows.tokenizer
+    return greedy_answers(
+        model, prompts, tokenizer.eos_token_ids, tokenizer.pad_token_id, torch.float32,
+        [_ANSWER_TOKENS] * len(prompts), rows_at_most=16, tokens_at_most=4096,
+    )  # fmt: skip
+
+
+def _right(model: torch.nn.Module, rows: ExportRows) -> list[bool]:
+    """Return whether each asked row is answered rightly out of the set of answers."""
+    import torch
+
+    if not rows.asked:
+        return []
+    found = label_answers(
+        model, rows.asked, rows.answers, rows.tokenizer, rows.template, torch.float32
+    )
+    return [each.restricted for each in found]
+
+
+def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> bool:
+    """Make one artefact, and return whether it has passed; it appears whole or not at all."""
+    directory = Path(target.directory)
+    part = directory.with_name(f".{directory.name}.part")
+    work_dir = directory.with_name(f".{directory.name}.work")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        work_dir.mkdir(exist_ok=True, mode=0o700)
+        report = _written(shared, target, part, work_dir)
+        with shared.console.status(f"{target.name}: comparing with what was trained"):
+            quality, faults = _judged(shared, target, part, work_dir, candidate)
+        artefact = Artefact(
+            target=target,
+            report=report,
+            quality=quality,
+            faults=tuple(faults),
+            judged_from=shared.rows.judged_from,
+            calibration_rows=len(shared.rows.calibration) if target.plan.calibrated else 0,
+            merge=shared.report,
+            check=shared.check,
+        )
+        describe(part, shared.job, artefact)
+        if directory.exists():
+            shutil.rmtree(directory)
+        seal_directory(part, directory)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {directory}: {error.strerror}. Nothing was left there. Free some space,"
+            " or pass another --output-dir."
+        ) from None
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on where it can.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    return not faults
+
+
+def _written(shared: _Shared, target: TargetJob, part: Path, work_dir: Path) -> ExportReport:
+    job = shared.job
+
+    def tell(line: str) -> None:
+        shared.console.print(f"{target.name}: {line}", soft_wrap=True)
+
+    request = request_for(
+        job.options,
+        job.merged,
+        output_dir=str(part),
+        work_dir=str(work_dir),
+        calibration=shared.rows.calibration if target.plan.calibrated else (),
+        threads=job.threads,
+        environ=_environment(),
+        tell=tell,
+    )
+    report = ask(shared.registry, target.name, "mst_export", request=request)
+    if not isinstance(report, ExportReport):
+        raise MstError(f"the export target {target.name!r} answered with no ExportReport.")
+    return report
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return dict(os.environ)
+
+
+def _judged(
+    shared: _Shared, target: TargetJob, part: Path, work_dir: Path, candidate: torch.nn.Module
+) -> tuple[Quality | None, list[str]]:
+    """Return what was measured of an artefact, and what is wrong with it."""
+    bounds, merged = target.plan.bounds, Path(shared.job.merged)
+    faults = side_faults(part, merged)
+    weights = ask(shared.registry, target.name, "mst_export_weights", directory=str(part))
+    faults += put_weights(candidate, weights)
+    if bounds.weight_error is not None and not faults:
+        faults += weight_faults(shared.trained, candidate, bounds.weight_error)
+    if bounds.exact:
+        faults += stored_faults(part, shared.trained, shared.report.dtype)
+    if faults:
+        return None, faults
+    found = distance(shared.trained, candidate, shared.rows.judged)
+    answers = compared(shared.right, _right(candidate, shared.rows))
+    rounding = None
+    if bounds.beats_rounding:
+        request = request_for(shared.job.options, shared.job.merged)
+        rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
+        put_weights(candidate, rounded)
+        rounding = distance(shared.trained, candidate, shared.rows.judged)
+    quality = Quality(found, rounding, answers)
+    return quality, quality_faults(quality, bounds)
+
+
+def main(argv: list[str]) -> int:
+    """Do the job that the first argument describes; exit 3 when an artefact has failed."""
+    die_with_parent()
+    StopAsked()
+    hide_extensions()
+    job = serial.from_json(ExportJob, json.loads(argv[0]))
+    hide_packages(keep=() if job.source.quantization == "none" else ("bitsandbytes",))
+    keys = inherited(int(argv[1]) if len(argv) > 1 else None)
+    passed: list[bool] = []
+    code = guarded(lambda: passed.append(work(job, keys)))
+    return code or (0 if all(passed) else EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""The same codes in another layout: a method's own files to those that an engine reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.model.files import weight_files
+from mst_plugins.layouts.layout import LAYOUTS
+from mst_plugins.quantized_model import Scheme, write_side_files
+from mst_plugins.weights import PACKED
+
+if TYPE_CHECKING:
+    import torch
+
+_INDEX = "model.safetensors.index.json"
+
+
+def repack(quantized: Path, source: Path, directory: Path, layout: str, scheme: Scheme) -> None:
+    """Fill an empty directory with a quantized model's codes in another layout, shard by shard.
+
+    Args:
+        quantized: the model that is read.
+        source: the model that it was quantized from: config, tokenizer and template.
+        directory: the empty one.
+        layout: of what is read: one of `LAYOUTS`.
+        scheme: of what is written; bits and groups are those that are read.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    weight_map: dict[str, str] = {}
+    for shard in weight_files(quantized):
+        layers: dict[str, dict[str, torch.Tensor]] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        with safe_open(shard, framework="pt") as file:
+            names = sorted(file.keys())
+            packed = {name.rpartition(".")[0] for name in names if name.endswith(PACKED)}
+            for name in names:
+                layer, _, tensor = name.rpartition(".")
+                if layer in packed and tensor != "bias":
+                    layers.setdefault(layer, {})[tensor] = file.get_tensor(name)
+                else:
+                    tensors[name] = file.get_tensor(name)
+        for layer, found in layers.items():
+            codes = LAYOUTS[layout].unpack(found, scheme.bits)
+            again = LAYOUTS[scheme.layout].pack(codes)
+            tensors |= {f"{layer}.{name}": value for name, value in again.items()}
+        save_file(tensors, directory / shard.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard.name)
+    if (quantized / _INDEX).is_file():
+        total = sum(each.stat().st_size for each in weight_files(directory))
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    write_side_files(source, directory, scheme, {})
