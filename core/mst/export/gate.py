@@ -151,7 +151,8 @@ def weight_faults(trained: torch.nn.Module, candidate: torch.nn.Module, most: fl
     faults = []
     pairs = zip(trained.named_parameters(), candidate.parameters(), strict=True)
     for (name, own), other in pairs:
-        error = float((other - own).norm() / own.norm().clamp(min=1e-12))
+        size = own.detach().norm().clamp(min=1e-12)
+        error = float((other.detach() - own.detach()).norm() / size)
         if not error <= most:
             faults.append(
                 f"{name} differs from what was trained by {error:.3g} of its size, at most"
