@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.errors import TrainingError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Layout, layout_of
@@ -57,6 +58,7 @@ class Session:
         group: this process's place among the ranks.
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
+        keys: of an encrypted run; empty on ranks that write nothing.
     """
 
     model: torch.nn.Module
@@ -81,6 +83,7 @@ class Session:
     processor: Path | None = None
     group: Group = ALONE
     zero: sharded.Zero | None = None
+    keys: KeyRing = NO_KEYS
 
 
 def make_session(
@@ -100,6 +103,7 @@ def make_session(
     objective: Objective | None = None,
     tokenizer: TextTokenizer | None = None,
     processor: Path | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -144,6 +148,7 @@ def make_session(
         processor=processor,
         group=group,
         zero=zero,
+        keys=keys,
     )
     if not session.objective.reference:
         return session
