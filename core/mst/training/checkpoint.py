@@ -20,7 +20,7 @@ from mst.training import tensor_files
 from mst.training import zero as sharded
 from mst.training.optimizers import optimizer_tensors, restore_optimizer
 from mst.training.parallel import ALONE, Group, rank_name, share_text, shared_tensors
-from mst.training.tensor_files import ADAPTER_WEIGHTS, file_name
+from mst.training.tensor_files import ADAPTER_WEIGHTS, ENDING, file_name
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +190,8 @@ def write_sealed(target: Path, fill: Callable[[Path], None], keys: KeyRing = NO_
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         fill(part)
+        if keys.key_files:
+            _refuse_plain(part)
         files = sorted(each for each in part.rglob("*") if each.is_file())
         listing = {
             str(each.relative_to(part)): {"sha256": sha256(each), "bytes": each.stat().st_size}
@@ -208,6 +210,18 @@ def write_sealed(target: Path, fill: Callable[[Path], None], keys: KeyRing = NO_
             " Free some space (or fix the directory's permissions), then run the same command"
             " with --resume."
         ) from None
+
+
+def _refuse_plain(part: Path) -> None:
+    """Raise TrainingError when tensors lie in the clear: a library has another way to write."""
+    plain = sorted(part.rglob(f"*{ENDING}"))
+    if plain:
+        shutil.rmtree(part, ignore_errors=True)
+        raise TrainingError(
+            f"{plain[0].name} was written unencrypted, which --encrypt-run must not do, and was"
+            " removed again. This version of transformers or peft is not one that mst knows:"
+            " install those of constraints.txt, and report this."
+        )
 
 
 def _mac(name: str, listing: Mapping[str, Any], keys: KeyRing) -> dict[str, str]:

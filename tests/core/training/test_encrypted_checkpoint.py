@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mst.durable import sha256
-from mst.errors import EncryptionError
+from mst.errors import EncryptionError, TrainingError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import checkpoint, tensor_files
 from mst.training.checkpoint import TrainState, checkpoint_path
@@ -193,6 +193,18 @@ def test_another_key_opens_nothing_and_plain_tensors_are_not_taken(
     tensor_files.write(tensors_of(newest, keys), plain, NO_KEYS)
     with pytest.raises(EncryptionError, match="begins with other bytes"):
         tensor_files.read(plain, keys)
+
+
+def test_tensors_that_a_library_wrote_by_itself_are_not_kept(keys: KeyRing, tmp_path: Path) -> None:
+    import torch
+
+    def fill(part: Path) -> None:
+        tensor_files.write({"a": torch.ones(3)}, part / "model.safetensors", NO_KEYS)
+
+    with pytest.raises(TrainingError, match="was written unencrypted"):
+        checkpoint.write_sealed(tmp_path / "model", fill, keys)
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_save_that_is_killed_half_way_leaves_ciphertext_alone(
