@@ -11,10 +11,10 @@ from mst.errors import PlanError
 from mst.facts import DeviceFacts, torch_names
 from mst.job import cache_dir
 from mst.launch import run_worker, worker_environment
-from mst.model.facts import read_facts
 from mst.model.locate import locate
 from mst.runs import RUNS, newest_done
-from mst.tuned import TunedModel, of_model, of_run
+from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
+from mst.tuned import TunedModel, facts_of, of_model, of_run
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class ChatJob:
 
 
 def choose_model(
-    target: str | None, which: str | None, environ: Mapping[str, str], runs: Path = RUNS
+    target: str | None,
+    which: str | None,
+    environ: Mapping[str, str],
+    runs: Path = RUNS,
+    keys: KeyRing = NO_KEYS,
 ) -> tuple[str, TunedModel]:
     """Return a name to show and what to load.
 
@@ -80,13 +84,14 @@ def choose_model(
         which: a checkpoint of the run, as `mst.tuned.of_run` takes it.
         environ: the process's environment.
         runs: where runs are looked up by name.
+        keys: the user's, for an encrypted run.
 
     Raises:
         MstError: nothing of the kind is here, or it is not whole.
     """
     run = run_of(target, runs)
     if run is not None:
-        return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which)
+        return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which, keys)
     source = locate(target, (), environ)
     directory = source.path
     if source.is_gguf:
@@ -113,6 +118,7 @@ def prepare_chat(
     which: str | None = None,
     system: str | None = None,
     prompt: str | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> ChatJob:
     """Choose the model and the device, without torch.
 
@@ -125,6 +131,7 @@ def prepare_chat(
         system: system message. A run's rows are never read, so a model that was tuned with a
             system message answers as it was tuned only when it is given here again.
         prompt: asked once.
+        keys: the user's, for an encrypted run.
 
     Raises:
         MstError: no such model, no such device.
@@ -132,8 +139,8 @@ def prepare_chat(
     from mst.probe import backend_environment, machine_facts, select_device
     from mst.registry import load
 
-    name, model = choose_model(target, which, environ)
-    facts = read_facts(Path(model.weights))
+    name, model = choose_model(target, which, environ, keys=keys)
+    facts = facts_of(model, keys)
     registry = load()
     report, chosen, capabilities = select_device(machine_facts(registry), device)
     (torch_device,) = torch_names((chosen,), capabilities)
@@ -171,7 +178,10 @@ def fastest_dtype(device: DeviceFacts) -> str:
     )
 
 
-def chat(job: ChatJob, environ: Mapping[str, str]) -> int:
+def chat(job: ChatJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) -> int:
     """Run the worker in the foreground; return its exit code. Nothing is written to disk."""
     environment = worker_environment(environ, job.environment)
-    return run_worker("mst.chat_worker", [serial.dumps(job)], environment)
+    with handed_down(keys) as held:
+        handles = [] if held is None else [held]
+        arguments = [serial.dumps(job), *map(str, handles)]
+        return run_worker("mst.chat_worker", arguments, environment, handles)

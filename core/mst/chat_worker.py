@@ -1,4 +1,4 @@
-"""Run as `python -m mst.chat_worker JOB`: load a model and talk. Nothing is written to disk."""
+"""Run as `python -m mst.chat_worker JOB [KEYS]`: load a model and talk; write nothing to disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import DataError, Interrupted, MstError
 from mst.extensions import hide_packages
 from mst.generate import as_text, generate
+from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.tuned import load, load_dequantized
 from mst.worker_process import die_with_parent, guarded
 
@@ -35,8 +36,8 @@ Ctrl-C stops an answer. Put a space before a message that begins with /."""
 class Talker:
     """A loaded model that answers conversations."""
 
-    def __init__(self, job: ChatJob) -> None:
-        """Load the model onto the job's device."""
+    def __init__(self, job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
+        """Load the model onto the job's device; `keys` are the user's, for an encrypted run."""
         from mst.probe import activate
         from mst.registry import load as load_plugins
 
@@ -51,9 +52,9 @@ class Talker:
         self._tokenizer: TextTokenizer = load_tokenizer(directory)
         self._template: ChatTemplate = load_template(directory, job.model.template)
         self._model: torch.nn.Module = (
-            load_dequantized(job.model, job.attention, device, job.dtype)
+            load_dequantized(job.model, job.attention, device, job.dtype, keys)
             if job.dequantized
-            else load(job.model, job.dtype, job.attention, device)
+            else load(job.model, job.dtype, job.attention, device, keys)
         )
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -97,7 +98,7 @@ def opening(system: str | None) -> list[Message]:
     return [] if not system else [Message("system", system)]
 
 
-def ask_once(job: ChatJob) -> None:
+def ask_once(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
     """Print the answer to the job's prompt, and nothing else, on standard output.
 
     Raises:
@@ -105,20 +106,21 @@ def ask_once(job: ChatJob) -> None:
     """
     assert job.prompt is not None
     try:
-        for piece in Talker(job).answer([*opening(job.system), Message("user", job.prompt)]):
+        talker = Talker(job, keys)
+        for piece in talker.answer([*opening(job.system), Message("user", job.prompt)]):
             print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     except KeyboardInterrupt:
         raise Interrupted("the answer was stopped.") from None
     print()
 
 
-def converse(job: ChatJob) -> None:
+def converse(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
     """Read messages and stream answers until the user leaves."""
     with suppress(ImportError):
         # Editing and recalling lines; its history stays in memory.
         import readline  # noqa: F401
     try:
-        talker = Talker(job)
+        talker = Talker(job, keys)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
     print(f"{job.name}, on {job.torch_device}. /help lists the commands; Ctrl-D leaves.")
@@ -199,7 +201,9 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     job = serial.from_json(ChatJob, json.loads(argv[0]))
     hide_packages(keep=() if job.model.quantization == "none" else ("bitsandbytes",))
-    return guarded(lambda: converse(job) if job.prompt is None else ask_once(job))
+    keys = inherited(int(argv[1]) if len(argv) > 1 else None)
+    talk = converse if job.prompt is None else ask_once
+    return guarded(lambda: talk(job, keys))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ from mst.request import TrainRequest
 from mst.rundir import RunManifest
 from mst.seal.audit import open_log, record
 from mst.seal.audit.facts import job_facts, outcome_facts, run_facts
+from mst.seal.container.layout import read_front
 from mst.seal.jail.holder import known
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down, ring_of
+from mst.seal.keys.run_key import make_run_key, run_keys
 from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
 from mst.workload import DataFacts
@@ -50,7 +52,7 @@ class Job:
     """A planned job: everything that is written into its run directory.
 
     `seats` is where the other machines' commands are met, when they share the job. `keys` opened
-    the data; they are written nowhere.
+    the data and open an encrypted run; they are written nowhere.
     """
 
     request: TrainRequest
@@ -64,16 +66,19 @@ class Job:
     keys: KeyRing = field(default=NO_KEYS, repr=False)
 
 
-def model_sha256(directory: Path) -> str:
+def model_sha256(directory: Path, encrypted: bool = False) -> str:
     """Return a fingerprint of a model: its config, and its weight files' headers and sizes.
 
-    Reading all weights would take minutes for a large model; the headers tell models apart.
+    Reading all weights would take minutes for a large model; the headers tell models apart. Those
+    of encrypted files hold random numbers, which do too, and are read without a key.
     """
     hasher = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in weight_files(directory):
+    for path in weight_files(directory, encrypted):
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            hasher.update(file.read(length))
+            if encrypted:
+                hasher.update(read_front(str(path), file).fixed)
+            else:
+                hasher.update(file.read(int.from_bytes(file.read(8), "little")))
         hasher.update(str(path.stat().st_size).encode())
     return hasher.hexdigest()
 
@@ -133,6 +138,9 @@ def prepare_job(
     from mst.registry import load
     from mst.training.objectives import find_objective
 
+    keys = ring_of(request.key_file, request.passphrase_file)
+    if request.encrypt_run:
+        _check_encryption(request, keys)
     registry = load()
     machine = machine_facts(registry)
     where = _named_machine(on, registry, tell) if on else _this_machine(machine, request, registry)
@@ -146,7 +154,6 @@ def prepare_job(
     tell("reading and tokenizing the data")
     objective = find_objective(request, registry)
     context = model.max_position_embeddings
-    keys = ring_of(request.key_file, request.passphrase_file)
     prepared = prepare(request, request.dataset, directory, context, objective, keys)
     data = data_facts(prepared, private=request.dp_epsilon is not None)
     made = make_plan(
@@ -190,6 +197,28 @@ def prepare_job(
         ),
         keys=keys,
     )
+
+
+def _check_encryption(request: TrainRequest, keys: KeyRing) -> None:
+    """Make sure that an encrypted run can be written, or read again where it is resumed.
+
+    Raises:
+        UsageError: no key was named, or a part of the run would lie in the clear.
+        EncryptionError: the run to be resumed does not open.
+    """
+    if request.offload_dir is not None:
+        raise UsageError(
+            f"--encrypt-run was given with --offload-dir {request.offload_dir}, where DeepSpeed"
+            " writes optimizer states as they are. Leave --offload-dir out: what is offloaded stays"
+            " in memory then."
+        )
+    if request.resume is not None:
+        run_keys(Path(str(request.output_dir)), keys)
+    elif not (keys.key_files or keys.passphrases):
+        raise UsageError(
+            "--encrypt-run was given without a key. Pass --key-file FILE (made by `mst data keygen"
+            " --key-file FILE`), --passphrase-file FILE, or both: then each opens the run."
+        )
 
 
 def model_directory(
@@ -297,9 +326,12 @@ def begin(job: Job) -> tuple[Path, IO[str]]:
 
     Raises:
         RunError: the directory holds another run, is in use, or can't be written.
+        EncryptionError: the key of an encrypted run can't be written.
     """
     path = Path(job.request.output_dir or default_output_dir(job.source)).absolute()
     lock = rundir.claim_new(path)
+    if job.request.encrypt_run:
+        make_run_key(path, job.keys)
     write_documents(path, job)
     return path, lock
 

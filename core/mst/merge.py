@@ -14,10 +14,11 @@ from pathlib import Path
 from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
 from mst.launch import run_worker, worker_environment
-from mst.model.facts import ModelFacts, read_facts
+from mst.model.facts import ModelFacts
 from mst.plan import Plan
 from mst.quantities import gib
-from mst.tuned import TunedModel, of_run
+from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
+from mst.tuned import TunedModel, facts_of, of_run
 
 REPORT = "merge.json"
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -96,7 +97,11 @@ class MergeReport:
 
 
 def prepare_merge(
-    run: Path, output_dir: Path | None = None, which: str | None = None, dtype: str = "auto"
+    run: Path,
+    output_dir: Path | None = None,
+    which: str | None = None,
+    dtype: str = "auto",
+    keys: KeyRing = NO_KEYS,
 ) -> MergeJob:
     """Check that a merge can work, without torch, and return what to do.
 
@@ -105,16 +110,17 @@ def prepare_merge(
         output_dir: default RUN/merged.
         which: a checkpoint, as `mst.tuned.of_run` takes it.
         dtype: "auto" keeps the dtype of the base (for a whole model, of its training).
+        keys: the user's, for an encrypted run. What is written is plain all the same.
 
     Raises:
         MstError: the run, its base model, the output directory or the disk stands in the way.
     """
     target = (run / "merged" if output_dir is None else output_dir).absolute()
     _check_output(target)
-    source = of_run(run, which)
+    source = of_run(run, which, keys)
     _check_bitsandbytes(source)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
-    facts = read_facts(Path(source.weights))
+    facts = facts_of(source, keys)
     chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
     _check_space(target, facts.parameters * DTYPES[chosen] + _SIDE_FILES_BYTES)
     return MergeJob(
@@ -127,12 +133,13 @@ def prepare_merge(
     )
 
 
-def merge(job: MergeJob, environ: Mapping[str, str]) -> MergeReport:
+def merge(job: MergeJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) -> MergeReport:
     """Run the worker in the foreground and return what it measured.
 
     Args:
         job: from `prepare_merge`.
         environ: the process's environment.
+        keys: the user's, for an encrypted run; the worker inherits them.
 
     Raises:
         MstError: it failed, and has said why on standard error; nothing is left behind.
@@ -140,13 +147,15 @@ def merge(job: MergeJob, environ: Mapping[str, str]) -> MergeReport:
     target = Path(job.output_dir)
     plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
     environment = worker_environment(environ, plan.environment)
-    with _claimed(target) as lock:
-        code = run_worker("mst.merge_worker", [serial.dumps(job)], environment, keep_open=(lock,))
+    with _claimed(target) as lock, handed_down(keys) as held:
+        handles = [] if held is None else [held]
+        arguments = [serial.dumps(job), *map(str, handles)]
+        code = run_worker("mst.merge_worker", arguments, environment, (lock, *handles))
         if code == 0:
             return serial.load(MergeReport, target / REPORT)
         cause = f"the worker ended with code {code}, its reason stands above"
         if code == 128 + 9:
-            need = read_facts(Path(job.source.weights)).parameters * DTYPES["float32"]
+            need = facts_of(job.source, keys).parameters * DTYPES["float32"]
             cause = (
                 "the worker was killed (SIGKILL); the kernel does that when memory runs out."
                 f" Merging holds the weights in float32: {gib(need)}"

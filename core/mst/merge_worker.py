@@ -1,4 +1,4 @@
-"""Run as `python -m mst.merge_worker JOB`: merge in float32, cast, write, reload and compare."""
+"""Run as `python -m mst.merge_worker JOB [KEYS]`: merge, cast, write, reload and compare."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mst.model.card import model_card
 from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.request import TrainRequest
+from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.seal.supply.bill import write_bill
 from mst.training.adapters import load_model, merge_and_unload
 from mst.training.checkpoint import write_sealed, write_weights
@@ -40,7 +41,7 @@ RELOADED_AGREEMENT = 0.99
 _SEQUENCES, _LENGTH = 16, 64
 
 
-def work(job: MergeJob) -> None:
+def work(job: MergeJob, keys: KeyRing = NO_KEYS) -> None:
     """Write the merged model to the job's output directory, or leave nothing.
 
     Raises:
@@ -50,14 +51,14 @@ def work(job: MergeJob) -> None:
     target = Path(job.output_dir)
     part = target.with_name(f".{target.name}.part")
     try:
-        write_sealed(target, lambda directory: _fill(directory, job))
+        write_sealed(target, lambda directory: _fill(directory, job, keys))
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _fill(directory: Path, job: MergeJob) -> None:
+def _fill(directory: Path, job: MergeJob, keys: KeyRing) -> None:
     import torch
     from safetensors import SafetensorError
 
@@ -67,7 +68,7 @@ def _fill(directory: Path, job: MergeJob) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     template = load_template(tokenizer_dir, source.template)
     tokens = _tokens(tokenizer)
-    model, before, after = _merged(job, tokens)
+    model, before, after = _merged(job, tokens, keys)
     merged = compare(before, after)
     _check(merged, FLOAT32_AGREEMENT, "the merged model", "its source, both in float32")
     # Not `model.to`: it would round buffers too, such as the rotary frequencies, which stay
@@ -92,7 +93,7 @@ def _fill(directory: Path, job: MergeJob) -> None:
 
 
 def _merged(
-    job: MergeJob, tokens: torch.Tensor
+    job: MergeJob, tokens: torch.Tensor, keys: KeyRing
 ) -> tuple[torch.nn.Module, list[torch.Tensor], list[torch.Tensor]]:
     """Return the merged model in float32, and the logits before and after merging.
 
@@ -104,7 +105,7 @@ def _merged(
     import torch
 
     cpu = torch.device("cpu")
-    model = load(job.source, "float32", job.attention, cpu)
+    model = load(job.source, "float32", job.attention, cpu, keys)
     if job.source.quantization != "none":
         compute_in_float32(model)
     before = logits(model, tokens)
@@ -112,7 +113,7 @@ def _merged(
         return model, before, before
     if job.source.quantization != "none":
         del model
-        model = load_dequantized(job.source, job.attention, cpu)
+        model = load_dequantized(job.source, job.attention, cpu, keys=keys)
     model = merge_and_unload(model)
     return model, before, logits(model, tokens)
 
@@ -226,7 +227,8 @@ def main(argv: list[str]) -> int:
     hide_extensions()
     job = serial.from_json(MergeJob, json.loads(argv[0]))
     hide_packages(keep=() if job.source.quantization == "none" else ("bitsandbytes",))
-    return guarded(lambda: work(job))
+    keys = inherited(int(argv[1]) if len(argv) > 1 else None)
+    return guarded(lambda: work(job, keys))
 
 
 if __name__ == "__main__":

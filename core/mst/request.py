@@ -92,13 +92,13 @@ class TrainRequest:
     )
     key_file: str | None = option(
         None,
-        "key of encrypted data (.mst), made by mst data keygen; readable by you alone",
+        "key of encrypted data (.mst) and runs, made by mst data keygen; readable by you alone",
         group="data",
         metavar="FILE",
     )
     passphrase_file: str | None = option(
         None,
-        "passphrase of encrypted data: a file of yours, or /dev/fd/N; else it is asked for",
+        "their passphrase: a file of yours, or /dev/fd/N; else it is asked for",
         group="data",
         metavar="FILE",
     )
@@ -438,6 +438,12 @@ class TrainRequest:
     )
     load_best_model_at_end: bool = option(
         False, "the result is the checkpoint with the best held-out loss", group="run"
+    )
+    encrypt_run: bool = option(
+        False,
+        "weights and optimizer states in the run directory are encrypted, with --key-file or"
+        " --passphrase-file",
+        group="run",
     )
     seed: int = option(42, "seed of split, order, adapters and dropout", group="run", at_least=0)
     resume: str | None = option(

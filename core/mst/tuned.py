@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from mst import rundir
 from mst.errors import RunError, UsageError
 from mst.job import cache_dir, model_sha256
-from mst.model.facts import read_facts
+from mst.model.facts import ModelFacts, read_facts
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
+from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.seal.keys.run_key import run_keys
 from mst.seal.supply.before_use import verify_before_use
 from mst.training import checkpoint
+from mst.training.tensor_files import ADAPTER_WEIGHTS, file_name
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class TunedModel:
             "int8".
         weights_dtype: torch name of the dtype that the base was quantized from; other weights
             were held in it. Another one would give other quantized weights.
+        encrypted_run: run directory whose key opens the adapter or the whole model; None when they
+            are plain.
     """
 
     weights: str
@@ -46,6 +49,7 @@ class TunedModel:
     step: int | None = None
     quantization: str = "none"
     weights_dtype: str = "bfloat16"
+    encrypted_run: str | None = None
 
 
 def of_model(directory: Path) -> TunedModel:
@@ -54,14 +58,16 @@ def of_model(directory: Path) -> TunedModel:
     return TunedModel(weights=path, adapter=None, tokenizer=path)
 
 
-def of_run(run: Path, which: str | None = None) -> TunedModel:
+def of_run(run: Path, which: str | None = None, keys: KeyRing = NO_KEYS) -> TunedModel:
     """Return what a run made.
 
     Args:
         run: the run directory.
         which: checkpoint to take: "last", "best" or a step; None for the finished result.
+        keys: the user's, for an encrypted run.
 
     Raises:
+        EncryptionError: it is encrypted, and none of them opens it.
         RunError: it isn't done, the checkpoint isn't there or not whole, the base model is gone or
             has changed, or the run made a reward model.
         UsageError: `which` is none of these.
@@ -76,12 +82,12 @@ def of_run(run: Path, which: str | None = None) -> TunedModel:
             f" talked to, and mst has no check for a merge of its scores. {run / made} loads with"
             " transformers and PEFT: docs/objectives.md shows how."
         )
-    source, step = _result(run, plan) if which is None else _checkpoint(run, which)
+    own = run_keys(run, keys) if request.encrypt_run else NO_KEYS
+    source, step = _result(run, plan, own) if which is None else _checkpoint(run, which, own)
     has_adapter = plan.tuner != "full"
-    if has_adapter and not (source / ADAPTER_WEIGHTS).is_file():
-        raise RunError(
-            f"{source} holds no {ADAPTER_WEIGHTS}. Restore it from a backup, or train again."
-        )
+    weights = file_name(ADAPTER_WEIGHTS, own)
+    if has_adapter and not (source / weights).is_file():
+        raise RunError(f"{source} holds no {weights}. Restore it from a backup, or train again.")
     # A whole model's directory has its own tokenizer, its checkpoints have not.
     stands_alone = plan.tuner == "full" and (source / "tokenizer.json").is_file()
     base = source.absolute() if stands_alone else base_model(run, manifest, request)
@@ -99,7 +105,38 @@ def of_run(run: Path, which: str | None = None) -> TunedModel:
         step=step,
         quantization=plan.quantization,
         weights_dtype=plan.weights_dtype,
+        encrypted_run=str(run.absolute()) if request.encrypt_run else None,
     )
+
+
+def tuned_keys(tuned: TunedModel, keys: KeyRing) -> KeyRing:
+    """Return the keys of the encrypted run that a model is of; none for a plain one.
+
+    Raises:
+        EncryptionError: the user's keys don't open it.
+    """
+    return NO_KEYS if tuned.encrypted_run is None else run_keys(Path(tuned.encrypted_run), keys)
+
+
+def facts_of(tuned: TunedModel, keys: KeyRing) -> ModelFacts:
+    """Return the facts of the base model, or of the whole tuned model.
+
+    Raises:
+        ModelError: as `mst.model.facts.read_facts`.
+        EncryptionError: it is of an encrypted run, and the user's keys don't open it.
+    """
+    return read_facts(Path(tuned.weights), keys=_keys_of_weights(tuned, keys))
+
+
+def fingerprint_of(tuned: TunedModel) -> str:
+    """Return the fingerprint of the base model, or of the whole tuned model; it needs no key."""
+    encrypted = tuned.adapter is None and tuned.encrypted_run is not None
+    return model_sha256(Path(tuned.weights), encrypted)
+
+
+def _keys_of_weights(tuned: TunedModel, keys: KeyRing) -> KeyRing:
+    """Return the keys of `TunedModel.weights`: under an adapter lies a plain base."""
+    return tuned_keys(tuned, keys) if tuned.adapter is None else NO_KEYS
 
 
 def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
@@ -130,7 +167,7 @@ def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
     return base.absolute()
 
 
-def _result(run: Path, plan: Plan) -> tuple[Path, int]:
+def _result(run: Path, plan: Plan, keys: KeyRing) -> tuple[Path, int]:
     state = rundir.state_of(run)
     if state != "done":
         raise RunError(
@@ -138,7 +175,7 @@ def _result(run: Path, plan: Plan) -> tuple[Path, int]:
             f" (mst train --output-dir {run} --resume), or pass --checkpoint last."
         )
     source = run / ("model" if plan.tuner == "full" else "adapter")
-    if not checkpoint.is_whole(source):
+    if not checkpoint.is_whole(source, keys):
         raise RunError(
             f"{source} is damaged: a file is missing or differs from its manifest. Restore it from"
             " a backup, or pass --checkpoint last."
@@ -146,9 +183,9 @@ def _result(run: Path, plan: Plan) -> tuple[Path, int]:
     return source, int(rundir.read_manifest(run).results.get("steps", 0))
 
 
-def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
+def _checkpoint(run: Path, which: str, keys: KeyRing) -> tuple[Path, int]:
     directory = run / rundir.CHECKPOINTS
-    newest = checkpoint.newest_whole(directory)
+    newest = checkpoint.newest_whole(directory, keys)
     if newest is None:
         raise RunError(f"{run} has no whole checkpoint. Train it: --save-steps says how often.")
     if which == "last":
@@ -165,7 +202,7 @@ def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
     else:
         raise UsageError(f"--checkpoint takes last, best or a step, not {which!r}.")
     path = checkpoint.checkpoint_path(directory, step)
-    if not checkpoint.is_whole(path):
+    if not checkpoint.is_whole(path, keys):
         here = [int(each.name[len("step-") :]) for each in checkpoint.listed(directory)]
         raise RunError(
             f"{run} has no whole checkpoint of step {step} (found: {', '.join(map(str, here))})."
@@ -174,7 +211,13 @@ def _checkpoint(run: Path, which: str) -> tuple[Path, int]:
     return path, step
 
 
-def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) -> torch.nn.Module:
+def load(
+    tuned: TunedModel,
+    dtype: str,
+    attention: str,
+    device: torch.device,
+    keys: KeyRing = NO_KEYS,
+) -> torch.nn.Module:
     """Load the model in evaluation mode, the adapter on top of its base, quantized as trained.
 
     Args:
@@ -183,21 +226,35 @@ def load(tuned: TunedModel, dtype: str, attention: str, device: torch.device) ->
             has in the dtype of its training; an adapter's are float32.
         attention: transformers' attention implementation.
         device: where it goes.
+        keys: the user's, for an encrypted run.
 
     Raises:
         ModelError: the files can't be loaded, or the base was quantized and bitsandbytes is not
             here.
+        EncryptionError: they are encrypted, and the keys don't open them.
     """
     from mst.training.adapters import load_model
 
     quantized = tuned.quantization != "none"
     held = tuned.weights_dtype if quantized else dtype
-    model = load_model(Path(tuned.weights), held, attention, device, tuned.quantization, dtype)
-    return _with_adapter(model, tuned)
+    model = load_model(
+        Path(tuned.weights),
+        held,
+        attention,
+        device,
+        tuned.quantization,
+        dtype,
+        keys=_keys_of_weights(tuned, keys),
+    )
+    return _with_adapter(model, tuned, keys)
 
 
 def load_dequantized(
-    tuned: TunedModel, attention: str, device: torch.device, dtype: str = "float32"
+    tuned: TunedModel,
+    attention: str,
+    device: torch.device,
+    dtype: str = "float32",
+    keys: KeyRing = NO_KEYS,
 ) -> torch.nn.Module:
     """Load the model in evaluation mode, in ordinary layers with the quantized weights' values.
 
@@ -206,9 +263,11 @@ def load_dequantized(
         attention: transformers' attention implementation.
         device: where it goes; the weights are quantized and restored on the CPU.
         dtype: torch dtype name of the base weights; float32 keeps the values exactly.
+        keys: the user's, for an encrypted run.
 
     Raises:
         ModelError: as `load`.
+        EncryptionError: as `load`.
     """
     import torch
 
@@ -216,7 +275,7 @@ def load_dequantized(
     from mst.training.quantization import dequantize
 
     if tuned.quantization == "none":
-        return load(tuned, dtype, attention, device)
+        return load(tuned, dtype, attention, device, keys)
     host = torch.device("cpu")
     directory = Path(tuned.weights)
     model = load_model(directory, tuned.weights_dtype, attention, host, tuned.quantization)
@@ -224,13 +283,13 @@ def load_dequantized(
     # Not `model.to(dtype)`: it would round buffers too, such as the rotary frequencies.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
-    return _with_adapter(model.to(device), tuned)
+    return _with_adapter(model.to(device), tuned, keys)
 
 
-def _with_adapter(model: torch.nn.Module, tuned: TunedModel) -> torch.nn.Module:
+def _with_adapter(model: torch.nn.Module, tuned: TunedModel, keys: KeyRing) -> torch.nn.Module:
     if tuned.adapter is not None:
         from mst.training.adapters import with_adapter
 
-        model = with_adapter(model, tuned.adapter)
+        model = with_adapter(model, tuned.adapter, tuned_keys(tuned, keys))
     model.eval()
     return model

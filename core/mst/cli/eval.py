@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.cli.options import add_key_options
 from mst.errors import EvaluationError, UsageError
 from mst.evaluate.choice import AUTO, AUTO_ANSWERS, METRICS
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -45,10 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="last|best|STEP", help="of the run")
     add("--dataset", nargs="+", metavar="FILE", default=(),
         help="rows to judge by (those that the run held out)")  # fmt: skip
-    add("--key-file", metavar="FILE", help="of encrypted rows (.mst)")
-    add(
-        "--passphrase-file", metavar="FILE", help="of encrypted rows: a file of yours, or /dev/fd/N"
-    )
+    add_key_options(parser, "encrypted rows (.mst) and runs")
     add("--metric", nargs="+", default=(AUTO,), metavar="NAME",
         help=f"of {AUTO}, {', '.join(METRICS)}; see below ({AUTO})")  # fmt: skip
     add("--metric-file", metavar="FILE[:FUNCTION]",
@@ -110,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         harness_python=args.harness_python,
         apply_chat_template=args.apply_chat_template,
     )
-    job = prepare_evaluation(request, os.environ)
+    keys = ring_of(args.key_file, args.passphrase_file)
+    job = prepare_evaluation(request, os.environ, keys)
     verify_before_use(Path(job.subject.model.weights), args.model_signature, args.model_public_key)
     record("eval.begun", **evaluation_facts(job))
     if request.harness:
@@ -118,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
 
         report = run_tasks(job, os.environ)
     else:
-        keys = ring_of(args.key_file, args.passphrase_file)
         report = evaluate(job, os.environ, keys)
     record("eval.ended", **report_facts(report))
     if output is not None:

@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+from mst.cli.options import add_key_options
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="last|best|STEP",
         help="merge this checkpoint instead of the finished result",
     )
+    add_key_options(parser, "an encrypted run")
     add_signature_options(parser)
     parser.add_argument(
         "--dtype",
@@ -38,14 +40,16 @@ def run(args: argparse.Namespace) -> int:
     from mst.runs import find_run
     from mst.seal.audit import record
     from mst.seal.audit.facts import export_facts, model_facts
+    from mst.seal.keys.ring import ring_of
 
     console = Console(highlight=False, markup=False)
     output = None if args.output_dir is None else Path(args.output_dir)
-    job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype)
+    keys = ring_of(args.key_file, args.passphrase_file)
+    job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype, keys)
     verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     record("merge.begun", run=job.run, target=job.output_dir, **model_facts(job.source))
     with console.status("merging and comparing"):
-        report = merge(job, os.environ)
+        report = merge(job, os.environ, keys)
     record("merge.ended", **export_facts(Path(job.output_dir), report))
     shown = os.path.relpath(job.output_dir)
     console.print(f"merged  {shown}: step {report.step}, {report.dtype}", soft_wrap=True)
@@ -58,5 +62,7 @@ def run(args: argparse.Namespace) -> int:
             f" {found.positions} random tokens, largest difference {found.max_abs_difference:.2g}",
             soft_wrap=True,
         )
+    if job.source.encrypted_run is not None:
+        console.print("note    the merged model is not encrypted, as its run is")
     console.print(f"\nnext:\n  mst chat {shlex.quote(shown)}", soft_wrap=True)
     return 0

@@ -123,15 +123,16 @@ def show_outcome(
         f"speed   {results['tokens_per_second']:.0f} tokens/s, {results['steps']:.0f} steps in"
         f" {results['train_seconds']:.0f} s"
     )
+    key = " --key-file FILE" if request.encrypt_run else ""
     shown_path = shlex.quote(os.path.relpath(path))
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
-    commands = [f"mst chat {shown_path}", f"mst merge {shown_path}"]
+    commands = [f"mst chat {shown_path}{key}", f"mst merge {shown_path}{key}"]
     files = (*manifest.data, *manifest.val_data)
     # `mst eval` judges text alone.
     if "best_eval_loss" in results and not any(each.images for each in files):
         # Where the key lies is not kept, so it is named as one types it.
-        sealed = any(each.key for each in files)
-        key = " --key-file FILE" if sealed else ""
+        if any(each.key for each in files):
+            key = " --key-file FILE"
         commands.insert(0, f"mst eval {shown_path} --compare base{key}")
     if request.task == "rm":  # it has nothing to say
         commands = []

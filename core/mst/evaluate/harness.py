@@ -92,6 +92,11 @@ def _check_installed(python: str) -> None:
 
 
 def _check_subject(subject: Subject, chat: bool) -> None:
+    if subject.model.encrypted_run is not None:
+        raise EvaluationError(
+            f"{subject.name} is encrypted, and the harness reads plain files. Merge it first, which"
+            " writes a plain model, and give that: mst merge RUN --key-file FILE"
+        )
     if subject.model.quantization != "none":
         raise EvaluationError(
             f"{subject.name} was trained on weights in {subject.model.quantization}, which the"

@@ -16,13 +16,11 @@ from mst.evaluate.batching import token_budget
 from mst.evaluate.choice import check_names
 from mst.evaluate.report import EvalReport
 from mst.facts import Capabilities, DeviceFacts, torch_names
-from mst.job import model_sha256
 from mst.launch import run_worker, worker_environment
-from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
-from mst.tuned import TunedModel, base_model
+from mst.tuned import TunedModel, base_model, facts_of, fingerprint_of
 
 BASE = "base"
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -129,8 +127,15 @@ class EvalJob:
     environment: Mapping[str, str]
 
 
-def prepare_evaluation(request: EvalRequest, environ: Mapping[str, str]) -> EvalJob:
+def prepare_evaluation(
+    request: EvalRequest, environ: Mapping[str, str], keys: KeyRing = NO_KEYS
+) -> EvalJob:
     """Find the models and the device, and check what can be checked without torch or data.
+
+    Args:
+        request: what was asked.
+        environ: the process's environment.
+        keys: the user's, for encrypted runs.
 
     Raises:
         MstError: whatever stands in the way.
@@ -141,7 +146,7 @@ def prepare_evaluation(request: EvalRequest, environ: Mapping[str, str]) -> Eval
     check_names(request.metrics)
     _check_files(request)
     run = run_of(request.target)
-    name, model = choose_model(request.target, request.checkpoint, environ)
+    name, model = choose_model(request.target, request.checkpoint, environ, keys=keys)
     if run is None and not request.dataset and not request.harness:
         raise UsageError(
             f"mst eval: {name} is a model, not a run, so it has no held-out rows. Pass rows:"
@@ -150,8 +155,8 @@ def prepare_evaluation(request: EvalRequest, environ: Mapping[str, str]) -> Eval
     registry = load()
     report, chosen, capabilities = select_device(machine_facts(registry), request.device)
     (torch_device,) = torch_names((chosen,), capabilities)
-    subject = _subject(name, model, run, chosen, capabilities)
-    other = _other(request.compare, subject, run, chosen, capabilities, environ)
+    subject = _subject(name, model, run, chosen, capabilities, keys)
+    other = _other(request.compare, subject, run, chosen, capabilities, environ, keys)
     trained = TrainRequest()
     if run is not None:
         trained = rundir.read_document(TrainRequest, run, rundir.REQUEST)
@@ -211,6 +216,7 @@ def _subject(
     run: Path | None,
     device: DeviceFacts,
     capabilities: Capabilities,
+    keys: KeyRing,
 ) -> Subject:
     """Return a model with the dtype of its training, where the device has it."""
     dtype = fastest_dtype(device)
@@ -223,12 +229,12 @@ def _subject(
             f"{name} was trained on weights in {model.quantization}, which bitsandbytes makes, and"
             " it is not installed here. Install it: python -m pip install 'mst-train[qlora]'"
         )
-    facts = read_facts(Path(model.weights))
+    facts = facts_of(model, keys)
     loss_tokens, answer_tokens = token_budget(facts, device.memory_free_bytes, _DTYPE_BYTES[dtype])
     return Subject(
         name=name,
         model=model,
-        model_sha256=model_sha256(Path(model.weights)),
+        model_sha256=fingerprint_of(model),
         dtype=dtype,
         dequantized=dequantized,
         context=facts.max_position_embeddings,
@@ -244,13 +250,14 @@ def _other(
     device: DeviceFacts,
     capabilities: Capabilities,
     environ: Mapping[str, str],
+    keys: KeyRing,
 ) -> Subject | None:
     """Return the model that the subject is held against."""
     if compare is None:
         return None
     if compare != BASE:
-        name, model = choose_model(compare, None, environ)
-        return _subject(name, model, run_of(compare), device, capabilities)
+        name, model = choose_model(compare, None, environ, keys=keys)
+        return _subject(name, model, run_of(compare), device, capabilities, keys)
     if run is None:
         raise UsageError(
             f"--compare base: {subject.name} is a model, not a run, so its base is not known."
@@ -259,8 +266,10 @@ def _other(
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
     base = str(base_model(run, manifest, request))
-    model = replace(subject.model, weights=base, tokenizer=base, adapter=None, step=None)
-    return _subject(f"{manifest.model}, the base", model, run, device, capabilities)
+    model = replace(
+        subject.model, weights=base, tokenizer=base, adapter=None, step=None, encrypted_run=None
+    )
+    return _subject(f"{manifest.model}, the base", model, run, device, capabilities, keys)
 
 
 def evaluate(job: EvalJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) -> EvalReport:
@@ -269,7 +278,7 @@ def evaluate(job: EvalJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) 
     Args:
         job: as `prepare_evaluation` made it.
         environ: the user's environment.
-        keys: open encrypted rows; the worker inherits them.
+        keys: open encrypted rows and runs; the worker inherits them.
 
     Raises:
         MstError: it failed, and has said why on standard error.

@@ -14,6 +14,7 @@ from mst.evaluate.job import EvalJob, Subject
 from mst.evaluate.labels import LabelAnswer, label_answers, questions
 from mst.evaluate.likelihood import row_losses
 from mst.evaluate.text_metrics import TEXT_METRICS
+from mst.seal.keys.ring import KeyRing
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +62,14 @@ class Measured:
 
 
 def measure(
-    job: EvalJob, subject: Subject, encoding: Encoding, task: Task, console: Console
+    job: EvalJob,
+    subject: Subject,
+    encoding: Encoding,
+    task: Task,
+    console: Console,
+    keys: KeyRing,
 ) -> Measured:
-    """Load a model, compute what the task says, and free it.
+    """Load a model, compute what the task says, and free it; `keys` open that of an encrypted run.
 
     Raises:
         MstError: it can't be loaded, or the device gives out.
@@ -78,7 +84,7 @@ def measure(
 
         device = _device(job)
         with named(device, f"while {subject.name} was being loaded"):
-            model = _load(job, subject, device)
+            model = _load(job, subject, device, keys)
         with named(device, f"while {subject.name} was being evaluated"):
             losses, reading = _losses(model, job, subject, encoding, task, tell)
             labels = _labels(model, job, subject, encoding, task, tell)
@@ -102,12 +108,12 @@ def _device(job: EvalJob) -> torch.device:
     return device
 
 
-def _load(job: EvalJob, subject: Subject, device: torch.device) -> torch.nn.Module:
+def _load(job: EvalJob, subject: Subject, device: torch.device, keys: KeyRing) -> torch.nn.Module:
     from mst.tuned import load, load_dequantized
 
     if subject.dequantized:
-        return load_dequantized(subject.model, job.attention, device, subject.dtype)
-    return load(subject.model, subject.dtype, job.attention, device)
+        return load_dequantized(subject.model, job.attention, device, subject.dtype, keys)
+    return load(subject.model, subject.dtype, job.attention, device, keys)
 
 
 _Tell = Callable[[str, int], Callable[[int], None]]

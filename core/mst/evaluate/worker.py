@@ -53,7 +53,7 @@ def work(job: EvalJob, handle: int, keys: KeyRing = NO_KEYS) -> None:
         encodings = [encode_rows(held.rows, job, each, held.on_bad_row) for each in subjects]
     task, notes = _task(job, held, encodings, metric is not None)
     found = [
-        measure(job, each, encoding, task, console)
+        measure(job, each, encoding, task, console, keys)
         for each, encoding in zip(subjects, encodings, strict=True)
     ]
     same_tokens = encodings[0].fingerprint == encodings[-1].fingerprint

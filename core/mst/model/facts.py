@@ -11,6 +11,7 @@ from typing import Any
 from mst.errors import ModelError
 from mst.model.files import read_config, read_header, weight_files
 from mst.model.sizes import impossible_size, text_part
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 __all__ = [
     "LinearShape", "ModelFacts", "lora_parameters", "lora_targets", "read_config", "read_facts",
@@ -91,6 +92,7 @@ def read_facts(
     weights: bool = True,
     tell: Callable[[str], None] = lambda line: None,
     cache_dir: Path | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> ModelFacts:
     """Return a model directory's facts; checks that every weight file is whole.
 
@@ -102,6 +104,7 @@ def read_facts(
         weights: False to plan for a model whose weights are not here.
         tell: shown to the user before it takes some seconds.
         cache_dir: keeps what a class said; default the user's cache.
+        keys: of the encrypted run whose weights lie there; none where they are plain.
 
     Raises:
         ModelError: as `read_config`, `weight_files` and `read_header`; the files contradict
@@ -115,8 +118,8 @@ def read_facts(
     headers: dict[str, Any] = {}
     found = None
     if weights:
-        for path in weight_files(directory):
-            headers |= read_header(path)
+        for path in weight_files(directory, bool(keys.key_files)):
+            headers |= read_header(path, keys)
         family = find_family(config)
         found = header_facts(family, config, headers) if family else None
     if found is None:

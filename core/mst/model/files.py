@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mst.errors import ModelError
+from mst.seal.container.layout import SUFFIX
+from mst.seal.container.reader import PlainBytes
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.seal.supply.model_files import (
     check_model_files,
     only_pickle_message,
@@ -25,17 +31,33 @@ _DTYPE_BITS = {
 }  # fmt: skip
 
 
-def read_header(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(path: Path, keys: KeyRing) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a weight file, as it is or encrypted, and yield it with its plain size in bytes."""
+    if path.suffix != SUFFIX:
+        with path.open("rb") as file:
+            yield file, path.stat().st_size
+        return
+    sealed = keys.open(path)
+    with io.BufferedReader(PlainBytes(sealed)) as plain:
+        yield plain, sealed.front.header.plain_bytes
+
+
+def read_header(path: Path, keys: KeyRing = NO_KEYS) -> dict[str, Any]:
     """Return a safetensors file's header: tensor name to dtype, shape and offsets.
+
+    Args:
+        path: the file.
+        keys: open an encrypted one.
 
     Raises:
         ModelError: not a safetensors file, or its length is not what the header says.
+        EncryptionError: an encrypted one doesn't open.
 
     Source: https://github.com/huggingface/safetensors#format
     """
-    size = path.stat().st_size
     again = "Copy the file again and compare its checksum with the source's."
-    with path.open("rb") as file:
+    with _opened(path, keys) as (file, size):
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
@@ -102,12 +124,17 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(directory: Path) -> tuple[Path, ...]:
+def weight_files(directory: Path, encrypted: bool = False) -> tuple[Path, ...]:
     """Return the safetensors files of a model directory.
+
+    Args:
+        directory: of the model.
+        encrypted: it is of an encrypted run: take the encrypted files and no others.
 
     Raises:
         ModelError: none, a missing shard, or only pickle files (which can run code when read).
     """
+    suffix = SUFFIX if encrypted else ""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -119,6 +146,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
                 f"{index} is damaged, or names files that are no *.safetensors beside it."
                 " Copy it again from the source."
             ) from None
+        names = [each + suffix for each in names]
         missing = [each for each in names if not (directory / each).is_file()]
         if missing:
             raise ModelError(
@@ -126,11 +154,17 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
                 " Copy the missing files from the source."
             )
         return tuple(directory / each for each in names)
-    if (directory / "model.safetensors").is_file():
-        return (directory / "model.safetensors",)
-    found = tuple(sorted(directory.glob("model*.safetensors")))
+    whole = directory / f"model.safetensors{suffix}"
+    if whole.is_file():
+        return (whole,)
+    found = tuple(sorted(directory.glob(f"model*.safetensors{suffix}")))
     if found:
         return found
+    if not encrypted and list(directory.glob(f"model*.safetensors{SUFFIX}")):
+        raise ModelError(
+            f"{directory} is of an encrypted run, and only the run as a whole can be read. Name the"
+            " run instead, or merge it, which writes a plain model: mst merge RUN --key-file FILE"
+        )
     if pickled := only_pickle_message(directory):
         raise ModelError(pickled)
     raise ModelError(

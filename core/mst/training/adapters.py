@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from mst.errors import ModelError
 from mst.model.files import read_config
 from mst.model.structure import NOT_QUANTIZED, adaptable, auto_class, has_towers, score_class
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.seal.supply.model_files import check_adapter_files
 from mst.training.quantization import hold_still, quantization_config
+from mst.training.tensor_files import ADAPTER_WEIGHTS, file_name, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ def load_model(
     quantization: str = "none",
     compute_dtype: str | None = None,
     score_pad_token_id: int | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> torch.nn.Module:
     """Load a causal language model from a local directory, safetensors only, no code from it.
 
@@ -45,13 +48,14 @@ def load_model(
         score_pad_token_id: load a reward model instead, which has a head for one score in place of
             the language model's and reads it at the last token that is not this one. A head that
             the directory lacks is drawn from torch's random numbers.
+        keys: of the encrypted run whose weights lie there; none where they are plain.
 
     Raises:
         ModelError: transformers can't load it, or it is to be quantized and bitsandbytes is not
             here; says why.
     """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.utils import logging
 
     untyped: Any = logging
@@ -84,12 +88,18 @@ def load_model(
         if quantization != "none" and config.model_type in NOT_QUANTIZED:
             left = [*NOT_QUANTIZED[config.model_type], "lm_head"]
             arguments["quantization_config"].llm_int8_skip_modules = left
+        source = None if keys.key_files else directory
+        if source is None:
+            auto, config = _class_of(auto, config)
+            arguments |= {"config": config, "state_dict": read_weights(directory, keys)}
         try:
-            model = auto.from_pretrained(directory, attn_implementation=attention, **arguments)
+            model = auto.from_pretrained(source, attn_implementation=attention, **arguments)
         except ValueError as error:
             if "attn_implementation" not in str(error) and "attention" not in str(error):
                 raise
-            model = auto.from_pretrained(directory, attn_implementation="eager", **arguments)
+            model = auto.from_pretrained(source, attn_implementation="eager", **arguments)
+        if source is None and (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
@@ -105,6 +115,19 @@ def load_model(
         return loaded
     hold_still(loaded)
     return loaded
+
+
+def _class_of(auto: Any, config: Any) -> tuple[Any, Any]:
+    """Return the class that an auto class chooses, and its config.
+
+    transformers takes weights from memory only where it is given no directory, and its auto
+    classes want one.
+    """
+    import torch
+
+    with torch.device("meta"):
+        empty = auto.from_config(config)
+    return type(empty), empty.config
 
 
 def lora_config(request: TrainRequest) -> LoraConfig:
@@ -177,19 +200,32 @@ def _named_beside_towers(model: torch.nn.Module, targets: Any) -> Any:
     return [name for name in adaptable(model) if f".{name}".endswith(ends)] or targets
 
 
-def with_adapter(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
+def with_adapter(model: torch.nn.Module, adapter: str, keys: KeyRing = NO_KEYS) -> torch.nn.Module:
     """Return the model with the adapter of a directory on top.
+
+    Args:
+        model: its base.
+        adapter: the directory.
+        keys: of the encrypted run that it is of; none where it is plain.
 
     Raises:
         ModelError: the directory holds no plain LoRA in safetensors, or names code.
+        EncryptionError: an encrypted one doesn't open.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
-    check_adapter_files(Path(adapter))
-
+    directory = Path(adapter)
+    check_adapter_files(directory, file_name(ADAPTER_WEIGHTS, keys))
+    found: Any
     with quiet_peft():
-        found: torch.nn.Module = PeftModel.from_pretrained(cast("Any", model), adapter)
-    return found
+        if not keys.key_files:
+            found = PeftModel.from_pretrained(cast("Any", model), adapter)
+        else:
+            config = PeftConfig.from_pretrained(adapter)
+            config.inference_mode = True
+            found = get_peft_model(cast("Any", model), config)
+            set_peft_model_state_dict(found, read_weights(directory, keys))
+    return cast("torch.nn.Module", found)
 
 
 def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:

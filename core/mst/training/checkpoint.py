@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 from mst import serial
 from mst.durable import seal_directory, sha256
 from mst.errors import RunError, TrainingError
+from mst.seal.container.cipher import derived
+from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.training import tensor_files
 from mst.training import zero as sharded
 from mst.training.optimizers import optimizer_tensors, restore_optimizer
 from mst.training.parallel import ALONE, Group, rank_name, share_text, shared_tensors
+from mst.training.tensor_files import ADAPTER_WEIGHTS, ENDING, file_name
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +64,10 @@ def checkpoint_path(directory: Path, step: int) -> Path:
 
 
 def write_weights(
-    model: torch.nn.Module, target: Path, weights: Mapping[str, torch.Tensor] | None = None
+    model: torch.nn.Module,
+    target: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> None:
     """Write the trained weights in the layout of PEFT (adapters) or transformers (whole models).
 
@@ -66,6 +75,7 @@ def write_weights(
         model: ready to be trained.
         target: a directory.
         weights: the trained weights by name, where the model's own are only a share.
+        keys: of an encrypted run.
     """
     whole: Any = model
     # safetensors only: no pickle can hide in a checkpoint.
@@ -75,7 +85,8 @@ def write_weights(
     if weights is not None and hasattr(model, "peft_config"):
         # Left to itself, PEFT looks for changes in embeddings that this rank has no copy of.
         arguments |= {"state_dict": dict(weights), "save_embedding_layers": False}
-    whole.save_pretrained(target, **arguments)
+    with tensor_files.saving(keys):
+        whole.save_pretrained(target, **arguments)
 
 
 def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -127,6 +138,7 @@ def save(
     names: dict[int, str],
     random: dict[str, torch.Tensor],
     gathered: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> Path:
     """Write a checkpoint and return its path; it appears under its name only when it is whole.
 
@@ -139,29 +151,34 @@ def save(
         random: `random_states`, of every rank.
         gathered: the trained weights and the optimizer's tensors, where DeepSpeed has shared them
             out.
+        keys: of an encrypted run.
 
     Raises:
         TrainingError: it can't be written (a full disk, say); nothing half-written is left.
     """
     import torch
-    from safetensors.torch import save_file
 
     def fill(part: Path) -> None:
         weights, tensors = gathered or (None, optimizer_tensors(optimizer, names))
-        write_weights(model, part, weights)
+        write_weights(model, part, weights, keys)
         host = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        save_file(host, part / OPTIMIZER)
-        save_file(random, part / RANDOM)
+        tensor_files.write(host, part / file_name(OPTIMIZER, keys), keys)
+        tensor_files.write(random, part / file_name(RANDOM, keys), keys)
         (part / STATE).write_text(serial.dumps(state), encoding="utf-8")
 
     target = checkpoint_path(directory, state.step)
     with torch.no_grad():
-        write_sealed(target, fill)
+        write_sealed(target, fill, keys)
     return target
 
 
-def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
+def write_sealed(target: Path, fill: Callable[[Path], None], keys: KeyRing = NO_KEYS) -> None:
     """Make directory `target` with what `fill` writes and a manifest of hashes, or not at all.
+
+    Args:
+        target: a directory; one that is there is replaced.
+        fill: writes into the directory that it is given.
+        keys: of an encrypted run, by which the manifest is authenticated.
 
     Raises:
         TrainingError: it can't be written; the partial copy is removed.
@@ -173,12 +190,15 @@ def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         fill(part)
+        if keys.key_files:
+            _refuse_plain(part)
         files = sorted(each for each in part.rglob("*") if each.is_file())
         listing = {
             str(each.relative_to(part)): {"sha256": sha256(each), "bytes": each.stat().st_size}
             for each in files
         }
-        (part / MANIFEST).write_text(json.dumps({"files": listing}, indent=2), encoding="utf-8")
+        text = json.dumps({"files": listing, **_mac(target.name, listing, keys)}, indent=2)
+        (part / MANIFEST).write_text(text, encoding="utf-8")
         if target.exists():
             remove(target)
         seal_directory(part, target)
@@ -190,6 +210,31 @@ def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
             " Free some space (or fix the directory's permissions), then run the same command"
             " with --resume."
         ) from None
+
+
+def _refuse_plain(part: Path) -> None:
+    """Raise TrainingError when tensors lie in the clear: a library has another way to write."""
+    plain = sorted(part.rglob(f"*{ENDING}"))
+    if plain:
+        shutil.rmtree(part, ignore_errors=True)
+        raise TrainingError(
+            f"{plain[0].name} was written unencrypted, which --encrypt-run must not do, and was"
+            " removed again. This version of transformers or peft is not one that mst knows:"
+            " install those of constraints.txt, and report this."
+        )
+
+
+def _mac(name: str, listing: Mapping[str, Any], keys: KeyRing) -> dict[str, str]:
+    """Return what authenticates a manifest in an encrypted run; nothing in a plain one.
+
+    Each encrypted file is authentic by itself. This binds them to each other, to the plain files
+    beside them and to their directory's name: none can be put in from another checkpoint.
+    """
+    if not keys.key_files:
+        return {}
+    key = derived(keys.key_files[0], name.encode(), b"manifest")
+    text = json.dumps(listing, sort_keys=True).encode()
+    return {"hmac": hmac.new(key, text, hashlib.sha256).hexdigest()}
 
 
 def remove(target: Path) -> None:
@@ -208,11 +253,16 @@ def set_aside(target: Path, directory: Path) -> None:
     target.rename(place)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Return whether every file that the manifest names is there with its hash."""
+def is_whole(checkpoint: Path, keys: KeyRing = NO_KEYS) -> bool:
+    """Return whether every file that the manifest names is there with its hash.
+
+    With the keys of an encrypted run the manifest itself has to be what the run wrote.
+    """
     try:
-        files: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return all(
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files: dict[str, Any] = manifest["files"]
+        mac = _mac(checkpoint.name, files, keys)
+        return all(hmac.compare_digest(manifest[name], mac[name]) for name in mac) and all(
             (checkpoint / name).stat().st_size == facts["bytes"]
             and sha256(checkpoint / name) == facts["sha256"]
             for name, facts in files.items()
@@ -226,9 +276,9 @@ def listed(directory: Path) -> tuple[Path, ...]:
     return tuple(sorted(directory.glob("step-*")))
 
 
-def newest_whole(directory: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, or None."""
-    return next((each for each in reversed(listed(directory)) if is_whole(each)), None)
+def newest_whole(directory: Path, keys: KeyRing = NO_KEYS) -> Path | None:
+    """Return the newest checkpoint that is whole, as `is_whole` says, or None."""
+    return next((each for each in reversed(listed(directory)) if is_whole(each, keys)), None)
 
 
 def discard_parts(directory: Path) -> None:
@@ -250,6 +300,7 @@ def restore(
     device: torch.device,
     group: Group = ALONE,
     zero: sharded.Zero | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> TrainState:
     """Load weights, optimizer, random states and position from a whole checkpoint, on every rank.
 
@@ -264,18 +315,18 @@ def restore(
         device: of this rank.
         group: this rank's place.
         zero: what DeepSpeed holds, if it does.
+        keys: of an encrypted run; rank 0 alone needs them.
     """
-    from safetensors.torch import load_file
 
     def read(name: str) -> dict[str, torch.Tensor]:
-        return load_file(checkpoint / name) if group.first else {}
+        return tensor_files.read(checkpoint / file_name(name, keys), keys) if group.first else {}
 
     if zero is not None:
-        restore_weights(checkpoint, model, group, zero)
+        restore_weights(checkpoint, model, group, zero, keys)
         sharded.set_optimizer(zero, shared_tensors(group, read(OPTIMIZER)))
     else:
         if group.first:
-            load_weights(checkpoint, model)
+            load_weights(checkpoint, model, keys)
         restore_optimizer(optimizer, names, dict(shared_tensors(group, read(OPTIMIZER))))
     _restore_random(device, dict(shared_tensors(group, read(RANDOM))), group.rank)
     text = share_text(group, (checkpoint / STATE).read_text("utf-8") if group.first else "")
@@ -286,7 +337,11 @@ def restore(
 
 
 def restore_weights(
-    checkpoint: Path, model: torch.nn.Module, group: Group, zero: sharded.Zero
+    checkpoint: Path,
+    model: torch.nn.Module,
+    group: Group,
+    zero: sharded.Zero,
+    keys: KeyRing = NO_KEYS,
 ) -> None:
     """Put a checkpoint's trained weights into a model that DeepSpeed has shared out.
 
@@ -300,42 +355,25 @@ def restore_weights(
         buffers = _persistent_buffers(model)
         tensors = {
             names.get(key, key): value
-            for key, value in _read_weights(checkpoint).items()
+            for key, value in tensor_files.read_weights(checkpoint, keys).items()
             if key not in buffers
         }
     sharded.set_weights(zero, shared_tensors(group, tensors))
 
 
-def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for each in (
-        *checkpoint.glob("adapter_model*.safetensors"),
-        *checkpoint.glob("model*.safetensors"),
-    ):
-        tensors |= load_file(each)
-    return tensors
-
-
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+def load_weights(checkpoint: Path, model: torch.nn.Module, keys: KeyRing = NO_KEYS) -> None:
     """Put a checkpoint's trained weights into a model that was prepared in the same way.
 
     Raises:
         RunError: the checkpoint's weights don't fit the model.
     """
-    from safetensors.torch import load_file
-
-    if (checkpoint / "adapter_model.safetensors").is_file():
+    tensors = tensor_files.read_weights(checkpoint, keys)
+    if (checkpoint / file_name(ADAPTER_WEIGHTS, keys)).is_file():
         from peft import set_peft_model_state_dict
 
-        tensors = load_file(checkpoint / "adapter_model.safetensors")
         outcome: Any = set_peft_model_state_dict(model, tensors)
         unexpected = list(outcome.unexpected_keys)
     else:
-        tensors = {}
-        for shard in sorted(checkpoint.glob("model*.safetensors")):
-            tensors |= load_file(shard)
         # Tied weights are stored once, so some keys are missing by design.
         found: Any = model.load_state_dict(tensors, strict=False)
         unexpected = list(found.unexpected_keys)

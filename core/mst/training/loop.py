@@ -118,7 +118,9 @@ def _save(session: Session, state: TrainState) -> None:
         if not session.group.first:
             return
         model = session.zero.engine.module if session.zero else session.model
-        checkpoint.save(directory, state, model, session.optimizer, session.names, random, shares)
+        checkpoint.save(
+            directory, state, model, session.optimizer, session.names, random, shares, session.keys
+        )
     checkpoint.prune(directory, session.request.save_total_limit, state.best_step)
     session.reporter.saved(state.step)
 

@@ -14,7 +14,7 @@ from mst.durable import sha256
 from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.privacy.draws import KEY_FILE
-from mst.rundir import CHECKPOINTS, RunManifest
+from mst.rundir import CHECKPOINTS
 from mst.training import checkpoint
 from mst.training import zero as sharded
 from mst.training.faults import free_memory, named
@@ -42,9 +42,9 @@ def finish(
     if best_wanted and state.best_step is not None and state.best_step != state.step:
         best = checkpoint.checkpoint_path(run / CHECKPOINTS, state.best_step)
         if zero is None:
-            checkpoint.load_weights(best, training.model)
+            checkpoint.load_weights(best, training.model, training.keys)
         else:
-            checkpoint.restore_weights(best, training.model, training.group, zero)
+            checkpoint.restore_weights(best, training.model, training.group, zero, training.keys)
         training.console.print(f"took the best weights, of step {state.best_step}")
     weights = None if zero is None else sharded.weights(zero, training.group)
     # What measuring needs would come on top of what the last steps have left.
@@ -56,7 +56,7 @@ def finish(
         return
     if measured:
         figures = figures | measured | _baseline(training.prepared)
-    result = _write_result(run, training.plan, training.manifest, training.model, weights)
+    result = _write_result(training, weights)
     files = {str(each.relative_to(run)): sha256(each) for each in sorted(result.glob("*"))}
     rundir.update_manifest(
         run, status="done", finished=rundir.now(), results=figures, outputs=files, error=None
@@ -65,43 +65,35 @@ def finish(
     (run / KEY_FILE).unlink(missing_ok=True)
 
 
-def _write_result(
-    run: Path,
-    plan: Plan,
-    manifest: RunManifest,
-    model: torch.nn.Module,
-    weights: Mapping[str, torch.Tensor] | None,
-) -> Path:
+def _write_result(training: Training, weights: Mapping[str, torch.Tensor] | None) -> Path:
     """Write the tuned adapter or model, with the tokenizer, so that it stands alone.
 
     Args:
-        run: the run directory.
-        plan: what was done.
-        manifest: where the tokenizer's files are.
-        model: as it was trained.
+        training: what was done.
         weights: the trained ones by name, where DeepSpeed has shared them out.
     """
     import torch
 
-    name = "model" if plan.tuner == "full" else "adapter"
-    source = Path(manifest.model_path)
+    plan, keys = training.plan, training.keys
+    source = Path(training.manifest.model_path)
 
     def fill(part: Path) -> None:
-        whole, trained = model, weights
+        whole, trained = training.model, weights
         if plan.tuner == "full":
             dtype = getattr(torch, plan.compute_dtype)
             if trained is None:
-                whole = model.to(dtype)
+                whole = whole.to(dtype)
             else:
                 trained = {name: each.to(dtype) for name, each in trained.items()}
-        checkpoint.write_weights(whole, part, trained)
+        checkpoint.write_weights(whole, part, trained, keys)
         beside = ("chat_template.jinja", "generation_config.json")
         for each in (*TOKENIZER_FILES, *PROCESSOR_FILES, *beside):
             if (source / each).is_file() and not (part / each).is_file():
                 shutil.copyfile(source / each, part / each)
 
-    checkpoint.write_sealed(run / name, fill)
-    return run / name
+    target = training.run / ("model" if plan.tuner == "full" else "adapter")
+    checkpoint.write_sealed(target, fill, keys)
+    return target
 
 
 def measured_accuracy(training: Training, when: str) -> dict[str, float]:

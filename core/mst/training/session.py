@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.errors import TrainingError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Layout, layout_of
@@ -59,6 +60,7 @@ class Session:
         zero: what DeepSpeed holds, when the plan's strategy is ZeRO; `model` is its engine then,
             and `optimizer` its own.
         private: what steps with differential privacy need; None without.
+        keys: of an encrypted run; empty on ranks that write nothing.
     """
 
     model: torch.nn.Module
@@ -84,6 +86,7 @@ class Session:
     group: Group = ALONE
     zero: sharded.Zero | None = None
     private: Private | None = None
+    keys: KeyRing = NO_KEYS
 
 
 def make_session(
@@ -103,6 +106,7 @@ def make_session(
     objective: Objective | None = None,
     tokenizer: TextTokenizer | None = None,
     processor: Path | None = None,
+    keys: KeyRing = NO_KEYS,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -147,6 +151,7 @@ def make_session(
         processor=processor,
         group=group,
         zero=zero,
+        keys=keys,
     )
     if not session.objective.reference:
         return session

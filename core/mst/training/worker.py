@@ -27,6 +27,7 @@ from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
+from mst.seal.keys.run_key import run_keys
 from mst.training import checkpoint, lora_init
 from mst.training.adapters import (
     enable_checkpointing,
@@ -137,12 +138,15 @@ def _data(
     return prepared
 
 
-def _checkpoint_to_restore(run: Path, asked: str | None, console: Console) -> Path | None:
+def _checkpoint_to_restore(
+    run: Path, asked: str | None, keys: KeyRing, console: Console
+) -> Path | None:
     """Return the checkpoint to go on from; set aside newer ones, damaged or not asked for.
 
     Args:
         run: the run directory.
         asked: by the user: "last", a path, or None.
+        keys: of an encrypted run.
         console: told what is done.
 
     Raises:
@@ -150,10 +154,10 @@ def _checkpoint_to_restore(run: Path, asked: str | None, console: Console) -> Pa
     """
     directory = run / CHECKPOINTS
     checkpoint.discard_parts(directory)
-    found = checkpoint.newest_whole(directory)
+    found = checkpoint.newest_whole(directory, keys)
     if asked not in (None, "last"):
         found = Path(str(asked))
-        if not checkpoint.is_whole(found):
+        if not checkpoint.is_whole(found, keys):
             raise RunError(
                 f"--resume {found} is no whole checkpoint. Pass --resume without a path for the"
                 f" newest whole one of {run}."
@@ -175,6 +179,7 @@ def _restored(found: Path, session: Session, console: Console) -> TrainState:
         session.device,
         session.group,
         session.zero,
+        session.keys,
     )
     console.print(f"continuing after step {state.step} from {found.name}")
     return state
@@ -224,7 +229,10 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing = NO
                 lora_init.begin_with_error(
                     model, Path(manifest.model_path), prepared.train.examples, place
                 )
-    training = Training(run, console, stop, request, plan, manifest, prepared, model, device, group)
+    own = run_keys(run, keys) if request.encrypt_run and group.first else NO_KEYS
+    training = Training(
+        run, console, stop, request, plan, manifest, prepared, model, device, group, own
+    )
     session, outcome, figures = _train(training)
     if session.zero is None:
         leave(group)
@@ -251,6 +259,7 @@ class Training:
         model: ready to be trained, on `device`.
         device: of this rank.
         group: this rank's place.
+        keys: of an encrypted run, on rank 0, which alone reads and writes it.
     """
 
     run: Path
@@ -263,6 +272,7 @@ class Training:
     model: torch.nn.Module
     device: torch.device
     group: Group
+    keys: KeyRing = NO_KEYS
 
 
 def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
@@ -275,7 +285,7 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
     (run / CHECKPOINTS).mkdir(exist_ok=True)
     asked, found = training.request.resume, None
     if group.first:
-        found = _checkpoint_to_restore(run, asked, console)
+        found = _checkpoint_to_restore(run, asked, training.keys, console)
     text = share_text(group, str(found) if found else "")
     found = Path(text) if text else None
     figures = dict(training.manifest.results)
@@ -354,6 +364,7 @@ def _session(training: Training) -> Session:
             prepared.objective,
             prepared.tokenizer,
             prepared.template.images,
+            training.keys,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))

@@ -89,6 +89,7 @@ def job_facts(job: Job) -> Facts:
         "task": job.request.task,
         "seed": job.request.seed,
         "resumed": resumed,
+        "encrypted_run": job.request.encrypt_run,
         **plan_facts(job.plan),
         **manifest_facts(job.manifest),
     }
@@ -120,11 +121,11 @@ def outcome_facts(path: Path) -> Facts:
 
 def model_facts(model: TunedModel) -> Facts:
     """Return what is loaded, with the fingerprint of its base or whole model."""
-    from mst.job import model_sha256
+    from mst.tuned import fingerprint_of
 
     return {
         "model_path": model.weights,
-        "model_sha256": model_sha256(Path(model.weights)),
+        "model_sha256": fingerprint_of(model),
         "adapter": model.adapter,
         "step": model.step,
     }

@@ -50,21 +50,24 @@ def encrypt(
     ways: tuple[Wrap, ...],
     suite: str = "AES-256-GCM",
     segment_bytes: int = SEGMENT_BYTES,
+    size: int | None = None,
 ) -> Written:
     """Encrypt an open file, holding a segment of it and 8 bytes a row.
 
     Args:
-        source: a regular file at its start.
+        source: a file at its start; one without a descriptor needs `size`.
         target: takes the encrypted file.
         ending: of the original's name, as `Header.ending`.
         ways: to the key; at least one.
         suite: as `Header.suite`.
         segment_bytes: as `Header.segment_bytes`.
+        size: of the original in bytes; None asks the file.
 
     Raises:
         EncryptionError: the source changes while it is read.
     """
-    size = os.fstat(source.fileno()).st_size
+    if size is None:
+        size = os.fstat(source.fileno()).st_size
     salt = secrets.token_bytes(32)
     header = Header(suite, segment_bytes, salt, secrets.token_bytes(7), ending, size)
     data_key = secrets.token_bytes(32)

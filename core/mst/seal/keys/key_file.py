@@ -30,13 +30,28 @@ def make_key_file(path: Path) -> str:
     refuse_existing(path)
     key = secrets.token_bytes(32)
     name = key_id(key)
-    text = (
-        f"# Key {name} of mst data. Who has it reads what it encrypts; without it nobody does.\n"
-        f"{_MARK}{base64.b64encode(key).decode()}\n"
-    )
     with whole_file(path, mode=0o400) as file:
-        file.write(text.encode())
+        file.write(key_text(key).encode())
     return name
+
+
+def key_text(key: bytes) -> str:
+    """Return what a key file holds."""
+    return (
+        f"# Key {key_id(key)} of mst data. Who has it reads what it encrypts; without it nobody"
+        f" does.\n{_MARK}{base64.b64encode(key).decode()}\n"
+    )
+
+
+def key_of_text(text: str) -> bytes | None:
+    """Return the key that a key file's text holds; None when it holds none."""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("#")]
+    keys = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+    try:
+        key = base64.b64decode(keys[0], validate=True) if len(keys) == 1 else b""
+    except ValueError:
+        return None
+    return key if len(key) == 32 else None
 
 
 def read_key_file(path: Path) -> bytes:
@@ -46,13 +61,8 @@ def read_key_file(path: Path) -> bytes:
         EncryptionError: it is no key file, or others than its owner may read it.
     """
     text = read_secret(path, "--key-file", _MAX_BYTES).decode("ascii", "replace")
-    lines = [line.strip() for line in text.splitlines() if not line.startswith("#")]
-    keys = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
-    try:
-        key = base64.b64decode(keys[0], validate=True) if len(keys) == 1 else b""
-    except ValueError:
-        key = b""
-    if len(key) != 32:
+    key = key_of_text(text)
+    if key is None:
         raise EncryptionError(
             f"--key-file {path} is no key file: a line that begins with {_MARK} and 32 bytes in"
             f" base64 is expected. Make one: mst data keygen --key-file NEW"

@@ -176,7 +176,8 @@ def _adapter(adapter: Path, step: int | None) -> dict[str, Any]:
         "bom-ref": "adapter",
         "name": "LoRA adapter",
         "version": f"step-{step}",
-        "components": _files(adapter, ("adapter_config.json", "adapter_model.safetensors")),
+        # Of an encrypted run, as they lie there.
+        "components": _files(adapter, ("adapter_config.json", "adapter_model.safetensors*")),
     }
 
 

@@ -64,17 +64,19 @@ def check_model_files(directory: Path) -> None:
             raise ModelError(_oversized(path, MOST_TOKENIZER_BYTES))
 
 
-def check_adapter_files(directory: Path) -> None:
+def check_adapter_files(directory: Path, weights: str = "adapter_model.safetensors") -> None:
     """Make sure that an adapter directory holds a LoRA in safetensors, and names no code.
+
+    Args:
+        directory: of the adapter.
+        weights: name of their file; encrypted runs have another one.
 
     Raises:
         ModelError: it doesn't; says what to do.
     """
     check_model_files(directory)
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            only_pickle_message(directory) or f"{directory} has no adapter_model.safetensors."
-        )
+    if not (directory / weights).is_file():
+        raise ModelError(only_pickle_message(directory) or f"{directory} has no {weights}.")
     config = read_bounded_json(directory / "adapter_config.json")
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
