@@ -184,7 +184,7 @@ def test_a_command_and_what_it_starts_leave_no_core_dump(tmp_path: Path) -> None
         cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=allow,
     )  # fmt: skip
 
-    assert "(0, 0) 00000000" in done.stdout, done.stderr
+    assert "(1, 1) 00000000" in done.stdout, done.stderr
     assert done.returncode == 256 - signal.SIGABRT
     assert list(tmp_path.iterdir()) == []
 

@@ -147,7 +147,7 @@ def test_nothing_of_the_users_session_comes_in(tmp_path: Path) -> None:
 import resource
 names = ("HTTPS_PROXY", "all_proxy", "SSH_AUTH_SOCK", "DOCKER_HOST")
 print([name for name in names if name in os.environ], os.environ["HF_HUB_OFFLINE"],
-      seal.closed_sockets, resource.getrlimit(resource.RLIMIT_CORE)[0] <= 1)
+      seal.closed_sockets, resource.getrlimit(resource.RLIMIT_CORE)[1] <= 1)
 status = open("/proc/self/status").read()
 caps = [line.split()[1] for line in status.splitlines() if line.startswith("Cap")]
 assert set(caps) == {"0" * 16}, caps
