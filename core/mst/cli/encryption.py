@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import EncryptionError, UsageError
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def add_arguments(actions: Any) -> None:
     each = actions.add_parser("decrypt", help="write a plain copy", allow_abbrev=False)
     each.add_argument("path", metavar="FILE", help="encrypted file; it is left as it is")
     _add_output(each, "default: FILE without .mst")
-    _add_keys(each)
+    add_key_options(each)
 
     each = actions.add_parser(
         "rekey", help="change which keys open a file; its data stay as they are", allow_abbrev=False
     )
     each.add_argument("path", metavar="FILE", help="encrypted file; replaced at once")
     _add_output(each, "write a copy there instead")
-    _add_keys(each)
+    add_key_options(each)
     _add_new_keys(each, "new-")
     each.add_argument("--add", action="store_true", help="keep the keys that open it today")
 
@@ -45,18 +46,11 @@ def add_arguments(actions: Any) -> None:
         "verify", help="check every byte of an encrypted file", allow_abbrev=False
     )
     each.add_argument("path", metavar="FILE", help="encrypted file")
-    _add_keys(each)
+    add_key_options(each)
 
 
 def _add_output(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument("--output", metavar="FILE", help=f"{words}; never replaced")
-
-
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key-file", metavar="FILE", help="that opens it")
-    parser.add_argument(
-        "--passphrase-file", metavar="FILE", help="a file of yours, or /dev/fd/N; else it is asked"
-    )
 
 
 def _add_new_keys(parser: argparse.ArgumentParser, new: str) -> None:
@@ -168,9 +162,7 @@ def _new_ways(args: argparse.Namespace, name: str, kept: bool = False) -> tuple[
 
 
 def _opened(args: argparse.Namespace) -> tuple[KeyRing, SealedFile]:
-    from mst.seal.keys.ring import ring_of
-
-    ring = ring_of(args.key_file, args.passphrase_file)
+    ring = ring_given(args)
     return ring, ring.open(Path(args.path).expanduser())
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import EvaluationError, UsageError
 from mst.evaluate.choice import AUTO, AUTO_ANSWERS, METRICS
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -45,10 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="last|best|STEP", help="of the run")
     add("--dataset", nargs="+", metavar="FILE", default=(),
         help="rows to judge by (those that the run held out)")  # fmt: skip
-    add("--key-file", metavar="FILE", help="of encrypted rows (.mst)")
-    add(
-        "--passphrase-file", metavar="FILE", help="of encrypted rows: a file of yours, or /dev/fd/N"
-    )
+    add_key_options(parser)
     add("--metric", nargs="+", default=(AUTO,), metavar="NAME",
         help=f"of {AUTO}, {', '.join(METRICS)}; see below ({AUTO})")  # fmt: skip
     add("--metric-file", metavar="FILE[:FUNCTION]",
@@ -85,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     from mst.evaluate.job import EvalRequest, check_target, evaluate, prepare_evaluation
     from mst.seal.audit import record
     from mst.seal.audit.facts import evaluation_facts, report_facts
-    from mst.seal.keys.ring import ring_of
 
     _check_numbers(args)
     output = None if args.output is None else Path(args.output)
@@ -118,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
         report = run_tasks(job, os.environ)
     else:
-        keys = ring_of(args.key_file, args.passphrase_file)
-        report = evaluate(job, os.environ, keys)
+        report = evaluate(job, os.environ, ring_given(args))
     record("eval.ended", **report_facts(report))
     if output is not None:
         try:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.cli.keys import options_again
 from mst.cli.options import add_train_options, given_options, train_request
 from mst.errors import EXIT_FAILED
 
@@ -129,10 +130,8 @@ def show_outcome(
     files = (*manifest.data, *manifest.val_data)
     # `mst eval` judges text alone.
     if "best_eval_loss" in results and not any(each.images for each in files):
-        # Where the key lies is not kept, so it is named as one types it.
-        sealed = any(each.key for each in files)
-        key = " --key-file FILE" if sealed else ""
-        commands.insert(0, f"mst eval {shown_path} --compare base{key}")
+        again = options_again(each.key for each in files)
+        commands.insert(0, f"mst eval {shown_path} --compare base{again}")
     if request.task == "rm":  # it has nothing to say
         commands = []
     for command in (*commands, f"mst runs show {shown_path}"):
