@@ -145,7 +145,7 @@ def prepare_job(
     tell("reading and tokenizing the data")
     objective = find_objective(request, registry)
     context = model.max_position_embeddings
-    keys = ring_of(request.key_file, request.passphrase_file)
+    keys = ring_of(request.key_file, request.passphrase_file, request.pkcs11)
     prepared = prepare(request, request.dataset, directory, context, objective, keys)
     data = data_facts(prepared)
     made = make_plan(
@@ -226,6 +226,7 @@ def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
         # Keys are named anew by each command: a run directory tells nobody where they lie.
         key_file=None,
         passphrase_file=None,
+        pkcs11=None,
     )
 
 

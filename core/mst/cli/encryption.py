@@ -20,7 +20,9 @@ ACTIONS = ("keygen", "encrypt", "decrypt", "rekey", "verify")
 def add_arguments(actions: Any) -> None:
     """Add the actions of encryption and their options."""
     each = actions.add_parser("keygen", help="make a key file", allow_abbrev=False)
-    each.add_argument("--key-file", required=True, metavar="FILE", help="written, mode 0400")
+    where = each.add_mutually_exclusive_group(required=True)
+    where.add_argument("--key-file", metavar="FILE", help="written, mode 0400")
+    where.add_argument("--pkcs11", metavar="URI", help="made on that token, which never shows it")
 
     each = actions.add_parser("encrypt", help="write an encrypted copy", allow_abbrev=False)
     each.add_argument("path", metavar="FILE", help="data file; it is left as it is")
@@ -70,6 +72,10 @@ def _add_new_keys(parser: argparse.ArgumentParser, new: str) -> None:
         f"--{new}systemd-creds", action="store_true", dest="new_credential",
         help="a key that opens on this machine alone",
     )  # fmt: skip
+    parser.add_argument(
+        f"--{new}pkcs11", dest="new_pkcs11", metavar="URI",
+        help="a key on a token: pkcs11:token=LABEL;object=KEY",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +93,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _keygen(args: argparse.Namespace) -> None:
     from mst.seal.keys.key_file import make_key_file
+    from mst.seal.keys.token import make_on_token, token_key
 
+    if args.pkcs11 is not None:
+        print(f"key     {make_on_token(token_key(args.pkcs11))}: it never leaves the token")
+        print("Let a second key open what it encrypts: who loses the token loses the data.")
+        return
     path = Path(args.key_file).expanduser()
     name = make_key_file(path)
     print(f"key     {name}, in {path}, readable by you alone")
@@ -145,6 +156,7 @@ def _new_ways(args: argparse.Namespace, name: str, kept: bool = False) -> tuple[
     from mst.seal.keys import wrapping
     from mst.seal.keys.key_file import read_key_file
     from mst.seal.keys.passphrase import ask_passphrase, read_passphrase
+    from mst.seal.keys.token import token_key
 
     ways: list[Wrap] = [
         wrapping.KeyFileWay(read_key_file(Path(each).expanduser())) for each in args.new_key_file
@@ -156,6 +168,8 @@ def _new_ways(args: argparse.Namespace, name: str, kept: bool = False) -> tuple[
         ways.append(wrapping.PassphraseWay(ask_passphrase(name, new=True)))
     if args.new_credential:
         ways.append(wrapping.CredentialWay())
+    if args.new_pkcs11 is not None:
+        ways.append(wrapping.TokenWay(token_key(args.new_pkcs11)))
     if not kept:
         wrapping.refuse_none(tuple(ways))
     return tuple(ways)

@@ -11,7 +11,9 @@ from mst.request import fields
 if TYPE_CHECKING:
     from mst.seal.keys.ring import KeyRing
 
-_NAMES = ("key_file", "passphrase_file")
+_NAMES = ("key_file", "passphrase_file", "pkcs11")
+
+_AGAIN = {"key-file ": "--key-file FILE", "pkcs11:": "--pkcs11 URI"}
 
 
 def add_key_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,7 @@ def ring_given(args: argparse.Namespace) -> KeyRing:
 
     Raises:
         EncryptionError: as `mst.seal.keys.ring.ring_of`.
+        UsageError: likewise.
     """
     from mst.seal.keys.ring import ring_of
 
@@ -42,4 +45,5 @@ def options_again(keys: Iterable[str]) -> str:
     Args:
         keys: names of the keys that have opened data, as `mst.data.rows.FileFacts.key`.
     """
-    return " --key-file FILE" if any(each.startswith("key-file ") for each in keys) else ""
+    needed = {option for each in keys for start, option in _AGAIN.items() if each.startswith(start)}
+    return "".join(f" {each}" for each in sorted(needed))

@@ -140,6 +140,7 @@ def test_a_run_reads_encrypted_rows_and_keeps_none(tiny_model: Path, place: Path
         ("key-file 0123456789abcdef", " --key-file FILE"),
         ("passphrase", ""),
         ("systemd-creds", ""),
+        ("pkcs11:token=t;object=k", " --pkcs11 URI"),
     ],
 )
 def test_the_next_commands_name_the_key_that_has_to_be_named(
