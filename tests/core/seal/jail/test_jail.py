@@ -123,6 +123,15 @@ print(seal.files)
     assert "Landlock" in done.stdout
 
 
+def test_a_temporary_directory_may_have_a_long_name(tmp_path: Path) -> None:
+    temporary = tmp_path / ("d" * 100)
+    temporary.mkdir()
+    done = inside("print('in')", cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)})
+
+    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_nodes_of_disks_and_memory_are_withheld() -> None:
     names = {each.name for each in nodes()}
 
