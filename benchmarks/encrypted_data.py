@@ -37,7 +37,7 @@ from mst.seal.keys.wrapping import KeyFileWay
 
 RANDOM_ROWS = 10_000
 TOKENIZER = Path(__file__).parents[1] / "tests/data/tokenizers/minimind/tokenizer.json"
-SEGMENTS = (SEGMENT_BYTES, 256 << 10, 1 << 20)
+SEGMENTS = (SEGMENT_BYTES, 64 << 10, 256 << 10)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

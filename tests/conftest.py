@@ -25,6 +25,17 @@ def own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_core_limit() -> Iterator[None]:
+    """Keep commands that are called in this process from shutting its core dumps off for good.
+
+    All that later tests start would have none either, whatever it did itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mst.cli.core_dumps_off", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with two layers and random weights, and the tokenizer of MiniMind: 2 MB."""

@@ -138,7 +138,7 @@ def prepare_job(
     from mst.registry import load
     from mst.training.objectives import find_objective
 
-    keys = ring_of(request.key_file, request.passphrase_file)
+    keys = ring_of(request.key_file, request.passphrase_file, request.pkcs11)
     if request.encrypt_run:
         _check_encryption(request, keys)
     registry = load()
@@ -214,10 +214,10 @@ def _check_encryption(request: TrainRequest, keys: KeyRing) -> None:
         )
     if request.resume is not None:
         run_keys(Path(str(request.output_dir)), keys)
-    elif not (keys.key_files or keys.passphrases):
+    elif not (keys.key_files or keys.passphrases or keys.tokens):
         raise UsageError(
             "--encrypt-run was given without a key. Pass --key-file FILE (made by `mst data keygen"
-            " --key-file FILE`), --passphrase-file FILE, or both: then each opens the run."
+            " --key-file FILE`), --passphrase-file FILE or --pkcs11 URI; of several, each opens the run."
         )
 
 
@@ -260,6 +260,7 @@ def _anywhere(request: TrainRequest, source: ModelSource) -> TrainRequest:
         # Keys are named anew by each command: a run directory tells nobody where they lie.
         key_file=None,
         passphrase_file=None,
+        pkcs11=None,
     )
 
 

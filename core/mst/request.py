@@ -102,6 +102,13 @@ class TrainRequest:
         group="data",
         metavar="FILE",
     )
+    pkcs11: str | None = option(
+        None,
+        "key of encrypted data on a token, as pkcs11:token=LABEL;object=KEY; ?pin-source=file:/PATH"
+        " holds the PIN, else it is asked for; ?module-path=/PATH is the token's library",
+        group="data",
+        metavar="URI",
+    )
     on_bad_row: str = option(
         "error",
         "a row that can't be used ends the command, or is left out, counted and reported",

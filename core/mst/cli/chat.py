@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from mst.cli.options import add_key_options
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import UsageError
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="share to draw from (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    add_key_options(parser, "an encrypted run")
+    add_key_options(parser)
     add_signature_options(parser)
     parser.add_argument("--device", default="auto", help="as of mst train (auto)")
 
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
     from mst.chat import Sampling, chat, prepare_chat
     from mst.seal.audit import record
     from mst.seal.audit.facts import model_facts
-    from mst.seal.keys.ring import ring_of
 
     for flag, good, words in (
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             name = flag.replace("_", "-")
             raise UsageError(f"--{name} must be {words}; found {getattr(args, flag)}.")
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    keys = ring_of(args.key_file, args.passphrase_file)
+    keys = ring_given(args)
     job = prepare_chat(
         args.target,
         args.device,

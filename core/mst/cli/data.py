@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from mst.cli import data_scan, encryption
+from mst.cli.keys import add_key_options, ring_given
 from mst.cli.options import Parser
 from mst.errors import EXIT_FAILED, ModelError, UsageError
 
@@ -32,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--val-dataset", nargs="+", default=[], metavar="PATH", help="held out")
     check.add_argument("--columns", nargs="+", default=[], metavar="COLUMN=ROLE")
     check.add_argument("--dataset-info", "--dataset-dir", metavar="FILE|DIR")
-    check.add_argument("--key-file", metavar="FILE", help="of encrypted files (.mst)")
-    check.add_argument("--passphrase-file", metavar="FILE", help="a file of yours, or /dev/fd/N")
+    add_key_options(check)
     check.add_argument("--model", metavar="PATH|NAME", help="whose tokens are counted")
     check.add_argument("--template", metavar="FILE", help="instead of the model's own")
     check.add_argument("--train-on", default="assistant", choices=("assistant", "last", "all"))
@@ -65,7 +65,6 @@ def _run_check(args: argparse.Namespace) -> int:
     from mst.data.formats import Reading, check_columns_used
     from mst.seal.audit import record
     from mst.seal.audit.facts import hashed_files
-    from mst.seal.keys.ring import ring_of
 
     if args.show is not None and (args.json or not sys.stdout.isatty()):
         raise UsageError(
@@ -76,7 +75,7 @@ def _run_check(args: argparse.Namespace) -> int:
         tuple(args.columns),
         "skip",
         args.dataset_info,
-        keys=ring_of(args.key_file, args.passphrase_file),
+        keys=ring_given(args),
     )
     said = Console(stderr=True, highlight=False, markup=False)
     encoder, max_length = _encoder(args, said)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import EncryptionError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ ACTIONS = ("keygen", "encrypt", "decrypt", "rekey", "verify")
 def add_arguments(actions: Any) -> None:
     """Add the actions of encryption and their options."""
     each = actions.add_parser("keygen", help="make a key file", allow_abbrev=False)
-    each.add_argument("--key-file", required=True, metavar="FILE", help="written, mode 0400")
+    where = each.add_mutually_exclusive_group(required=True)
+    where.add_argument("--key-file", metavar="FILE", help="written, mode 0400")
+    where.add_argument("--pkcs11", metavar="URI", help="made on that token, which never shows it")
 
     each = actions.add_parser("encrypt", help="write an encrypted copy", allow_abbrev=False)
     each.add_argument("path", metavar="FILE", help="data file; it is left as it is")
@@ -30,14 +33,14 @@ def add_arguments(actions: Any) -> None:
     each = actions.add_parser("decrypt", help="write a plain copy", allow_abbrev=False)
     each.add_argument("path", metavar="FILE", help="encrypted file; it is left as it is")
     _add_output(each, "default: FILE without .mst")
-    _add_keys(each)
+    add_key_options(each)
 
     each = actions.add_parser(
         "rekey", help="change which keys open a file; its data stay as they are", allow_abbrev=False
     )
     each.add_argument("path", metavar="FILE", help="encrypted file; replaced at once")
     _add_output(each, "write a copy there instead")
-    _add_keys(each)
+    add_key_options(each)
     _add_new_keys(each, "new-")
     each.add_argument("--add", action="store_true", help="keep the keys that open it today")
 
@@ -45,18 +48,11 @@ def add_arguments(actions: Any) -> None:
         "verify", help="check every byte of an encrypted file", allow_abbrev=False
     )
     each.add_argument("path", metavar="FILE", help="encrypted file")
-    _add_keys(each)
+    add_key_options(each)
 
 
 def _add_output(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument("--output", metavar="FILE", help=f"{words}; never replaced")
-
-
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key-file", metavar="FILE", help="that opens it")
-    parser.add_argument(
-        "--passphrase-file", metavar="FILE", help="a file of yours, or /dev/fd/N; else it is asked"
-    )
 
 
 def _add_new_keys(parser: argparse.ArgumentParser, new: str) -> None:
@@ -76,6 +72,10 @@ def _add_new_keys(parser: argparse.ArgumentParser, new: str) -> None:
         f"--{new}systemd-creds", action="store_true", dest="new_credential",
         help="a key that opens on this machine alone",
     )  # fmt: skip
+    parser.add_argument(
+        f"--{new}pkcs11", dest="new_pkcs11", metavar="URI",
+        help="a key on a token: pkcs11:token=LABEL;object=KEY",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,7 +93,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _keygen(args: argparse.Namespace) -> None:
     from mst.seal.keys.key_file import make_key_file
+    from mst.seal.keys.token import make_on_token, token_key
 
+    if args.pkcs11 is not None:
+        print(f"key     {make_on_token(token_key(args.pkcs11))}: it never leaves the token")
+        print("Let a second key open what it encrypts: who loses the token loses the data.")
+        return
     path = Path(args.key_file).expanduser()
     name = make_key_file(path)
     print(f"key     {name}, in {path}, readable by you alone")
@@ -151,6 +156,7 @@ def _new_ways(args: argparse.Namespace, name: str, kept: bool = False) -> tuple[
     from mst.seal.keys import wrapping
     from mst.seal.keys.key_file import read_key_file
     from mst.seal.keys.passphrase import ask_passphrase, read_passphrase
+    from mst.seal.keys.token import token_key
 
     ways: list[Wrap] = [
         wrapping.KeyFileWay(read_key_file(Path(each).expanduser())) for each in args.new_key_file
@@ -162,15 +168,15 @@ def _new_ways(args: argparse.Namespace, name: str, kept: bool = False) -> tuple[
         ways.append(wrapping.PassphraseWay(ask_passphrase(name, new=True)))
     if args.new_credential:
         ways.append(wrapping.CredentialWay())
+    if args.new_pkcs11 is not None:
+        ways.append(wrapping.TokenWay(token_key(args.new_pkcs11)))
     if not kept:
         wrapping.refuse_none(tuple(ways))
     return tuple(ways)
 
 
 def _opened(args: argparse.Namespace) -> tuple[KeyRing, SealedFile]:
-    from mst.seal.keys.ring import ring_of
-
-    ring = ring_of(args.key_file, args.passphrase_file)
+    ring = ring_given(args)
     return ring, ring.open(Path(args.path).expanduser())
 
 

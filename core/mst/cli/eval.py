@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.cli.options import add_key_options
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import EvaluationError, UsageError
 from mst.evaluate.choice import AUTO, AUTO_ANSWERS, METRICS
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="last|best|STEP", help="of the run")
     add("--dataset", nargs="+", metavar="FILE", default=(),
         help="rows to judge by (those that the run held out)")  # fmt: skip
-    add_key_options(parser, "encrypted rows (.mst) and runs")
+    add_key_options(parser)
     add("--metric", nargs="+", default=(AUTO,), metavar="NAME",
         help=f"of {AUTO}, {', '.join(METRICS)}; see below ({AUTO})")  # fmt: skip
     add("--metric-file", metavar="FILE[:FUNCTION]",
@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     from mst.evaluate.job import EvalRequest, check_target, evaluate, prepare_evaluation
     from mst.seal.audit import record
     from mst.seal.audit.facts import evaluation_facts, report_facts
-    from mst.seal.keys.ring import ring_of
 
     _check_numbers(args)
     output = None if args.output is None else Path(args.output)
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         harness_python=args.harness_python,
         apply_chat_template=args.apply_chat_template,
     )
-    keys = ring_of(args.key_file, args.passphrase_file)
+    keys = ring_given(args)
     job = prepare_evaluation(request, os.environ, keys)
     verify_before_use(Path(job.subject.model.weights), args.model_signature, args.model_public_key)
     record("eval.begun", **evaluation_facts(job))

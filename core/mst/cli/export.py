@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.cli.keys import add_key_options, ring_given
 from mst.errors import UsageError
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
@@ -55,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of a plugin's own"
     )
-    parser.add_argument("--key-file", metavar="FILE", help="key of the run's encrypted data")
-    parser.add_argument("--passphrase-file", metavar="FILE", help="passphrase of it")
+    add_key_options(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, say what would be done, and stop"
     )
@@ -72,17 +72,16 @@ def run(args: argparse.Namespace) -> int:
     from mst.runs import find_run
     from mst.seal.audit import record
     from mst.seal.audit.facts import artefact_facts, model_facts
-    from mst.seal.keys.ring import ring_of
 
     console = Console(highlight=False, markup=False)
-    job = prepare_export(find_run(args.run), _options(args), load())
+    keys = ring_given(args)
+    job = prepare_export(find_run(args.run), _options(args), load(), keys)
     verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     _show_plan(console, job)
     if args.dry_run:
         return 0
     names = [each.name for each in job.targets]
     record("export.begun", run=job.run, formats=names, **model_facts(job.source))
-    keys = ring_of(args.key_file, args.passphrase_file)
     code = export(job, os.environ, keys, lambda line: console.print(f"{line} …"))
     for each in job.targets:
         record("export.ended", **artefact_facts(Path(each.directory)))

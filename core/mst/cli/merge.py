@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from mst.cli.options import add_key_options
+from mst.cli.keys import add_key_options, ring_given
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="last|best|STEP",
         help="merge this checkpoint instead of the finished result",
     )
-    add_key_options(parser, "an encrypted run")
+    add_key_options(parser)
     add_signature_options(parser)
     parser.add_argument(
         "--dtype",
@@ -40,11 +40,10 @@ def run(args: argparse.Namespace) -> int:
     from mst.runs import find_run
     from mst.seal.audit import record
     from mst.seal.audit.facts import export_facts, model_facts
-    from mst.seal.keys.ring import ring_of
 
     console = Console(highlight=False, markup=False)
     output = None if args.output_dir is None else Path(args.output_dir)
-    keys = ring_of(args.key_file, args.passphrase_file)
+    keys = ring_given(args)
     job = prepare_merge(find_run(args.run), output, args.checkpoint, args.dtype, keys)
     verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     record("merge.begun", run=job.run, target=job.output_dir, **model_facts(job.source))

@@ -114,14 +114,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(*hidden, **keywords)
 
 
-def add_key_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the options that name the key of `what`."""
-    parser.add_argument("--key-file", metavar="FILE", help=f"of {what}")
-    parser.add_argument(
-        "--passphrase-file", metavar="FILE", help=f"of {what}: a file of yours, or /dev/fd/N"
-    )
-
-
 def _number(name: str, kind: type, value: object) -> Any:
     if isinstance(value, bool):
         raise UsageError(f"{name} takes a number, not {value}.")

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     template = load_template(directory, request.template)
     context = read_config(directory).get("max_position_embeddings")
     max_length = request.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    keys = ring_of(request.key_file, request.passphrase_file)
+    keys = ring_of(request.key_file, request.passphrase_file, request.pkcs11)
     data = read(request.dataset, reading_of(request, keys))
     rows = data.rows
     record("preview.shown", first=args.first, rows=args.rows, text=not args.no_text,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.cli.keys import options_again
 from mst.cli.options import add_train_options, given_options, train_request
 from mst.errors import EXIT_FAILED
 
@@ -88,6 +89,7 @@ def show_outcome(
     from rich.table import Table
 
     from mst.quantities import gib
+    from mst.seal.keys.run_key import first_way
 
     results = manifest.results
     if "accuracy_after_restricted" in results:
@@ -123,17 +125,16 @@ def show_outcome(
         f"speed   {results['tokens_per_second']:.0f} tokens/s, {results['steps']:.0f} steps in"
         f" {results['train_seconds']:.0f} s"
     )
-    key = " --key-file FILE" if request.encrypt_run else ""
+    # What opens the run opens its rows, where the run is encrypted.
+    key = options_again([first_way(path)]) if request.encrypt_run else ""
     shown_path = shlex.quote(os.path.relpath(path))
     console.print(f"run     {path}\n\nnext:", soft_wrap=True)
     commands = [f"mst chat {shown_path}{key}", f"mst merge {shown_path}{key}"]
     files = (*manifest.data, *manifest.val_data)
     # `mst eval` judges text alone.
     if "best_eval_loss" in results and not any(each.images for each in files):
-        # Where the key lies is not kept, so it is named as one types it.
-        if any(each.key for each in files):
-            key = " --key-file FILE"
-        commands.insert(0, f"mst eval {shown_path} --compare base{key}")
+        again = key or options_again(each.key for each in files)
+        commands.insert(0, f"mst eval {shown_path} --compare base{again}")
     if request.task == "rm":  # it has nothing to say
         commands = []
     for command in (*commands, f"mst runs show {shown_path}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,9 @@ def records(path: Path, keys: KeyRing = NO_KEYS) -> Iterator[Records]:
         )
     if kind in ("parquet", "arrow"):
         with opened_plain(path, keys) as plain:
-            found = tables.rows(path, kind, plain.raw if plain.sealed else None)
+            # pyarrow takes a short read for the end of the file, and a raw one ends with a segment.
+            whole = io.BufferedReader(plain.raw) if plain.sealed else None
+            found = tables.rows(path, kind, whole)
             yield Records(_numbered(found), lambda: plain.sha256 or sha256(path), plain.key)
         return
     with opened(path, keys=keys) as source:

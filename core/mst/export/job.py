@@ -19,7 +19,7 @@ from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.quantities import gib
 from mst.registry import Registry, guarded
-from mst.seal.keys.ring import KeyRing, handed_down
+from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.training import checkpoint
 from mst.tuned import TunedModel, of_run
 
@@ -96,14 +96,16 @@ class ExportJob:
     threads: int
 
 
-def prepare_export(run: Path, options: ExportOptions, registry: Registry) -> ExportJob:
+def prepare_export(
+    run: Path, options: ExportOptions, registry: Registry, keys: KeyRing = NO_KEYS
+) -> ExportJob:
     """Check that an export can work, without torch, and say what each target will do.
 
     Raises:
         MstError: the run, a target, the output directory, the disk or the memory stands in the way.
     """
     _refuse_merged(run)
-    source = of_run(run, options.which)
+    source = of_run(run, options.which, keys)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     place = Path(options.output_dir or run / "export").absolute()
     facts = read_facts(Path(source.weights))
@@ -228,7 +230,7 @@ def _absolute(options: ExportOptions) -> ExportOptions:
     )
 
 
-def merged_before(job: ExportJob, environ: Mapping[str, str]) -> MergeReport:
+def merged_before(job: ExportJob, environ: Mapping[str, str], keys: KeyRing) -> MergeReport:
     """Return the merge that all targets share, made now unless an earlier export has left it.
 
     Raises:
@@ -247,8 +249,8 @@ def merged_before(job: ExportJob, environ: Mapping[str, str]) -> MergeReport:
             f"{directory} holds the merge of another run, checkpoint or dtype. Remove it, or pass"
             " another --output-dir."
         )
-    made = prepare_merge(Path(job.run), directory, job.options.which, job.options.dtype)
-    return merge(made, environ)
+    made = prepare_merge(Path(job.run), directory, job.options.which, job.options.dtype, keys)
+    return merge(made, environ, keys)
 
 
 def export(
@@ -260,7 +262,7 @@ def export(
         MstError: it could not be made, and has said why on standard error.
     """
     tell("merging and comparing")
-    merged_before(job, environ)
+    merged_before(job, environ, keys)
     plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
     environment = worker_environment(environ, plan.environment)
     with handed_down(keys) as held:

@@ -93,7 +93,7 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
         check_calibration(rows.calibration)
     with console.status("comparing the merge with base and adapter"):
         report = serial.load(MergeReport, merged / REPORT)
-        trained, check = _merged(job, rows)
+        trained, check = _merged(job, rows, keys)
         faults = [*check.faults, *stored_faults(merged, trained, report.dtype)]
         if faults:
             raise RunError(
@@ -108,19 +108,19 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
     return all([_made(shared, each, candidate) for each in job.targets])
 
 
-def _merged(job: ExportJob, rows: ExportRows) -> tuple[torch.nn.Module, MergeCheck]:
+def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.Module, MergeCheck]:
     """Return the merged model in float32, and how it agrees with base and adapter."""
     import torch
 
     cpu = torch.device("cpu")
-    model = load_tuned(job.source, "float32", job.attention, cpu)
+    model = load_tuned(job.source, "float32", job.attention, cpu, keys)
     if job.source.quantization != "none":
         compute_in_float32(model)
     prompts = [each.prompt for each in questions(_prompt_rows(rows), rows.tokenizer, rows.template)]
     before, answers = _logits(model, prompts), _answers(model, rows, prompts)
     if job.source.adapter is not None:
         if job.source.quantization != "none":
-            model = load_dequantized(job.source, job.attention, cpu)
+            model = load_dequantized(job.source, job.attention, cpu, keys=keys)
         model = merge_and_unload(model)
     after = _logits(model, prompts)
     largest = max(

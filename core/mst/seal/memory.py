@@ -15,8 +15,12 @@ def core_dumps_off() -> None:
     Both settings are inherited, over fork and exec alike, and neither can be taken back by a
     process without privileges.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # core(5): the limit is not enforced for dumps that are piped to a program, as systemd-coredump
-    # and apport take them; with the filter at 0 those hold no memory mapping at all.
+    # and apport take them. But 1 stops these too (do_coredump in fs/coredump.c), and is too small
+    # for a file. Where the limit is 0 for good it can't be raised.
+    with suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # For what takes dumps without asking the limit: with the filter at 0 they hold no memory
+    # mapping at all.
     with suppress(OSError):
         _FILTER.write_text("0", encoding="ascii")

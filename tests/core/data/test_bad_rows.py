@@ -109,8 +109,13 @@ def test_a_bomb_of_default_size_is_refused(tmp_path: Path, refuses: Refuses) -> 
 
 
 def test_bad_rows_are_left_out_of_the_plan_and_kept_in_the_manifest(
-    jsonl: Jsonl, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    jsonl: Jsonl,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Lines are not to be broken within the names of files, wherever these lie.
+    monkeypatch.setenv("COLUMNS", "500")
     bad = [pair(SECRET, ""), pair(SECRET, " "), f"{{{SECRET}"]
     data = jsonl(*LABELED, *bad, name="train.jsonl")
     val = jsonl(pair("q", "yes"), pair("q", SECRET), name="val.jsonl")

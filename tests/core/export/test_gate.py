@@ -71,7 +71,7 @@ def trained(smollm2: Path) -> torch.nn.Module:
                 left = torch.randn(out, 8, generator=generator)
                 right = torch.randn(8, width, generator=generator)
                 change = left @ right
-                weight += change * (0.3 * weight.norm() / change.norm())
+                weight.add_(change * (0.3 * weight.norm() / change.norm()))
     return model.eval()
 
 

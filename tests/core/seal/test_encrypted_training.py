@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mst.cli import main
-from mst.rundir import read_manifest, read_metrics
+from mst.cli.train import show_outcome
+from mst.request import TrainRequest
+from mst.rundir import REQUEST, read_document, read_manifest, read_metrics
 from mst.seal.keys.key_file import make_key_file
 
 CANARIES = 200
@@ -110,6 +114,7 @@ def test_a_run_reads_encrypted_rows_and_keeps_none(tiny_model: Path, place: Path
     done = mst(place, *training(place, tiny_model, "run", *key(place)))
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "--compare base --key-file FILE\n" in done.stdout
     found = read_manifest(place / "work/run")
     assert found.status == "done"
     assert found.data[0].key.startswith("key-file ")
@@ -126,6 +131,27 @@ def test_a_run_reads_encrypted_rows_and_keeps_none(tiny_model: Path, place: Path
 
         assert done.returncode == 0, done.stdout + done.stderr
         assert_no_words(place, done)
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("", ""),
+        ("key-file 0123456789abcdef", " --key-file FILE"),
+        ("passphrase", ""),
+        ("systemd-creds", ""),
+        ("pkcs11:token=t;object=k", " --pkcs11 URI"),
+    ],
+)
+def test_the_next_commands_name_the_key_that_has_to_be_named(
+    key: str, options: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = read_manifest(finished_run)
+    data = tuple(replace(each, key=key) for each in manifest.data)
+    request = read_document(TrainRequest, finished_run, REQUEST)
+    show_outcome(Console(), finished_run, replace(manifest, data=data), request)
+
+    assert f"--compare base{options}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import textwrap
@@ -164,29 +162,6 @@ def test_the_hooks_of_a_caller_are_put_back() -> None:
         assert sys.excepthook is not before
 
     assert sys.excepthook is before
-
-
-def test_a_command_and_what_it_starts_leave_no_core_dump(tmp_path: Path) -> None:
-    inner = (
-        "import resource, os; print(resource.getrlimit(resource.RLIMIT_CORE),"
-        " open('/proc/self/coredump_filter').read().strip(), flush=True); os.abort()"
-    )
-    outer = (
-        "import subprocess, sys; from mst import cli; cli.main(['--version']);"
-        f"sys.exit(subprocess.run([sys.executable, '-c', {inner!r}]).returncode)"
-    )
-
-    def allow() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
-
-    done = subprocess.run(
-        [sys.executable, "-c", outer],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=allow,
-    )  # fmt: skip
-
-    assert "(0, 0) 00000000" in done.stdout, done.stderr
-    assert done.returncode == 256 - signal.SIGABRT
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("row", ["Smith,王小明\n", "hunter2,hunter2\n", "Smith\thunter2\n"])

@@ -21,7 +21,9 @@ VECTORS = Path(__file__).with_name("vectors")
 NAMES = sorted(each.stem for each in VECTORS.glob("*.json"))
 
 
-def independent(data: bytes, secret: bytes | str) -> tuple[bytes, list[int]]:
+def independent(
+    data: bytes, secret: bytes | str, kind: str = "key-file"
+) -> tuple[bytes, list[int]]:
     """Return a file's plaintext and index; it knows the document and nothing of mst."""
     assert data[:10] == bytes.fromhex("894d5354454e430a") + b"\0\1"
     h = 14 + int.from_bytes(data[10:14], "big")
@@ -33,11 +35,14 @@ def independent(data: bytes, secret: bytes | str) -> tuple[bytes, list[int]]:
         info = b"mst-file-v1|" + purpose.encode()
         return HKDF(hashes.SHA256(), length, salt, info).derive(key)
 
-    kind = "passphrase" if isinstance(secret, str) else "key-file"
+    kind = "passphrase" if isinstance(secret, str) else kind
     way = next(each for each in ways if each["kind"] == kind)
     if isinstance(secret, str):
         own, n, r, p = bytes.fromhex(way["salt"]), way["n"], way["r"], way["p"]
         secret = hashlib.scrypt(secret.encode(), salt=own, n=n, r=r, p=p, dklen=32)
+    if kind == "pkcs11":
+        sealed = bytes.fromhex(way["sealed"])
+        secret = AESGCM(secret).decrypt(sealed[:12], sealed[12:], salt)
     wrapped = bytes.fromhex(way["key"])
     data_key = AESGCM(k(secret, "wrap|" + kind)).decrypt(wrapped[:12], wrapped[12:], salt)
     mac = hmac.new(k(data_key, "front"), fixed + data[h:w], hashlib.sha256).digest()
@@ -70,6 +75,8 @@ def test_an_independent_reader_reads_them(name: str) -> None:
 
     assert plain.decode() == vector["plaintext"]
     assert independent(data, vector["passphrase"]) == (plain, index)
+    if "token_key" in vector:
+        assert independent(data, bytes.fromhex(vector["token_key"]), "pkcs11") == (plain, index)
     starts = [each & ~(1 << 63) for each in index]
     if name == "records":
         assert starts == [0, 4, 18]

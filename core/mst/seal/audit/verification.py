@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,10 @@ class Verification:
         return not self.problems
 
 
+# Takes a line without its end, and its event.
+Take = Callable[[bytes, dict[str, Any]], object]
+
+
 @dataclass
 class _Seen:
     """What is gathered on the way through the files."""
@@ -89,10 +93,14 @@ class _Seen:
     last: Chain = field(default_factory=Chain)
     wanted: Mapping[str, Any] | None = None
     found_wanted: bool = False
+    take: Take = lambda line, event: None
 
 
 def verify(
-    directory: Path, public_key: str | None = None, checkpoint: Mapping[str, Any] | None = None
+    directory: Path,
+    public_key: str | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+    take: Take = lambda line, event: None,
 ) -> Verification:
     """Check a whole log, and its end by the newest checkpoint beside it.
 
@@ -100,12 +108,13 @@ def verify(
         directory: of the log, or a copy of it.
         public_key: that must have signed it, in hexadecimal; default that of key.pub beside it.
         checkpoint: exported earlier: all that it covers must be there.
+        take: told of each line that is whole and in its place, oldest first.
 
     Raises:
         AuditError: there is no log.
     """
     with _unwritten(directory):
-        return _verify(directory, public_key, checkpoint, with_head=True)
+        return _verify(directory, public_key, _Seen(wanted=checkpoint, take=take), with_head=True)
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def _unwritten(directory: Path) -> Iterator[None]:
 
 def verify_files(directory: Path) -> Verification:
     """Check a log as `verify` does, but for the checkpoint beside it; its caller has the lock."""
-    return _verify(directory, None, None, with_head=False)
+    return _verify(directory, None, _Seen(), with_head=False)
 
 
 def read_export(path: Path) -> tuple[dict[str, Any], str]:
@@ -150,16 +159,13 @@ def read_export(path: Path) -> tuple[dict[str, Any], str]:
     return checkpoint, str(public)
 
 
-def _verify(
-    directory: Path, public_key: str | None, checkpoint: Mapping[str, Any] | None, with_head: bool
-) -> Verification:
+def _verify(directory: Path, public_key: str | None, seen: _Seen, with_head: bool) -> Verification:
     names = place.segments(directory)
     if not names:
         raise AuditError(
             f"{directory} holds no audit log. `mst train` and others begin one; --audit-log DIR"
             " names another directory."
         )
-    seen = _Seen(wanted=checkpoint)
     for name in names:
         _read_file(directory / name, seen)
     problems, acknowledged = _judged(seen, names)
@@ -169,9 +175,9 @@ def _verify(
             problems.append("the log is signed by another key than the one that was to sign it")
     if with_head:
         problems += _against_head(directory, seen)
-    if checkpoint is not None and not seen.found_wanted:
+    if seen.wanted is not None and not seen.found_wanted:
         problems.append(
-            f"the exported checkpoint, over {checkpoint['seq']} events, is not in the log: its end"
+            f"the exported checkpoint, over {seen.wanted['seq']} events, is not in the log: its end"
             " was cut off, it was written anew, or what the checkpoint covers was pruned"
         )
     return Verification(
@@ -203,6 +209,7 @@ def _read_file(path: Path, seen: _Seen) -> None:
                 if not events:
                     _check_link(event, seen, path.name)
                 _notice(event, seen, path.name)
+                seen.take(line[:-1], event)
                 first_time = first_time or event["time"]
                 events += 1
             except Broken as found:

@@ -1,13 +1,11 @@
-"""What a jailed process must not inherit: sockets, proxies, core dumps."""
+"""What a jailed process must not inherit: sockets and proxies."""
 
 from __future__ import annotations
 
 import os
-import resource
 import stat
 from collections.abc import Collection, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 
 from mst.launch import offline_environment
 
@@ -66,13 +64,3 @@ def clean_environment(environ: MutableMapping[str, str]) -> None:
             if not name.endswith("_SOCKET_IFNAME")
         }
     )
-
-
-def no_core_dumps() -> None:
-    """Keep the kernel from writing this process's memory, and that of all it starts, to a file."""
-    # With 0 a core still goes to a program that core_pattern names; 1 stops that too (do_coredump
-    # in fs/coredump.c), and is too small for a file.
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    with suppress(OSError):
-        Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")

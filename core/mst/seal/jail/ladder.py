@@ -28,6 +28,7 @@ from mst.seal.jail.seal import (
     entered,
 )
 from mst.seal.jail.ways_out import try_all
+from mst.seal.memory import core_dumps_off
 
 _MODES = {
     "auto": (ROOT, USER, GIVEN, BROKER, SECCOMP),
@@ -68,7 +69,7 @@ def enter(request: JailRequest, scene: Scene, environ: MutableMapping[str, str])
             " Something that Python loads at its start makes them: a sitecustomize, or a profiler."
         )
     closed = hygiene.close_sockets()
-    hygiene.no_core_dumps()
+    core_dumps_off()
     seal = _climb(request, scene, environ)
     seal = replace(seal, closed_sockets=closed, kernel=words, allow_net=request.allow_net)
     entered(seal)

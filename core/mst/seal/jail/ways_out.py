@@ -23,6 +23,8 @@ from mst.seal.jail.seal import Way
 # Set aside for documentation (RFC 5737, RFC 3849): no machine has them.
 NOWHERE, NOWHERE6 = "198.51.100.1", "2001:db8::1"
 _SECONDS = 1.0
+# A socket's name has room for 107 bytes (unix(7)), which the TMPDIR of a batch system can fill.
+_LONGEST_DIRECTORY = 80
 _BEGUN = (errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN)
 _AF_VSOCK, _AF_BLUETOOTH, _AF_ALG, _AF_RDS, _AF_TIPC, _AF_XDP = 40, 31, 38, 21, 30, 44
 
@@ -60,7 +62,8 @@ class Outside:
 
 def listen_outside() -> Outside:
     """Return open listeners of this process."""
-    directory = tempfile.mkdtemp(prefix="mst-seal-")
+    long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_DIRECTORY
+    directory = tempfile.mkdtemp(prefix="mst-seal-", dir="/tmp" if long else None)
     path, name = f"{directory}/outside", f"mst-{os.getpid()}-outside"
     tcp = socket.socket()
     tcp.bind(("127.0.0.1", 0))

@@ -16,6 +16,7 @@ from mst.seal.container.reader import SealedFile
 from mst.seal.keys import wrapping
 from mst.seal.keys.key_file import key_id, read_key_file
 from mst.seal.keys.passphrase import ask_passphrase, has_terminal, read_passphrase
+from mst.seal.keys.token import TokenKey, token_key
 
 _MAX_BYTES = 1 << 22
 
@@ -29,12 +30,14 @@ class KeyRing:
         passphrases: of --passphrase-file, and those that were asked for.
         opened: data keys and the names of the ways to them, by the salt of their file, in hex.
         asks: a passphrase may be asked for at the terminal.
+        tokens: the keys of --pkcs11. Workers get what these have opened, and not the tokens.
     """
 
     key_files: tuple[bytes, ...] = field(default=(), repr=False)
     passphrases: list[bytes] = field(default_factory=list, repr=False)
     opened: dict[str, tuple[bytes, str]] = field(default_factory=dict, repr=False)
     asks: bool = False
+    tokens: tuple[TokenKey, ...] = ()
 
     def data_key(self, name: str, front: Front) -> bytes:
         """Return the data key of a file; a scrypt or a sealed credential is opened once.
@@ -71,17 +74,24 @@ class KeyRing:
 NO_KEYS = KeyRing()
 
 
-def ring_of(key_file: str | None, passphrase_file: str | None, asks: bool = True) -> KeyRing:
+def ring_of(
+    key_file: str | None,
+    passphrase_file: str | None,
+    pkcs11: str | None = None,
+    asks: bool = True,
+) -> KeyRing:
     """Return the secrets that a command's options name.
 
     Raises:
         EncryptionError: one can't be read, or others may read it.
+        UsageError: `pkcs11` is no URI of a key.
     """
     keys = () if key_file is None else (read_key_file(Path(key_file).expanduser()),)
     phrases = []
     if passphrase_file is not None:
         phrases.append(read_passphrase(Path(passphrase_file).expanduser()))
-    return KeyRing(keys, phrases, {}, asks)
+    tokens = () if pkcs11 is None else (token_key(pkcs11),)
+    return KeyRing(keys, phrases, {}, asks, tokens)
 
 
 def _find(ring: KeyRing, name: str, front: Front) -> tuple[bytes, str]:
@@ -97,7 +107,11 @@ def _find(ring: KeyRing, name: str, front: Front) -> tuple[bytes, str]:
         for way in ways[wrapping.PASSPHRASE][:_PASSPHRASE_WAYS]:
             if (found := wrapping.unwrap_passphrase(way, phrase, salt)) is not None:
                 return found, wrapping.PASSPHRASE
-    given = bool(ring.key_files or ring.passphrases)
+    for token in ring.tokens:
+        for way in ways[wrapping.TOKEN][:_TOKEN_WAYS]:
+            if (found := wrapping.unwrap_token(way, token, salt)) is not None:
+                return found, wrapping.described(way)
+    given = bool(ring.key_files or ring.passphrases or ring.tokens)
     for way in ways[wrapping.CREDENTIAL][: 0 if given else 1]:
         if (found := wrapping.unwrap_credential(way, salt, name)) is not None:
             return found, wrapping.CREDENTIAL
@@ -107,19 +121,20 @@ def _find(ring: KeyRing, name: str, front: Front) -> tuple[bytes, str]:
     raise _closed(ring, name, front.wrappings)
 
 
-_KINDS = (wrapping.KEY_FILE, wrapping.PASSPHRASE, wrapping.CREDENTIAL)
-_PASSPHRASE_WAYS = 4
+_KINDS = (wrapping.KEY_FILE, wrapping.PASSPHRASE, wrapping.CREDENTIAL, wrapping.TOKEN)
+_PASSPHRASE_WAYS = _TOKEN_WAYS = 4
 
 
 def _closed(ring: KeyRing, name: str, ways: tuple[Mapping[str, Any], ...]) -> EncryptionError:
     known = ", ".join(sorted({wrapping.described(each) for each in ways})[:8]) or "nothing"
-    if not (ring.key_files or ring.passphrases):
+    if not (ring.key_files or ring.passphrases or ring.tokens):
         return EncryptionError(
             f"{name} is encrypted, and no key was given. It opens with: {known}. Pass --key-file"
-            " FILE or --passphrase-file FILE."
+            " FILE, --passphrase-file FILE or --pkcs11 URI."
         )
     tried = [f"key-file {key_id(each)}" for each in ring.key_files]
     tried += ["a passphrase"] * bool(ring.passphrases)
+    tried += ["the token's key"] * bool(ring.tokens)
     return EncryptionError(
         f"{name} does not open with {' or '.join(tried)}: the key is wrong, or the file's header"
         f" was changed. It says that it opens with: {known}. Pass that key."

@@ -11,12 +11,13 @@ import secrets
 from pathlib import Path
 
 from mst.errors import EncryptionError
+from mst.seal.container.layout import read_front
 from mst.seal.container.output import whole_file
 from mst.seal.container.reader import PlainBytes
 from mst.seal.container.writer import Wrap, encrypt
 from mst.seal.keys.key_file import key_of_text, key_text
 from mst.seal.keys.ring import KeyRing
-from mst.seal.keys.wrapping import KeyFileWay, PassphraseWay, refuse_none
+from mst.seal.keys.wrapping import KeyFileWay, PassphraseWay, TokenWay, refuse_none
 
 RUN_KEY = "run.key.mst"
 
@@ -30,6 +31,7 @@ def make_run_key(run: Path, keys: KeyRing) -> None:
     ways: tuple[Wrap, ...] = (
         *map(KeyFileWay, keys.key_files),
         *map(PassphraseWay, keys.passphrases),
+        *map(TokenWay, keys.tokens),
     )
     refuse_none(ways)
     text = key_text(secrets.token_bytes(32)).encode()
@@ -37,6 +39,13 @@ def make_run_key(run: Path, keys: KeyRing) -> None:
         encrypt(io.BytesIO(text), target, ".key", ways, size=len(text))
     # That it opens is seen before anything is encrypted with it; the ring keeps what scrypt found.
     run_keys(run, keys)
+
+
+def first_way(run: Path) -> str:
+    """Return the kind of key that a run's own key was first wrapped with; needs no key."""
+    with (run / RUN_KEY).open("rb") as file:
+        kind: str = read_front(RUN_KEY, file).wrappings[0]["kind"]
+    return kind
 
 
 def run_keys(run: Path, keys: KeyRing) -> KeyRing:

@@ -12,8 +12,10 @@ from mst.seal.container.cipher import derived
 from mst.seal.keys.credential import open_credential, seal_credential
 from mst.seal.keys.key_file import key_id
 from mst.seal.keys.passphrase import BLOCK, COST, PARALLEL, passphrase_key
+from mst.seal.keys.token import TokenKey, open_on_token, seal_on_token
+from mst.seal.keys.token_uri import is_printable
 
-KEY_FILE, PASSPHRASE, CREDENTIAL = "key-file", "passphrase", "systemd-creds"
+KEY_FILE, PASSPHRASE, CREDENTIAL, TOKEN = "key-file", "passphrase", "systemd-creds", "pkcs11"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,24 @@ class CredentialWay:
         }
 
 
+@dataclass(frozen=True)
+class TokenWay:
+    """Opens with a key on a PKCS#11 token."""
+
+    key: TokenKey
+
+    def wrap(self, data_key: bytes, salt: bytes) -> Mapping[str, Any]:
+        """Return the way as it is written."""
+        key = secrets.token_bytes(32)
+        uri, sealed = seal_on_token(self.key, key, salt)
+        return {
+            "kind": TOKEN,
+            "uri": uri,
+            "sealed": sealed.hex(),
+            "key": _wrapped(key, data_key, salt, TOKEN),
+        }
+
+
 def unwrap_key_file(way: Mapping[str, Any], key: bytes, salt: bytes) -> bytes | None:
     """Return the data key; None when this key file doesn't open it."""
     return _unwrapped(key, way, salt)
@@ -97,11 +117,27 @@ def unwrap_credential(way: Mapping[str, Any], salt: bytes, file: str) -> bytes |
     return _unwrapped(open_credential(sealed, file), way, salt)
 
 
+def unwrap_token(way: Mapping[str, Any], key: TokenKey, salt: bytes) -> bytes | None:
+    """Return the data key; None when this token's key doesn't open it.
+
+    Raises:
+        EncryptionError: as `mst.seal.keys.token.open_on_token`.
+    """
+    try:
+        sealed = bytes.fromhex(way["sealed"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    found = open_on_token(key, sealed, salt) if len(sealed) == 12 + 32 + 16 else None
+    return None if found is None else _unwrapped(found, way, salt)
+
+
 def described(way: Mapping[str, Any]) -> str:
     """Return a way in words that hold no secret, safe to print whoever wrote them."""
     kind, name = str(way["kind"]), way.get("id")
-    if kind not in (KEY_FILE, PASSPHRASE, CREDENTIAL):
+    if kind not in (KEY_FILE, PASSPHRASE, CREDENTIAL, TOKEN):
         return "a kind that this mst doesn't know"
+    if kind == TOKEN and is_printable(way.get("uri")):
+        return str(way["uri"])
     known = isinstance(name, str) and len(name) == 16 and name.isascii() and name.isalnum()
     return f"{kind} {name}" if kind == KEY_FILE and known else kind
 
@@ -135,5 +171,6 @@ def refuse_none(ways: tuple[object, ...]) -> None:
     if not ways:
         raise EncryptionError(
             "no key was named, and without one nobody could read the file again. Pass --key-file"
-            " FILE (made by `mst data keygen --key-file FILE`), --passphrase or --systemd-creds."
+            " FILE (made by `mst data keygen --key-file FILE`), --passphrase, --systemd-creds or"
+            " --pkcs11 URI."
         )

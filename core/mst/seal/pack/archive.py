@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ LISTING, SIGNATURE, PUBLIC = "MANIFEST.json", "MANIFEST.sig", "key.pub"
 TYPE = "mst audit pack 1"
 # Of one file in an archive that somebody else made: metrics of a long run take some megabytes.
 _MOST_BYTES = 1 << 30
+_PACKINGS = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)
+# What zipfile raises where bytes are wrong; RuntimeError for a file that says it has a password.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 # zip holds no time zone, and the listing says when: a fixed time keeps equal archives equal.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -100,22 +105,22 @@ def check(path: Path, public_key: str | None = None) -> Checked:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            if sum(each.file_size for each in infos) > _MOST_BYTES:
-                raise _changed(path, "it unpacks to more than 1 GiB")
-            names = [each.filename for each in infos]
-            if len(set(names)) != len(names):
-                raise _changed(path, "it holds two files of one name")
-            parts = {name: archive.read(name) for name in names}
+            return _checked(path, _parts(path, archive), public_key)
     except OSError as error:
         raise AuditError(f"cannot read {path}: {error.strerror}.") from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, NotImplementedError):
+    except _DAMAGED:
         raise _changed(path, "it is damaged, or no zip file") from None
-    except Exception as error:
-        if isinstance(error, AuditError):
-            raise
-        raise _changed(path, "a file in it can't be unpacked") from None  # zlib.error and others
-    return _checked(path, parts, public_key)
+
+
+def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, bytes]:
+    infos = archive.infolist()
+    if sum(each.file_size for each in infos) > _MOST_BYTES:
+        raise _changed(path, "it unpacks to more than 1 GiB")
+    if any(each.compress_type not in _PACKINGS for each in infos):
+        raise _changed(path, "a file in it is packed in another way")
+    if len({each.filename for each in infos}) != len(infos):
+        raise _changed(path, "it holds two files of one name")
+    return {each.filename: archive.read(each) for each in infos}
 
 
 def _checked(path: Path, parts: Mapping[str, bytes], public_key: str | None) -> Checked:

@@ -12,7 +12,6 @@ from mst import rundir, serial
 from mst.data.rows import FileFacts
 from mst.durable import sha256
 from mst.errors import DataError
-from mst.seal.audit.reading import events
 from mst.seal.audit.verification import verify
 from mst.seal.personal_data.scan import scan_file
 from mst.seal.supply.bill import BILL
@@ -34,17 +33,19 @@ def collect(run: Path, log: Path) -> dict[str, bytes]:
         AuditError: there is no log.
     """
     manifest = rundir.read_manifest(run)
-    lines, found = _events_of(run, log, manifest.created)
+    events: list[tuple[bytes, dict[str, Any]]] = []
+    verification = verify(log, take=lambda line, event: events.append((line, event)))
+    lines, found = _of_run(events, run, manifest.created)
     members = {
         f"run/{name}": (run / name).read_bytes() for name in _DOCUMENTS if (run / name).is_file()
     }
     members["files.sha256"] = _listing(run)
     members["outputs.json"] = _json(_outputs(run, found))
-    members["audit/verification.json"] = serial.dumps(verify(log)).encode()
+    members["audit/verification.json"] = serial.dumps(verification).encode()
     members["personal-data.json"] = _json(_personal_data((*manifest.data, *manifest.val_data)))
     members["privacy-budget.json"] = _json(_privacy(manifest))
     if lines:
-        members["audit/events.jsonl"] = "".join(line + "\n" for line in lines).encode()
+        members["audit/events.jsonl"] = b"".join(line + b"\n" for line in lines)
     measured = {"held_out": dict(manifest.results), "mst_eval": _evaluations(found)}
     if any(measured.values()):
         members["evaluation.json"] = _json(measured)
@@ -68,18 +69,19 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _events_of(run: Path, log: Path, created: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _of_run(
+    events: Sequence[tuple[bytes, dict[str, Any]]], run: Path, created: str
+) -> tuple[list[bytes], list[dict[str, Any]]]:
     """Return the lines and events of the commands that had to do with a run since it was begun."""
-    all_events = list(events(log))
     path = str(run)
     commands = {
         event["command"]
-        for _, event in all_events
+        for _, event in events
         if (event["facts"].get("run") == path or event["facts"].get("adapter") == f"{path}/adapter")
         # Both in UTC. Before that, another run lay there.
         and event["time"][:19] >= created[:19]
     }
-    kept = [(line, event) for line, event in all_events if event["command"] in commands]
+    kept = [(line, event) for line, event in events if event["command"] in commands]
     return [line for line, _ in kept], [event for _, event in kept]
 
 

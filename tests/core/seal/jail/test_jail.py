@@ -123,6 +123,15 @@ print(seal.files)
     assert "Landlock" in done.stdout
 
 
+def test_a_temporary_directory_may_have_a_long_name(tmp_path: Path) -> None:
+    temporary = tmp_path / ("d" * 100)
+    temporary.mkdir()
+    done = inside("print('in')", cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)})
+
+    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_nodes_of_disks_and_memory_are_withheld() -> None:
     names = {each.name for each in nodes()}
 
@@ -147,7 +156,7 @@ def test_nothing_of_the_users_session_comes_in(tmp_path: Path) -> None:
 import resource
 names = ("HTTPS_PROXY", "all_proxy", "SSH_AUTH_SOCK", "DOCKER_HOST")
 print([name for name in names if name in os.environ], os.environ["HF_HUB_OFFLINE"],
-      seal.closed_sockets, resource.getrlimit(resource.RLIMIT_CORE)[0] <= 1)
+      seal.closed_sockets, resource.getrlimit(resource.RLIMIT_CORE)[1] <= 1)
 status = open("/proc/self/status").read()
 caps = [line.split()[1] for line in status.splitlines() if line.startswith("Cap")]
 assert set(caps) == {"0" * 16}, caps
