@@ -24,7 +24,8 @@ from mst_plugins.gptqmodel_patches import patch
 from mst_plugins.quantized_model import decoder_linears, faults, write_side_files
 from mst_plugins.sealed_continuation import key_from_rows
 
-# Killed after a layer and begun again, these come to the same bytes; others begin anew.
+# Killed after a layer and begun again, these come to the same bytes (GPTQ and AWQ; gptqmodel's AWQ
+# fails on the last two); others begin anew.
 _GO_ON = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 
 
