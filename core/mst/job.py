@@ -217,7 +217,7 @@ def _check_encryption(request: TrainRequest, keys: KeyRing) -> None:
     elif not (keys.key_files or keys.passphrases or keys.tokens):
         raise UsageError(
             "--encrypt-run was given without a key. Pass --key-file FILE (made by `mst data keygen"
-            " --key-file FILE`), --passphrase-file FILE or --pkcs11 URI; of several, each opens the run."
+            " --key-file FILE`), --passphrase-file FILE or --pkcs11 URI; of several, each opens it."
         )
 
 

@@ -185,8 +185,10 @@ def test_a_head_of_its_own_must_be_there(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    shape: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2,
+    }  # fmt: skip
     own, tied = (
         LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=each)) for each in (False, True)
     )
