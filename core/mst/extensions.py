@@ -9,8 +9,9 @@ from collections.abc import Collection
 GROUP = "torch.backends"
 # PEFT 0.21 imports bitsandbytes, and transformers 5.23 DeepSpeed when it saves, wherever they are
 # installed: that costs seconds, writes to the terminal and makes caches. With `kernels`,
-# bitsandbytes 0.50 and transformers fetch native code from a hub.
-OPTIONAL = ("bitsandbytes", "deepspeed", "kernels")
+# bitsandbytes 0.50 and transformers fetch native code from a hub. Both import torchao, which comes
+# with gptqmodel and warns, and PEFT gptqmodel itself.
+OPTIONAL = ("bitsandbytes", "deepspeed", "kernels", "torchao", "gptqmodel", "optimum")
 
 
 def hide_packages(keep: Collection[str] = ()) -> None:

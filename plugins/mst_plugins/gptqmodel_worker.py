@@ -169,7 +169,7 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     hide_extensions()
     job = serial.from_json(QuantizeJob, json.loads(argv[0]))
-    hide_packages()
+    hide_packages(keep=("gptqmodel", "torchao"))
     return guarded(lambda: work(job))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.errors import PlanError
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
 from mst.hookspecs import hookimpl
 from mst.model.facts import read_facts
+from mst.plan import Reason
 from mst_plugins.weights import stored_weights
 
 if TYPE_CHECKING:
@@ -31,22 +31,20 @@ def mst_export_name() -> str:
 
 @hookimpl
 def mst_export_check(request: ExportRequest) -> ExportPlan:
-    """Return the plan.
-
-    Raises:
-        PlanError: options of quantized formats were given.
-    """
-    if request.bits or request.group_size or request.method != "auto":
-        raise PlanError(
-            "--bits, --group-size and --method are for quantized formats; merged has none of them."
-            " Leave them out, or pass --format gptq, awq or compressed-tensors."
-        )
+    """Return the plan; what is asked of quantized formats beside it is said to be of no use."""
+    asked = {"bits": request.bits, "group size": request.group_size}
+    unused = tuple(
+        Reason(name, str(value), "not used: weights stay whole")
+        for name, value in asked.items()
+        if value is not None
+    )
     facts = read_facts(Path(request.model_dir))
     return ExportPlan(
         scheme="merged in float32, then cast",
         bounds=_BOUNDS,
         disk_bytes=4 * facts.parameters,
         memory_bytes=4 * facts.parameters,
+        reasons=unused,
         serve=("mst chat {path}", "vllm serve {path}", "lmdeploy serve api_server {path}"),
     )
 

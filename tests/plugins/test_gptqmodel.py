@@ -5,7 +5,7 @@ Skipped where gptqmodel is not installed: `python -m pip install gptqmodel==7.6.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import random
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 needs_gptqmodel = pytest.mark.skipif(
-    importlib.util.find_spec("gptqmodel") is None, reason="wants gptqmodel 7.6.0"
+    not list(importlib.metadata.distributions(name="gptqmodel")), reason="wants gptqmodel 7.6.0"
 )
 SCHEMES = {"gptq": Scheme("gptq", 4, 32, True), "awq": Scheme("awq", 4, 32, False)}
 # The calling process, so that it can be killed with its worker.

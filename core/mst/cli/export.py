@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Export, compare, and say what was measured."""
     from rich.console import Console
 
-    from mst.export.job import export, prepare_export
+    from mst.export.job import export, prepare_export, refuse_merged
     from mst.registry import load
     from mst.runs import find_run
     from mst.seal.audit import record
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(highlight=False, markup=False)
     keys = ring_given(args)
+    refuse_merged(Path(args.run))
     job = prepare_export(find_run(args.run), _options(args), load(), keys)
     verify_before_use(Path(job.source.weights), args.model_signature, args.model_public_key)
     _show_plan(console, job)

@@ -104,7 +104,6 @@ def prepare_export(
     Raises:
         MstError: the run, a target, the output directory, the disk or the memory stands in the way.
     """
-    _refuse_merged(run)
     source = of_run(run, options.which, keys)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     place = Path(options.output_dir or run / "export").absolute()
@@ -164,7 +163,12 @@ def ask(registry: Registry, name: str, hook: str, **arguments: Any) -> Any:
     return guarded(lambda: getattr(relay, hook)(**arguments), seconds=None)
 
 
-def _refuse_merged(run: Path) -> None:
+def refuse_merged(run: Path) -> None:
+    """Make sure that what was named as a run is not a merged model.
+
+    Raises:
+        RunError: it is one; names the run that it came from.
+    """
     if (run / REPORT).is_file() and not (run / rundir.MANIFEST).is_file():
         made = serial.load(MergeReport, run / REPORT)
         raise RunError(

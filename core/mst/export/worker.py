@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from mst.export.rows import PROMPTS, ExportRows, check_calibration, rows_of
 from mst.extensions import hide_extensions, hide_packages
 from mst.merge import REPORT, MergeReport
 from mst.registry import Registry, load
+from mst.seal.jail import words
+from mst.seal.jail.seal import entered
 from mst.seal.keys.ring import KeyRing, inherited
 from mst.training.adapters import merge_and_unload
 from mst.training.quantization import compute_in_float32
@@ -226,19 +229,13 @@ def _written(shared: _Shared, target: TargetJob, part: Path, work_dir: Path) -> 
         work_dir=str(work_dir),
         calibration=shared.rows.calibration if target.plan.calibrated else (),
         threads=job.threads,
-        environ=_environment(),
+        environ=dict(os.environ),
         tell=tell,
     )
     report = ask(shared.registry, target.name, "mst_export", request=request)
     if not isinstance(report, ExportReport):
         raise MstError(f"the export target {target.name!r} answered with no ExportReport.")
     return report
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def _judged(
@@ -272,6 +269,8 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     StopAsked()
     hide_extensions()
+    # What a target starts runs where this process runs.
+    entered(words.inherited(os.environ))
     job = serial.from_json(ExportJob, json.loads(argv[0]))
     hide_packages(keep=() if job.source.quantization == "none" else ("bitsandbytes",))
     keys = inherited(int(argv[1]) if len(argv) > 1 else None)

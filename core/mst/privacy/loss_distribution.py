@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
-    Masses = np.ndarray[tuple[int], np.dtype[np.float64]]
+    Masses = np.ndarray[Any, np.dtype[np.float64]]
 
 # Distance of two losses on the grid: the error falls with its square.
 GRID = 1e-3

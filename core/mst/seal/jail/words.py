@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mst.seal.jail import kernel
-from mst.seal.jail.seal import WORDS, Seal
+from mst.seal.jail.seal import OFF, WORDS, Seal
 
 # For a sealed process's children; not trusted.
 VARIABLE = "MST_SEAL"
@@ -24,6 +24,20 @@ def told(seal: Seal) -> str:
     """Return what the children of a sealed process are told."""
     facts = {"layer": seal.layer, "allow_net": seal.allow_net, "broker": seal.broker}
     return json.dumps(facts)
+
+
+def inherited(environ: Mapping[str, str]) -> Seal:
+    """Return the jail that a worker was started in, for one that starts workers of its own.
+
+    They run where it runs. It is believed because only a sealed process, or one whose seal was
+    turned off, starts workers; nobody else should ask.
+    """
+    facts: Any = None
+    with contextlib.suppress(ValueError):
+        facts = json.loads(environ.get(VARIABLE, ""))
+    if not isinstance(facts, dict):
+        return Seal(OFF, reason="as the process that started it")
+    return Seal(str(facts.get("layer")), allow_net=tuple(facts.get("allow_net", ())))
 
 
 def explain(environ: Mapping[str, str]) -> None:
