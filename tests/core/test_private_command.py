@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_a_run_says_its_epsilon_and_forgets_its_key(options: dict[str, str]) -> 
     assert not (run / KEY_FILE).exists()
     # Poisson draws: the steps hold unlike numbers of rows.
     assert len({line["units"] for line in lines}) > 1
+
+    archive = run.with_name("a.zip")
+    assert main(["audit", "pack", str(run), "--output", str(archive)]) == 0
+    with zipfile.ZipFile(archive) as packed:
+        budget = json.loads(packed.read("privacy-budget.json"))
+        page = packed.read("index.html").decode()
+
+    assert budget["differential_privacy"] == "holds"
+    assert budget["epsilon"] == manifest.privacy.epsilon
+    assert f"ε = {manifest.privacy.epsilon:.3f}" in page
 
 
 @pytest.mark.slow

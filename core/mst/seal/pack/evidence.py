@@ -49,7 +49,7 @@ def collect(run: Path, log: Path) -> dict[str, bytes]:
     measured = {"held_out": dict(manifest.results), "mst_eval": _evaluations(found)}
     if any(measured.values()):
         members["evaluation.json"] = _json(measured)
-    for export in sorted(run.glob(f"*/{BILL}")):
+    for export in (*sorted(run.glob(f"*/{BILL}")), *sorted(run.glob(f"export/[!.]*/{BILL}"))):
         members["sbom.cdx.json"] = export.read_bytes()
     return members
 

@@ -73,6 +73,15 @@ def test_names_are_no_markup(tmp_path: Path, finished_run: Path) -> None:
     assert b"<img" not in parts(target)["index.html"]
 
 
+def test_the_bill_of_an_export_is_in_the_archive(tmp_path: Path, finished_run: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "a.zip"
+    shutil.copytree(finished_run, run)
+    assert main(["export", str(run)]) == 0
+    assert main(["audit", "pack", str(run), "--output", str(target)]) == 0
+
+    assert parts(target)["sbom.cdx.json"] == (run / "export/merged/sbom.cdx.json").read_bytes()
+
+
 def test_a_result_that_was_changed_is_told(
     tmp_path: Path, finished_run: Path, tiny_model: Path, chat_rows: Path, capsys: Capture
 ) -> None:
