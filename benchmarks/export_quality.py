@@ -84,9 +84,8 @@ def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
     ids = ids[:_TEXT_TOKENS]
     windows = [array("i", ids[i : i + _WINDOW]) for i in range(0, len(ids), _WINDOW)]
     rows = [Example(each, each, None) for each in windows]  # type: ignore[arg-type]
-    trained, candidate = (
-        AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval() for _ in range(2)
-    )
+    load: Any = AutoModelForCausalLM.from_pretrained
+    trained, candidate = (load(merged, dtype=torch.float32).eval() for _ in range(2))
     put_weights(candidate, unpacked_weights(directory))
     return distance(trained, candidate, rows).perplexity_ratio
 

@@ -1,21 +1,31 @@
-"""`mst plugins`: every plugin that was found, and why any is not used."""
+"""`mst plugins`: what was found, why any is not used, and the kit for export targets."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
+from mst.errors import EXIT_FAILED, UsageError
 from mst.registry import PluginRecord, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mst plugins`."""
+    parser.add_argument(
+        "action", nargs="?", choices=("check",), help="try every promise of an export target"
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the target, as after --format")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one record a plugin; returns 0 even when some failed, for the others work."""
+    if args.action == "check":
+        return _check(args)
     records = load().records
     if args.json:
         plain = {"plugins": [asdict(record) for record in records]}
@@ -23,6 +33,34 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_table(records)
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Run the kit's part for export targets; 1 when a promise is broken."""
+    from rich.console import Console
+
+    from mst.conformance.export_target import run_checks
+    from mst.conformance.findings import FAIL
+
+    if args.name is None:
+        raise UsageError("mst plugins check: name the export target, as after --format.")
+    with tempfile.TemporaryDirectory(prefix="mst-conformance-") as directory:
+        results = run_checks(args.name, Path(directory))
+    if args.json:
+        print(json.dumps([asdict(each) for each in results], indent=2, ensure_ascii=False))
+    else:
+        console = Console(markup=False, highlight=False, emoji=False)
+        width = max(len(each.id) for each in results)
+        for each in results:
+            line = f"{each.id:<{width}}  {each.status:<6}  {each.found}"
+            line += f". To do: {each.advice}" if each.status == FAIL else ""
+            console.print(line, soft_wrap=True)
+        counts = Counter(each.status for each in results)
+        console.print(
+            f"\n{args.name}: {counts['pass']} passed, {counts['fail']} failed,"
+            f" {counts['skip']} skipped"
+        )
+    return EXIT_FAILED if any(each.status == FAIL for each in results) else 0
 
 
 def _print_table(records: tuple[PluginRecord, ...]) -> None:

@@ -19,15 +19,15 @@ _SUBJECTS = ("card", "cash", "fee", "loan")
 _DETAILS = ("is late", "was lost", "looks wrong", "went up twice this year")
 
 
-def tiny_model(workspace: Path) -> Path:
+def tiny_model(workspace: Path, key_value_heads: int = KEY_VALUE_HEADS) -> Path:
     """Return the model's directory; makes it at the first call."""
     path = workspace / "tiny-llama"
     if not (path / "config.json").exists():
         path.mkdir(exist_ok=True)
         vocabulary = _write_tokenizer(path)
-        _write_weights(path, vocabulary)
+        _write_weights(path, vocabulary, key_value_heads)
         # Last: a directory with a config is whole.
-        _write_json(path / "config.json", _config(vocabulary))
+        _write_json(path / "config.json", _config(vocabulary, key_value_heads))
     return path
 
 
@@ -67,7 +67,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
-def _config(vocabulary: int) -> Mapping[str, object]:
+def _config(vocabulary: int, key_value_heads: int) -> Mapping[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -76,7 +76,7 @@ def _config(vocabulary: int) -> Mapping[str, object]:
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": KEY_VALUE_HEADS,
+        "num_key_value_heads": key_value_heads,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -111,7 +111,7 @@ def _write_tokenizer(path: Path) -> int:
     return len(vocabulary)
 
 
-def _write_weights(path: Path, vocabulary: int) -> None:
+def _write_weights(path: Path, vocabulary: int, key_value_heads: int) -> None:
     """Write the weights as safetensors: the length of the header, the header, the numbers.
 
     Source: https://github.com/huggingface/safetensors#format
@@ -119,7 +119,7 @@ def _write_weights(path: Path, vocabulary: int) -> None:
     numbers = random.Random(0)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     data = array.array("f")
-    for name, shape in _shapes(vocabulary).items():
+    for name, shape in _shapes(vocabulary, key_value_heads).items():
         begin = len(data) * data.itemsize
         if len(shape) == 1:
             data.extend([1.0] * shape[0])
@@ -132,9 +132,9 @@ def _write_weights(path: Path, vocabulary: int) -> None:
     (path / "model.safetensors").write_bytes(weights)
 
 
-def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+def _shapes(vocabulary: int, key_value_heads: int) -> dict[str, tuple[int, ...]]:
     """Return transformers' names of a Llama's weights, to their shapes."""
-    narrow = HIDDEN * KEY_VALUE_HEADS // HEADS
+    narrow = HIDDEN * key_value_heads // HEADS
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, HIDDEN),
         "model.norm.weight": (HIDDEN,),
