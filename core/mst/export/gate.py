@@ -228,9 +228,7 @@ def stored_faults(directory: Path, model: torch.nn.Module, dtype: str) -> list[s
     return faults
 
 
-def merge_faults(
-    agreement: float, max_logit_difference: float, same_answers: int, answers: int
-) -> list[str]:
+def merge_faults(max_logit_difference: float, same_answers: int, answers: int) -> list[str]:
     """Return how a merge in float32 differs from base and adapter."""
     faults = []
     if not max_logit_difference <= MERGED_LOGITS or not math.isfinite(max_logit_difference):

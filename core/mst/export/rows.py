@@ -15,6 +15,7 @@ from mst.data.rows import Row
 from mst.data.template import ChatTemplate
 from mst.data.tokens import TextTokenizer
 from mst.errors import DataError
+from mst.evaluate.held_out import spread
 from mst.request import TrainRequest
 from mst.seal.keys.ring import KeyRing
 
@@ -23,6 +24,8 @@ CALIBRATION_ROWS = 128
 # With fewer tokens than this a layer's second moments hardly have full rank.
 CALIBRATION_TOKENS_AT_LEAST = 256
 JUDGED_TOKENS = 16_000
+# Rows that are asked for their answer: each costs a pass for every answer of the set.
+ASKED = 120
 PROMPTS = 64
 
 
@@ -88,11 +91,15 @@ def rows_of(
     source = f"held out in {run.name}" if held_out else "the run's training rows: it held out none"
     answers = prepared.answers or ()
     asked = [each.row for each in judged] if answers and held_out else []
+    if not any(len(each.input_ids) > 1 for each in judged):
+        raise DataError(
+            f"{run} has no row of two tokens to judge an export by. Train it on rows with answers."
+        )
     return ExportRows(
         calibration=[list(each.input_ids) for each in drawn],
         judged=judged,
         judged_from=source,
-        asked=asked,
+        asked=[asked[place] for place in spread(range(len(asked)), ASKED)],
         answers=answers,
         tokenizer=prepared.tokenizer,
         template=prepared.template,

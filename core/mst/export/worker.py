@@ -130,7 +130,7 @@ def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.M
         (float((a - b).abs().max()) for a, b in zip(before, after, strict=True)), default=0.0
     )
     same = sum(a == b for a, b in zip(answers, _answers(model, rows, prompts), strict=True))
-    faults = merge_faults(1.0, largest, same, len(prompts))
+    faults = merge_faults(largest, same, len(prompts))
     return model, MergeCheck(len(prompts), same, largest, tuple(faults))
 
 

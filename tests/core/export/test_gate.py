@@ -245,10 +245,10 @@ def test_right_answers_may_fall_by_two_points_and_by_what_chance_does(
 
 
 def test_a_merge_must_say_what_base_and_adapter_say() -> None:
-    assert merge_faults(1.0, 5e-5, 64, 64) == []
-    assert "differs by 0.2" in merge_faults(1.0, 0.2, 64, 64)[0]
-    assert merge_faults(1.0, 5e-5, 63, 64) == ["1 of 64 greedy answers differ"]
-    assert merge_faults(1.0, float("nan"), 64, 64) != []
+    assert merge_faults(5e-5, 64, 64) == []
+    assert "differs by 0.2" in merge_faults(0.2, 64, 64)[0]
+    assert merge_faults(5e-5, 63, 64) == ["1 of 64 greedy answers differ"]
+    assert merge_faults(float("nan"), 64, 64) != []
 
 
 def changed(path: Path, **values: object) -> None:
