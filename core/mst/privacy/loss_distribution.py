@@ -140,9 +140,12 @@ def _product(these: LossDistribution, those: LossDistribution) -> LossDistributi
     unbounded = 1.0 - (1.0 - these.unbounded) * (1.0 - those.unbounded)
     first = these.first + those.first
     upper = np.cumsum(masses[::-1])[::-1]
-    end = max(1, int(np.searchsorted(-upper, -TAIL)))  # all from here on is negligible
+    # From the end on all is negligible, or as good as without bound.
+    end = min(int(np.searchsorted(-upper, -TAIL)), math.ceil(FARTHEST / GRID) - first)
+    end = min(max(1, end), len(masses))
     unbounded += float(upper[end]) if end < len(upper) else 0.0
-    start = min(end - 1, int(np.searchsorted(np.cumsum(masses[:end]), TAIL)))
+    start = int(np.searchsorted(np.cumsum(masses[:end]), TAIL))
+    start = min(max(start, math.floor(-FARTHEST / GRID) - first), end - 1)
     # A small loss counts for no less when it is taken for a larger one.
     kept = masses[start:end].copy()
     kept[0] += float(masses[:start].sum())
