@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.errors import RunError
 from mst.plan import PrivacyBudget
 from mst.privacy.draws import KEY_FILE, drawn_units, make_key, normal_draws, read_key
 from mst.privacy.units import grouped
@@ -82,14 +83,20 @@ def begin_private_steps(
 
     Raises:
         TrainingError: the model lets rows meet.
-        RunError: the run goes on, and its key is missing.
+        RunError: the run goes on, and its key is missing; or the units are not those planned with.
     """
+    units = grouped(each.row for each in session.train)
+    if len(units) != budget.units:
+        raise RunError(
+            f"the run was planned for {budget.units} units, and the data has {len(units)}, so its ε"
+            " would not hold. Start a new run in another --output-dir."
+        )
     rows = RowGradients(session.model)
     check_row_gradients(session, rows)
     # A run that was killed before its first checkpoint has a key, and has shown nothing yet.
     known = resumed or (run / KEY_FILE).exists()
     key = read_key(run) if known else make_key(run)
-    return Private(budget, key, grouped(each.row for each in session.train), rows)
+    return Private(budget, key, units, rows)
 
 
 def clipped_sums(session: Session, private: Private, step: int, micro_batch: int) -> Clipped:
