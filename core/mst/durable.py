@@ -57,6 +57,15 @@ def sha256(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def file_listing(directory: Path) -> dict[str, dict[str, str | int]]:
+    """Return "sha256" and "bytes" of every file below a directory, by its relative path."""
+    return {
+        str(each.relative_to(directory)): {"sha256": sha256(each), "bytes": each.stat().st_size}
+        for each in sorted(directory.rglob("*"))
+        if each.is_file()
+    }
+
+
 def seal_directory(part: Path, target: Path) -> None:
     """Sync everything in `part`, then give it its final name."""
     for directory, _, names in os.walk(part, topdown=False):

@@ -10,16 +10,17 @@ from typing import Any
 
 import mst
 from mst import rundir, serial
-from mst.durable import sha256
+from mst.durable import file_listing
 from mst.export import ExportReport
 from mst.export.figures import Distance
 from mst.export.gate import Quality
-from mst.export.job import FAILED, MANIFEST, PASSED, ExportJob, TargetJob
+from mst.export.job import FAILED, PASSED, ExportJob, TargetJob
 from mst.merge import MergeReport
 from mst.model.card import model_card
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.seal.supply.bill import write_bill
+from mst.training.checkpoint import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,7 @@ def describe(directory: Path, job: ExportJob, artefact: Artefact) -> None:
     base = None if adapter is None else Path(job.source.weights)
     name = f"{Path(manifest.model).name}, tuned with MST, {artefact.target.name}"
     write_bill(directory, name, job.source.step, base, adapter, manifest, request, plan)
-    files = sorted(each for each in directory.rglob("*") if each.is_file())
-    listing = {
-        str(each.relative_to(directory)): {"sha256": sha256(each), "bytes": each.stat().st_size}
-        for each in files
-    }
-    document = {**_manifest(run, manifest, artefact), "files": listing}
+    document = {**_manifest(run, manifest, artefact), "files": file_listing(directory)}
     (directory / MANIFEST).write_text(
         json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst import serial
-from mst.durable import seal_directory, sha256
+from mst.durable import file_listing, seal_directory, sha256
 from mst.errors import RunError, TrainingError
 from mst.seal.container.cipher import derived
 from mst.seal.keys.ring import NO_KEYS, KeyRing
@@ -192,11 +192,7 @@ def write_sealed(target: Path, fill: Callable[[Path], None], keys: KeyRing = NO_
         fill(part)
         if keys.key_files:
             _refuse_plain(part)
-        files = sorted(each for each in part.rglob("*") if each.is_file())
-        listing = {
-            str(each.relative_to(part)): {"sha256": sha256(each), "bytes": each.stat().st_size}
-            for each in files
-        }
+        listing = file_listing(part)
         text = json.dumps({"files": listing, **_mac(target.name, listing, keys)}, indent=2)
         (part / MANIFEST).write_text(text, encoding="utf-8")
         if target.exists():
