@@ -122,7 +122,8 @@ def prepare_merge(
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     facts = facts_of(source, keys)
     chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
-    _check_space(target, facts.parameters * DTYPES[chosen] + _SIDE_FILES_BYTES)
+    needed = facts.parameters * DTYPES[chosen] + _SIDE_FILES_BYTES
+    check_space(target.parent, needed, "the merged model")
     return MergeJob(
         run=str(run.absolute()),
         source=source,
@@ -200,15 +201,25 @@ def _check_output(target: Path) -> None:
         )
 
 
-def _check_space(target: Path, needed: int) -> None:
-    place = next(each for each in target.parents if each.exists())
+def check_space(directory: Path, needed: int, what: str) -> None:
+    """Make sure that the disk holds what will be written below a directory, which may not be there.
+
+    Args:
+        directory: or the nearest above it that exists.
+        needed: bytes.
+        what: is written, for the message.
+
+    Raises:
+        RunError: it doesn't, or can't be written.
+    """
+    place = next(each for each in (directory, *directory.parents) if each.exists())
     if not os.access(place, os.W_OK):
         raise RunError(f"cannot write in {place}. Pass an --output-dir that can be written.")
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RunError(
-            f"the merged model takes {gib(needed)}; {place} has {gib(free)}"
-            " free. Free some space, or pass --output-dir on another disk."
+            f"{what} takes {gib(needed)}; {place} has {gib(free)} free. Free some space, or pass"
+            " --output-dir on another disk."
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the run and the options of the export."""
+    from mst.export.job import CALIBRATION_ROWS
     from mst.merge import DTYPES
 
     parser.add_argument("run", metavar="RUN", help="run directory, or its name under ./runs")
@@ -51,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows to calibrate by, as --dataset takes them (the run's training rows)",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration-rows", type=int, default=128, metavar="N", help="at most so many (128)"
+        "--calibration-rows",
+        type=int,
+        default=CALIBRATION_ROWS,
+        metavar="N",
+        help=f"at most so many ({CALIBRATION_ROWS})",
     )
     parser.add_argument(
         "--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of a plugin's own"
@@ -131,7 +136,8 @@ def _show_plan(console: Console, job: ExportJob) -> None:
 
 
 def _show_result(console: Console, directory: Path) -> None:
-    from mst.export.job import MANIFEST, PASSED
+    from mst.export.job import PASSED
+    from mst.training.checkpoint import MANIFEST
 
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     shown = shlex.quote(os.path.relpath(directory))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,7 @@ class Distance:
 
 
 def distance(
-    trained: torch.nn.Module,
-    candidate: torch.nn.Module,
-    rows: Sequence[Example],
-    progress: Callable[[int], None] = lambda tokens: None,
+    trained: torch.nn.Module, candidate: torch.nn.Module, rows: Sequence[Example]
 ) -> Distance:
     """Return how far `candidate` is from `trained` on all tokens of the rows.
 
@@ -51,7 +48,6 @@ def distance(
         trained: causal language model, in evaluation mode.
         candidate: another, of the same vocabulary.
         rows: encoded; every token after a row's first is predicted.
-        progress: told how many tokens are done.
     """
     import torch
 
@@ -72,7 +68,6 @@ def distance(
         sums["trained"] -= float(expected.gather(1, targets[:, None]).double().sum())
         sums["candidate"] -= float(found.gather(1, targets[:, None]).double().sum())
         sums["kl"] += float((expected.exp() * (expected - found)).double().sum())
-        progress(tokens)
     loss, own = sums["candidate"] / tokens, sums["trained"] / tokens
     if not math.isfinite(loss + sums["kl"]):
         return Distance(tokens, math.inf, math.inf, math.inf, agreeing / tokens, math.inf)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, MstError, RunError, UsageError
 from mst.export import ExportPlan, ExportRequest
 from mst.launch import run_worker, worker_environment
-from mst.merge import REPORT, MergeReport, merge, prepare_merge
+from mst.merge import REPORT, MergeReport, check_space, merge, prepare_merge
 from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.quantities import gib
@@ -25,8 +23,9 @@ from mst.tuned import TunedModel, of_run
 
 # Where the merge lies that all formats share; a later export finds it there.
 MERGED = ".merged"
-MANIFEST = "manifest.json"
 PASSED, FAILED = "passed", "failed"
+# As many as the GPTQ paper's 128 sequences (Frantar et al. 2022, section 4).
+CALIBRATION_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class ExportOptions:
     bits: int | None = None
     group_size: int | None = None
     calibration: tuple[str, ...] = ()
-    calibration_rows: int = 128
+    calibration_rows: int = CALIBRATION_ROWS
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -122,7 +121,7 @@ def prepare_export(
     memory = max(comparing, *(each.plan.memory_bytes for each in targets))
     disk = sum(each.plan.disk_bytes for each in targets)
     _check_memory(memory)
-    check_space(place, disk)
+    check_space(place, disk, "the export")
     return ExportJob(
         run=str(run.absolute()),
         source=source,
@@ -192,7 +191,7 @@ def refuse_existing(directory: Path) -> None:
 
 def _status(directory: Path) -> str | None:
     try:
-        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((directory / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found.get("status") if isinstance(found, dict) else None
@@ -206,23 +205,6 @@ def _check_memory(needed: int) -> None:
         raise MstError(
             f"comparing the export with what was trained takes {gib(needed)} of memory, and"
             f" {gib(free)} are free. Export on a machine with more memory, or end other programs."
-        )
-
-
-def check_space(place: Path, needed: int) -> None:
-    """Make sure that the disk holds what will be written.
-
-    Raises:
-        RunError: it doesn't, or can't be written.
-    """
-    there = next(each for each in (place, *place.parents) if each.exists())
-    if not os.access(there, os.W_OK):
-        raise RunError(f"cannot write in {there}. Pass an --output-dir that can be written.")
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise RunError(
-            f"the export takes {gib(needed)}; {there} has {gib(free)} free. Free some space, or"
-            " pass --output-dir on another disk."
         )
 
 

@@ -19,8 +19,6 @@ from mst.evaluate.held_out import spread
 from mst.request import TrainRequest
 from mst.seal.keys.ring import KeyRing
 
-# As many as the GPTQ paper's 128 sequences (Frantar et al. 2022, section 4).
-CALIBRATION_ROWS = 128
 # With fewer tokens than this a layer's second moments hardly have full rank.
 CALIBRATION_TOKENS_AT_LEAST = 256
 JUDGED_TOKENS = 16_000
