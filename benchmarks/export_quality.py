@@ -1,6 +1,6 @@
 """What each export format costs and keeps: the demo's run, exported as a user does.
 
-`python benchmarks/export_quality.py [--run RUN] [--format gptq,gptq:rtn,awq …]` tunes the demo's
+`python benchmarks/export_quality.py [--run RUN] [--format gptq gptq:rtn gguf:8 …]` tunes the demo's
 model with `mst train` unless a run is given, exports it once a format, each in a command of its
 own, and prints one JSON line a format: bytes, seconds, peak memory of the largest process, and
 what the comparison found on the run's held-out rows, beside plain rounding to the same scheme. The
@@ -24,7 +24,7 @@ from typing import Any
 
 FORMATS = (
     "merged", "gptq", "gptq:rtn", "awq", "awq:rtn", "compressed-tensors",
-    "compressed-tensors:rtn", "turbomind",
+    "compressed-tensors:rtn", "turbomind", "gguf:4", "gguf:8", "gguf:16",
 )  # fmt: skip
 _TEXT_TOKENS, _WINDOW = 16_384, 512
 
@@ -36,10 +36,10 @@ def mst(*arguments: str) -> int:
 
 
 def exported(run: Path, name: str, place: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Export one format and return its line."""
-    format_name, _, method = name.partition(":")
-    options = ["--method", method] if method else []
-    options += [] if format_name == "merged" else list(more)
+    """Export one format, with the method or the bits behind its colon, and return its line."""
+    format_name, _, which = name.partition(":")
+    options = ["--bits" if which.isdigit() else "--method", which] if which else []
+    options += [] if format_name in ("merged", "gguf") else list(more)
     began = time.perf_counter()
     code = mst("export", str(run), "--format", format_name, "--output-dir", str(place), *options)
     seconds = time.perf_counter() - began
@@ -56,13 +56,16 @@ def exported(run: Path, name: str, place: Path, more: Sequence[str]) -> dict[str
     }
     quality = manifest["quality"]
     if quality is None:
-        return line | {"faults": manifest["faults"]}
-    figures = ("perplexity", "perplexity_ratio", "mean_kl", "agreement")
+        return line | {"faults": manifest["faults"][:3]}
+    figures = (
+        "perplexity", "perplexity_ratio", "mean_kl", "agreement", "trained_tokens",
+        "trained_ratio", "trained_kl",
+    )  # fmt: skip
     line |= {each: round(quality["model"][each], 5) for each in figures}
     if quality["rounding"] is not None:
         line |= {
             f"rounding_{each}": round(quality["rounding"][each], 5)
-            for each in ("perplexity_ratio", "mean_kl")
+            for each in ("perplexity_ratio", "mean_kl", "trained_ratio", "trained_kl")
         }
     if quality["answers"] is not None:
         line |= {each: quality["answers"][each] for each in ("right", "trained_right", "asked")}
@@ -70,7 +73,13 @@ def exported(run: Path, name: str, place: Path, more: Sequence[str]) -> dict[str
 
 
 def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
-    """Return the ratio of perplexities on plain text: the artefact's over the merged model's."""
+    """Return an artefact's perplexity on plain text over the merged model's.
+
+    Args:
+        directory: of the artefact, named as its format.
+        merged: of the merged model.
+        text: file.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +87,7 @@ def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
     from mst.data.tokens import load_tokenizer
     from mst.export.figures import distance
     from mst.export.gate import put_weights
-    from mst_plugins.weights import unpacked_weights
+    from mst.registry import load as load_plugins
 
     ids = load_tokenizer(merged).encode(text.read_text(encoding="utf-8")[:200_000]).ids
     ids = ids[:_TEXT_TOKENS]
@@ -86,7 +95,8 @@ def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
     rows = [Example(each, each, None) for each in windows]  # type: ignore[arg-type]
     load: Any = AutoModelForCausalLM.from_pretrained
     trained, candidate = (load(merged, dtype=torch.float32).eval() for _ in range(2))
-    put_weights(candidate, unpacked_weights(directory))
+    relay = load_plugins().exports[directory.name]
+    put_weights(candidate, relay.mst_export_weights(directory=str(directory)))
     return distance(trained, candidate, rows).perplexity_ratio
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+
+# What a disk that can't be written answers; a limit on a file's size is one of them.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def sync_directory(path: Path) -> None:
@@ -74,3 +78,13 @@ def seal_directory(part: Path, target: Path) -> None:
         sync_directory(Path(directory))
     part.rename(target)
     sync_directory(target.parent)
+
+
+def why_unwritten(error: BaseException | None) -> str:
+    """Return why the disk took no more, in the system's words; "" for an error of another kind."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError) and error.errno in _UNWRITTEN:
+        return os.strerror(error.errno)
+    written = isinstance(error, SafetensorError) and "while serializing" in str(error)
+    return str(error) if written else ""

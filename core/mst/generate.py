@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mst.training.loss import keeps_logits
+from mst.training.loss import last_logits
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def generate(
     device = next(model.parameters()).device
     # Its own generator, on the host: the same draws on every device.
     generator = torch.Generator().manual_seed(sampling.seed)
-    last_only: dict[str, Any] = {"logits_to_keep": 1} if keeps_logits(model) else {}
+    last_only = last_logits(model, device)
     tokens, cache = torch.tensor([list(prompt)], device=device), None
     for _ in range(sampling.max_new_tokens):
         with torch.inference_mode():

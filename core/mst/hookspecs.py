@@ -348,8 +348,9 @@ def mst_export(request: ExportRequest) -> ExportReport:
         the directory too, as transformers loads them; mst adds manifest and README.
 
     If it raises:
-        An `mst.errors.MstError` is printed as it is. Any other error is shown as a fault of the
-        plugin. The output directory is removed.
+        An `mst.errors.MstError` is printed as it is: it must quote no row. A full disk is told as
+        that. Any other error is shown as a fault of the plugin by its type and place, for its text
+        may quote a row. The output directory is removed.
 
     Example:
         ```python
@@ -384,9 +385,10 @@ def mst_export_weights(directory: str) -> Iterable[tuple[str, torch.Tensor]]:
         directory: that `mst_export` has filled.
 
     Returns:
-        Name and value of each weight of the model, as transformers names them, in their shapes, any
-        float dtype: packed ones unpacked from the files. A head that is tied to the embedding may
-        be left out. Yield them one by one, for one at a time is held.
+        Name and value of each weight of the model, as transformers' modules name them (files may
+        have other names: `mst.export.loaded.loaded_weights`), in their shapes, any float dtype:
+        packed ones unpacked from the files. A head that is tied to the embedding may be left out.
+        Yield them one by one, for one at a time is held.
 
     If it raises:
         The artefact can't be compared, so there is none.

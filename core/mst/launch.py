@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mst.errors import EXIT_PEER_FAILED, JailError
@@ -124,16 +125,18 @@ def run_ranks(
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
         signal.SIGTERM: signal.signal(signal.SIGTERM, stop_all),
     }
+    interruptible()
     try:
         for command in [holder] if holder else commands:
-            worker = subprocess.Popen(
-                command,
-                env=dict(environment),
-                cwd=os.getcwd(),
-                pass_fds=tuple(keep_open),
-                # The interactive worker is the only one.
-                stdin=None if len(ranks) == 1 else subprocess.DEVNULL,
-            )
+            with _held_back():
+                worker = subprocess.Popen(
+                    command,
+                    env=dict(environment),
+                    cwd=os.getcwd(),
+                    pass_fds=tuple(keep_open),
+                    # The interactive worker is the only one.
+                    stdin=None if len(ranks) == 1 else subprocess.DEVNULL,
+                )
             workers.append(worker)
         alone = len(workers) == 1 and failed is None
         code = workers[0].wait() if alone else _first_failure(workers, failed)
@@ -141,6 +144,21 @@ def run_ranks(
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C waits for: one that still imports would die with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def interruptible() -> None:
+    """Take the Ctrl-C that `run_ranks` has held back from this process, now that it is handled."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _first_failure(

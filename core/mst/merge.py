@@ -145,10 +145,18 @@ def merge(job: MergeJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) ->
     Raises:
         MstError: it failed, and has said why on standard error; nothing is left behind.
     """
+    with claimed(Path(job.output_dir).parent) as lock:
+        return merge_claimed(job, environ, lock, keys)
+
+
+def merge_claimed(
+    job: MergeJob, environ: Mapping[str, str], lock: int, keys: KeyRing = NO_KEYS
+) -> MergeReport:
+    """Do as `merge` does, for a caller that has `claimed` the directory: `lock` is what it got."""
     target = Path(job.output_dir)
     plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
     environment = worker_environment(environ, plan.environment)
-    with _claimed(target) as lock, handed_down(keys) as held:
+    with handed_down(keys) as held:
         handles = [] if held is None else [held]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.merge_worker", arguments, environment, (lock, *handles))
@@ -169,21 +177,32 @@ def merge(job: MergeJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) ->
 
 
 @contextlib.contextmanager
-def _claimed(target: Path) -> Iterator[int]:
-    """Hold a lock on the parent directory, so that two merges don't write the same place."""
+def claimed(directory: Path) -> Iterator[int]:
+    """Hold a directory's lock, so that two merges or exports don't write the same place.
+
+    Args:
+        directory: in which they write; made if it is missing.
+
+    Yields:
+        The lock, for a worker to inherit: it must outlive a parent that is killed.
+
+    Raises:
+        RunError: another has it, or the directory can't be made.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise RunError(
-            f"cannot write --output-dir {target}: {error.strerror}. Choose another."
+            f"cannot write in {directory}: {error.strerror}. Pass another --output-dir."
         ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"another merge is writing in {target.parent}. Wait for it, or pass --output-dir."
+                f"another merge or export is writing in {directory}. Wait for it, or pass another"
+                " --output-dir."
             ) from None
         yield handle
     finally:

@@ -223,12 +223,12 @@ def _describe(directory: Path, job: MergeJob, merged: Agreement, stored: Agreeme
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
-    StopAsked()
+    stop = StopAsked()
     hide_extensions()
     job = serial.from_json(MergeJob, json.loads(argv[0]))
     hide_packages(keep=() if job.source.quantization == "none" else ("bitsandbytes",))
     keys = inherited(int(argv[1]) if len(argv) > 1 else None)
-    return guarded(lambda: work(job, keys))
+    return guarded(lambda: work(job, keys), stop=stop)
 
 
 if __name__ == "__main__":

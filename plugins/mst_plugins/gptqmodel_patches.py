@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mst_plugins.sealed_continuation import sealed_codec
@@ -17,6 +18,23 @@ def patch(key: bytes) -> None:
     _go_on_with_any_architecture()
     _pack_awq_in_float16()
     _let_failures_surface()
+
+
+def stop_noted() -> Callable[[], bool]:
+    """Return what says whether Ctrl-C has come since: after its last layer gptqmodel forgets it."""
+    from gptqmodel.looper.checkpoint import CheckpointExtension
+
+    extension: Any = CheckpointExtension
+    request_stop = extension.request_stop
+    asked = False
+
+    def note(self: Any) -> None:
+        nonlocal asked
+        asked = True
+        request_stop(self)
+
+    extension.request_stop = note
+    return lambda: asked
 
 
 def _seal_activations(key: bytes) -> None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mst import serial
-from mst.errors import Interrupted, ModelError, MstError
+from mst.durable import why_unwritten
+from mst.errors import Interrupted, ModelError, MstError, RunError
 from mst.extensions import hide_extensions, hide_packages
 from mst.model.files import read_config
-from mst.worker_process import die_with_parent, guarded
+from mst.worker_process import StopAsked, die_with_parent, guarded
 from mst_plugins.gptqmodel_job import Progress, QuantizeJob
-from mst_plugins.gptqmodel_patches import patch
+from mst_plugins.gptqmodel_patches import patch, stop_noted
 from mst_plugins.quantized_model import decoder_linears, faults, write_side_files
 from mst_plugins.sealed_continuation import key_from_rows
+from mst_plugins.silence import silence
 
 # Killed after a layer and begun again, these come to the same bytes (GPTQ and AWQ; gptqmodel's AWQ
 # fails on the last two); others begin anew.
@@ -34,6 +34,7 @@ def work(job: QuantizeJob) -> None:
 
     Raises:
         ModelError: gptqmodel does not know the architecture, failed, or wrote what it should not.
+        RunError: the disk is full.
         Interrupted: the user stopped it after a layer.
     """
     with os.fdopen(job.calibration, encoding="utf-8") as file:
@@ -41,15 +42,17 @@ def work(job: QuantizeJob) -> None:
         rows: list[list[int]] = json.load(file)
     key = key_from_rows(rows)
     linears = decoder_linears(Path(job.source))
-    with _silence():
-        try:
-            dtype = _quantize(job, rows, key)
-        except MstError:
-            raise
-        except Exception as error:  # whatever gptqmodel thinks of an architecture
-            raise ModelError(_failure(job, error)) from None
     directory = Path(job.directory)
-    write_side_files(Path(job.source), directory, job.scheme, {"dtype": dtype})
+    # gptqmodel writes a folder of logs into the working directory, which may be the user's.
+    os.chdir(Path(job.work_dir) / "tmp")
+    try:
+        with silence():
+            dtype = _quantize(job, rows, key)
+        write_side_files(Path(job.source), directory, job.scheme, {"dtype": dtype})
+    except MstError:
+        raise
+    except Exception as error:  # whatever gptqmodel thinks of an architecture
+        raise _failure(job, error) from None
     if found := faults(directory, linears, job.scheme):
         raise ModelError(
             f"what gptqmodel wrote is no {job.scheme.layout} checkpoint: {found[0]}"
@@ -57,30 +60,19 @@ def work(job: QuantizeJob) -> None:
         )
 
 
-def _failure(job: QuantizeJob, error: Exception) -> str:
+def _failure(job: QuantizeJob, error: Exception) -> MstError:
     """Return where gptqmodel failed; not its text, which may quote a row."""
+    if reason := why_unwritten(error):
+        return RunError(
+            f"the disk of {job.directory} takes no more: {reason}. Free some space: the same"
+            " command goes on where it can."
+        )
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
+    return ModelError(
         f"gptqmodel could not quantize {job.source} as {job.scheme.layout}:"
         f" {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}. Pass another"
         " --format, or --method rtn, which rounds without it."
     )
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Send what is printed to nowhere, native code's too: a library's log may quote a row."""
-    kept = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, each in zip((1, 2), kept, strict=True):
-            os.dup2(each, number)
-            os.close(each)
-        os.close(nowhere)
 
 
 def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
@@ -98,6 +90,7 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
         )
     torch.set_num_threads(job.threads)
     patch(key)
+    stop_asked = stop_noted()
     goes_on = kind in _GO_ON
     model: Any = GPTQModel.load(job.source, _config(job, goes_on), trust_remote_code=False)
     layers = model.model.config.get_text_config().num_hidden_layers
@@ -119,6 +112,8 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
         )
     except CheckpointStopped:
         raise Interrupted("stopped after a whole layer.") from None
+    if stop_asked():
+        raise Interrupted("stopped after the last layer.")
     return _save(model, job)
 
 
@@ -167,10 +162,11 @@ def _save(model: Any, job: QuantizeJob) -> str:
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
+    stop = StopAsked()
     hide_extensions()
     job = serial.from_json(QuantizeJob, json.loads(argv[0]))
     hide_packages(keep=("gptqmodel", "torchao"))
-    return guarded(lambda: work(job))
+    return guarded(lambda: work(job), stop=stop)
 
 
 if __name__ == "__main__":

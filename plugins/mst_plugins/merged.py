@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
+from mst.export.loaded import loaded_weights
 from mst.hookspecs import hookimpl
 from mst.model.facts import read_facts
 from mst.plan import Reason
-from mst_plugins.weights import stored_weights
 
 if TYPE_CHECKING:
     import torch
@@ -65,5 +65,5 @@ def mst_export(request: ExportRequest) -> ExportReport:
 
 @hookimpl
 def mst_export_weights(directory: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the stored weights."""
-    return stored_weights(Path(directory))
+    """Yield the weights as transformers loads them: whatever the files call them."""
+    return loaded_weights(Path(directory))

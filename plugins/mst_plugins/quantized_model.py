@@ -13,7 +13,9 @@ from mst.data.tokens import TOKENIZER_FILES
 from mst.errors import ModelError
 from mst.model.facts import LinearShape, read_facts
 from mst.model.files import read_config, read_header, weight_files
+from mst.model.processor import has_processor
 from mst_plugins.layouts.layout import LAYOUTS
+from mst_plugins.stored_layers import stored_layers
 
 _SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
 
@@ -39,14 +41,20 @@ def decoder_linears(model: Path) -> tuple[LinearShape, ...]:
     """Return the layers of a model directory that are quantized: every linear one but the head.
 
     Raises:
-        ModelError: as `read_facts`; or weights that the layouts can't hold: experts, and Conv1D,
-            which GPT-2 stores transposed; or layers that the files name otherwise.
+        ModelError: as `read_facts`; or weights that the layouts can't hold: experts, Conv1D,
+            which GPT-2 stores transposed, and layers that the files name otherwise; or the model
+            reads images.
     """
     facts = read_facts(model)
     if facts.experts:
         raise ModelError(
             f"{model} has {facts.experts} experts a layer, which are not quantized here: they hold"
             " most of its weights. Export it with --format merged."
+        )
+    if has_processor(model):
+        raise ModelError(
+            f"{model} reads images, and is not quantized here: what it says of an image is not"
+            " compared. Export it with --format merged."
         )
     shapes = {
         name: tuple(tensor["shape"])
@@ -84,6 +92,15 @@ def write_side_files(
     (directory / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    copy_side_files(source, directory)
+
+
+def copy_side_files(source: Path, directory: Path) -> None:
+    """Copy what stays as it is beside other weights: tokenizer, template, generation config.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
     for name in _SIDE_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
@@ -97,22 +114,14 @@ def faults(directory: Path, linears: Iterable[LinearShape], scheme: Scheme) -> l
         linears: its quantized layers.
         scheme: how they are quantized.
     """
-    from safetensors import safe_open
-
     layout = LAYOUTS[scheme.layout]
-    places = {name: path for path in weight_files(directory) for name in read_header(path)}
+    unseen = {each.name: each for each in linears}
     found = []
-    for each in linears:
-        prefix = f"{each.name}."
-        tensors = {}
-        for name in [name for name in places if name.startswith(prefix)]:
-            with safe_open(places[name], framework="pt") as file:
-                tensors[name.removeprefix(prefix)] = file.get_tensor(name)
-        # A bias stays as it was.
-        tensors.pop("bias", None)
-        shape = each.out_features, each.in_features
-        found += [
-            f"{each.name}: {fault}"
-            for fault in layout.check(tensors, *shape, scheme.bits, scheme.group_size)
-        ]
+    for _, name, tensors in stored_layers(directory):
+        if isinstance(tensors, dict) and name in unseen:
+            each = unseen.pop(name)
+            shape = each.out_features, each.in_features
+            wrong = layout.check(tensors, *shape, scheme.bits, scheme.group_size)
+            found += [f"{name}: {fault}" for fault in wrong]
+    found += [f"{name}: it is not quantized" for name in unseen]
     return found

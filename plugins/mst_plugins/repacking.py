@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from mst.model.files import weight_files
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.quantized_model import Scheme, write_side_files
-from mst_plugins.weights import PACKED
+from mst_plugins.stored_layers import stored_layers
 
 if TYPE_CHECKING:
     import torch
@@ -30,28 +31,20 @@ def repack(quantized: Path, source: Path, directory: Path, layout: str, scheme: 
     Raises:
         OSError: the disk is full, or the like.
     """
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
-    for shard in weight_files(quantized):
-        layers: dict[str, dict[str, torch.Tensor]] = {}
+    for shard, layers in itertools.groupby(stored_layers(quantized), key=lambda each: each[0]):
         tensors: dict[str, torch.Tensor] = {}
-        with safe_open(shard, framework="pt") as file:
-            names = sorted(file.keys())
-            packed = {name.rpartition(".")[0] for name in names if name.endswith(PACKED)}
-            for name in names:
-                layer, _, tensor = name.rpartition(".")
-                if layer in packed and tensor != "bias":
-                    layers.setdefault(layer, {})[tensor] = file.get_tensor(name)
-                else:
-                    tensors[name] = file.get_tensor(name)
-        for layer, found in layers.items():
-            codes = LAYOUTS[layout].unpack(found, scheme.bits)
-            again = LAYOUTS[scheme.layout].pack(codes)
-            tensors |= {f"{layer}.{name}": value for name, value in again.items()}
-        save_file(tensors, directory / shard.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, shard.name)
+        for _, name, stored in layers:
+            if isinstance(stored, dict):
+                codes = LAYOUTS[layout].unpack(stored, scheme.bits)
+                again = LAYOUTS[scheme.layout].pack(codes)
+                tensors |= {f"{name}.{key}": value for key, value in again.items()}
+            else:
+                tensors[name] = stored
+        save_file(tensors, directory / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
     if (quantized / _INDEX).is_file():
         total = sum(each.stat().st_size for each in weight_files(directory))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

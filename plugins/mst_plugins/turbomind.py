@@ -77,7 +77,7 @@ def _scheme(request: ExportRequest) -> tuple[Scheme, tuple[Reason, ...]]:
         raise PlanError(
             f"--format turbomind was asked for; TurboMind of lmdeploy {LMDEPLOY} loads dense text"
             f" models of {', '.join(sorted(ARCHITECTURES))}, and this one is {named[0]}. Export it"
-            " with --format merged or gptq: LMDeploy's pytorch engine loads more."
+            " with --format merged: LMDeploy's pytorch engine loads more."
         )
     if request.bits not in (None, 4):
         raise PlanError(f"--bits {request.bits} was asked for; TurboMind loads 4. Leave it out.")

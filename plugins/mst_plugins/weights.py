@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.model.facts import LinearShape
-from mst.model.files import read_config, read_header, weight_files
+from mst.model.files import read_config, weight_files
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.layouts.rounding import dequantize, round_to_nearest
 from mst_plugins.quantized_model import Scheme
+from mst_plugins.stored_layers import stored_layers
 
 if TYPE_CHECKING:
     import torch
-
-# The tensor that a layer has only where it is packed.
-PACKED = (".qweight", ".weight_packed")
 
 
 def stored_weights(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -35,23 +33,13 @@ def unpacked_weights(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Args:
         directory: of a quantized model, which is believed to be what its config.json says.
     """
-    from safetensors import safe_open
-
-    places = {name: path for path in weight_files(directory) for name in read_header(path)}
-    layers = {name.rpartition(".")[0] for name in places if name.endswith(PACKED)}
-    packed: dict[str, dict[str, torch.Tensor]] = {}
-    for name, path in sorted(places.items()):
-        layer, _, tensor = name.rpartition(".")
-        with safe_open(path, framework="pt") as file:
-            value = file.get_tensor(name)
-        if layer in layers and tensor != "bias":
-            packed.setdefault(layer, {})[tensor] = value
-        else:
-            yield name, value
     config = read_config(directory)["quantization_config"]
     layout, bits = LAYOUTS[config["quant_method"]], _bits(config)
-    for layer, tensors in packed.items():
-        yield f"{layer}.weight", dequantize(layout.unpack(tensors, bits))
+    for _, name, stored in stored_layers(directory):
+        if isinstance(stored, dict):
+            yield f"{name}.weight", dequantize(layout.unpack(stored, bits))
+        else:
+            yield name, stored
 
 
 def _bits(config: dict[str, Any]) -> int:

@@ -187,7 +187,10 @@ def test_a_disk_that_is_too_small_is_told_before(
 
 def test_two_merges_do_not_write_the_same_place(run: Path) -> None:
     job = prepare_merge(run)
-    with merging._claimed(Path(job.output_dir)), pytest.raises(RunError, match="another merge"):
+    with (
+        merging.claimed(Path(job.output_dir).parent),
+        pytest.raises(RunError, match="another merge"),
+    ):
         merging.merge(job, os.environ)
 
 

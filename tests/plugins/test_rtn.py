@@ -119,9 +119,16 @@ def test_transposed_weights_are_refused(tmp_path: Path) -> None:
         decoder_linears(source)
 
 
-def test_experts_are_refused(tmp_path: Path) -> None:
-    sizes = SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    source = saved(tmp_path / "moe", "Qwen3Moe", head_dim=16, **sizes)
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Qwen2Moe", {"num_experts": 4, "moe_intermediate_size": 64}),
+        ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 64, "head_dim": 16}),
+        ("Mixtral", {"num_local_experts": 4}),
+    ],
+)
+def test_experts_are_refused(kind: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    source = saved(tmp_path / "moe", kind, **SMALL | sizes)
 
     with pytest.raises(ModelError, match="4 experts a layer"):
         decoder_linears(source)

@@ -153,6 +153,11 @@ def _show_result(console: Console, directory: Path) -> None:
             f" {model['agreement']:.2%}"
         )
         console.print(line, soft_wrap=True)
+        line = (
+            f"  {model['trained_tokens']} of them in answers: perplexity"
+            f" {model['trained_ratio']:.4f} times, divergence {model['trained_kl']:.4g} nats"
+        )
+        console.print(line, soft_wrap=True)
         found = manifest["quality"]["answers"]
         if found is not None:
             right = f"{found['right']:.1%} of {found['asked']}, before {found['trained_right']:.1%}"

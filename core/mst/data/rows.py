@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,18 @@ class FileFacts:
 def fingerprint(facts: FileFacts) -> tuple[str, str]:
     """Return what tells a file and its images from others: their hashes."""
     return facts.sha256, facts.images_sha256
+
+
+def changed_files(before: Iterable[FileFacts], after: Iterable[FileFacts]) -> list[str]:
+    """Return the paths of files that differ, with an image of theirs or without, or are not there.
+
+    Args:
+        before: as they were recorded.
+        after: as they were read again; in any order.
+    """
+    recorded = {each.path: fingerprint(each) for each in before}
+    found = {each.path: fingerprint(each) for each in after}
+    return sorted(path for path in recorded | found if recorded.get(path) != found.get(path))
 
 
 @dataclass(frozen=True)

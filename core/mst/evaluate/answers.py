@@ -39,11 +39,12 @@ def greedy_answers(
     """
     import torch
 
-    from mst.training.loss import compute_in
+    from mst.training.adapters import under_adapters
+    from mst.training.loss import compute_in, last_logits
 
     whole: Any = model
     device = next(model.parameters()).device
-    inner = whole.get_base_model() if hasattr(whole, "peft_config") else whole
+    inner = under_adapters(model)
     own, inner.generation_config = inner.generation_config, _greedy(stop, pad_token_id)
 
     def work(places: list[int]) -> list[list[int]]:
@@ -56,6 +57,7 @@ def greedy_answers(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=max(lengths[place] for place in places),
+                **last_logits(model, device),
             )
         said = out[:, width:].tolist()
         return [

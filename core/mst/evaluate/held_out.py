@@ -11,7 +11,7 @@ from mst.data.bad_rows import BadRows
 from mst.data.formats import Reading, read
 from mst.data.labels import label_set
 from mst.data.prepare import parted, reading_of
-from mst.data.rows import FileFacts, Row
+from mst.data.rows import FileFacts, Row, changed_files
 from mst.data.streamed import stream
 from mst.data.usable import fit_rows
 from mst.errors import EvaluationError
@@ -114,14 +114,12 @@ def _unchanged(run: Path, before: Sequence[FileFacts], after: Sequence[FileFacts
     Raises:
         EvaluationError: one differs.
     """
-    found = {each.path: each.sha256 for each in after}
-    for each in before:
-        if found.get(each.path) != each.sha256:
-            raise EvaluationError(
-                f"{each.path} is not what {run} was trained on (its SHA-256 differs from"
-                " run.json's), so other rows would be judged than were held out. Put the file"
-                " back, or pass other rows: --dataset FILE."
-            )
+    if changed := changed_files(before, after):
+        raise EvaluationError(
+            f"{changed[0]}, or an image that it names, is not what {run} was trained on (its"
+            " SHA-256 differs from run.json's), so other rows would be judged than were held out."
+            " Put the file back, or pass other rows: --dataset FILE."
+        )
 
 
 def question(row: Row) -> Row | None:

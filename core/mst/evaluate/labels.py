@@ -10,7 +10,8 @@ from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
 from mst.evaluate.batching import batches, in_passes
-from mst.training.loss import compute_in, keeps_logits
+from mst.training.batches import KEPT_MULTIPLE, rounded
+from mst.training.loss import compute_in, last_logits
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 # Held-out rows that are asked: at most so many, spread evenly, so that measuring stays short.
 # 240 rows give a standard error of about 2 points at 90 %.
 ROWS_AT_MOST = 240
-_BATCH_ROWS = 16
+ROWS_A_PASS = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _read(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad: int) ->
     import torch
 
     device = next(model.parameters()).device
-    width = max(map(len, prompts))
+    # A CPU's kernel library keeps some 5 MiB for every shape that it has met.
+    width = rounded(max(map(len, prompts)), KEPT_MULTIPLE)
     # Padded at the left, so that every prompt ends where its answer begins.
     ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
@@ -119,7 +121,7 @@ def _read(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad: int) ->
         attention_mask=mask.to(device),
         position_ids=positions.to(device),
         use_cache=True,
-        **({"logits_to_keep": 1} if keeps_logits(model) else {}),
+        **last_logits(model, device),
     )
     return _Prefix(out.past_key_values, mask.to(device), out.logits[:, -1].float())
 
@@ -202,12 +204,13 @@ def label_accuracy(
     template: ChatTemplate,
     dtype: torch.dtype,
     progress: Callable[[int], None] = lambda done: None,
+    rows_at_most: int = ROWS_A_PASS,
 ) -> LabelAccuracy:
     """Ask the model each row and count the right answers, free and restricted to the set.
 
     Args: as `label_answers`.
     """
-    found = label_answers(model, rows, answers, tokenizer, template, dtype, progress)
+    found = label_answers(model, rows, answers, tokenizer, template, dtype, progress, rows_at_most)
     free, restricted = sum(each.free for each in found), sum(each.restricted for each in found)
     return LabelAccuracy(len(found), free / len(found), restricted / len(found))
 
@@ -220,7 +223,7 @@ def label_answers(
     template: ChatTemplate,
     dtype: torch.dtype,
     progress: Callable[[int], None] = lambda done: None,
-    rows_at_most: int = _BATCH_ROWS,
+    rows_at_most: int = ROWS_A_PASS,
     tokens_at_most: int | None = None,
 ) -> list[LabelAnswer]:
     """Ask the model each row and say which answers are right, free and restricted to the set.

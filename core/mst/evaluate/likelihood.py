@@ -38,10 +38,10 @@ def row_losses(
     import torch
 
     from mst.training.batches import collate
-    from mst.training.loss import compute_in, keeps_logits, token_log_probs
+    from mst.training.loss import compute_in, logits_of, token_log_probs
 
     device = next(model.parameters()).device
-    selective = keeps_logits(model)
+    how = logits_of(model)
 
     def work(places: list[int]) -> list[tuple[float, float]]:
         chosen = [examples[place] for place in places]
@@ -49,7 +49,7 @@ def row_losses(
         weights = _weights(chosen, batch.input_ids.shape[1])[:, 1:][:, batch.keep]
         weights = weights * (batch.targets != IGNORE)
         with torch.inference_mode(), compute_in(model, device.type, dtype):
-            losses = -token_log_probs(model, batch.to(device), selective)
+            losses = -token_log_probs(model, batch.to(device), how)
             sums = (losses * weights.to(device)).sum(1).tolist()
         return list(zip(sums, weights.sum(1).tolist(), strict=True))
 

@@ -57,7 +57,8 @@ class Bounds:
     """How far a model may be from what was trained before its export counts as failed.
 
     Attributes:
-        perplexity_ratio: its perplexity over the trained model's, on the same text, at most.
+        perplexity_ratio: its perplexity over the trained model's, on the same text, at most: of all
+            tokens, and of those alone that the model was trained to predict.
         mean_kl: mean Kullback-Leibler divergence of the next token's distribution from the trained
             model's, in nats, at most.
         agreement: share of positions at which both find the same next token likeliest, at least.

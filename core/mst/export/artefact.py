@@ -137,7 +137,9 @@ def _table(quality: Quality) -> list[str]:
         ("tokens", lambda each: f"{each.tokens}"),
         ("perplexity", lambda each: f"{each.perplexity:.4g}"),
         ("perplexity, times the trained model's", lambda each: f"{each.perplexity_ratio:.4f}"),
+        ("the same on answers alone", lambda each: f"{each.trained_ratio:.4f}"),
         ("mean divergence of the next token, nats", lambda each: f"{each.mean_kl:.4g}"),
+        ("the same on answers alone", lambda each: f"{each.trained_kl:.4g}"),
         ("same likeliest token", lambda each: f"{each.agreement:.2%}"),
     ]
     lines = [f"| | {' | '.join(name for name, _ in columns)} |", f"|---|{'---|' * len(columns)}"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mst.data.encode import Example
+from mst.data.encode import IGNORE, Example
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,9 @@ class Distance:
         mean_kl: mean divergence of the next token's distribution from the trained model's, in nats.
         agreement: share of positions with the same likeliest token.
         max_logit_difference: the largest of any logit.
+        trained_tokens: of the tokens, those that the model is trained to predict: answers.
+        trained_ratio: perplexity on these alone, over the trained model's; 1 where there are none.
+        trained_kl: divergence on these alone.
     """
 
     tokens: int
@@ -35,6 +38,9 @@ class Distance:
     mean_kl: float
     agreement: float
     max_logit_difference: float
+    trained_tokens: int = 0
+    trained_ratio: float = 1.0
+    trained_kl: float = 0.0
 
 
 def distance(
@@ -51,42 +57,79 @@ def distance(
     """
     import torch
 
-    tokens = agreeing = 0
-    sums = {"trained": 0.0, "candidate": 0.0, "kl": 0.0}
+    everything, answers = _Sums(), _Sums()
     largest = 0.0
-    for ids, mask in _batches(rows):
+    for ids, mask, labels in _batches(rows):
         with torch.inference_mode():
             these = _logits(trained, ids, mask)
             those = _logits(candidate, ids, mask)
         kept = mask[:, 1:].bool()
-        targets = ids[:, 1:][kept]
+        targets, learnt = ids[:, 1:][kept], labels[:, 1:][kept]
         these, those = these[:, :-1][kept], those[:, :-1][kept]
-        tokens += len(targets)
         largest = max(largest, float((these - those).abs().max()))
-        agreeing += int((these.argmax(-1) == those.argmax(-1)).sum())
+        same = these.argmax(-1) == those.argmax(-1)
         expected, found = these.log_softmax(-1), those.log_softmax(-1)
-        sums["trained"] -= float(expected.gather(1, targets[:, None]).double().sum())
-        sums["candidate"] -= float(found.gather(1, targets[:, None]).double().sum())
-        sums["kl"] += float((expected.exp() * (expected - found)).double().sum())
-    loss, own = sums["candidate"] / tokens, sums["trained"] / tokens
-    if not math.isfinite(loss + sums["kl"]):
-        return Distance(tokens, math.inf, math.inf, math.inf, agreeing / tokens, math.inf)
+        losses = [-each.gather(1, targets[:, None])[:, 0].double() for each in (expected, found)]
+        kl = (expected.exp() * (expected - found)).sum(-1).double()
+        for sums, chosen in ((everything, slice(None)), (answers, learnt)):
+            sums.add(*(each[chosen] for each in (*losses, kl, same)))
+    count = everything.tokens
+    if not math.isfinite(everything.loss + everything.kl):
+        agreement = everything.agreeing / count
+        return Distance(count, math.inf, math.inf, math.inf, agreement, math.inf)
     return Distance(
-        tokens=tokens,
-        perplexity=_exp(loss),
-        perplexity_ratio=_exp(loss - own),
-        mean_kl=max(0.0, sums["kl"] / tokens),
-        agreement=agreeing / tokens,
+        tokens=count,
+        perplexity=_exp(everything.loss / count),
+        perplexity_ratio=everything.ratio,
+        mean_kl=everything.mean_kl,
+        agreement=everything.agreeing / count,
         max_logit_difference=largest,
+        trained_tokens=answers.tokens,
+        trained_ratio=answers.ratio,
+        trained_kl=answers.mean_kl,
     )
+
+
+@dataclass
+class _Sums:
+    """What is summed over tokens: losses of both models, divergence, and likeliest ones alike."""
+
+    tokens: int = 0
+    own_loss: float = 0.0
+    loss: float = 0.0
+    kl: float = 0.0
+    agreeing: int = 0
+
+    def add(
+        self, own: torch.Tensor, found: torch.Tensor, kl: torch.Tensor, same: torch.Tensor
+    ) -> None:
+        """Add some tokens, each tensor (tokens,)."""
+        self.tokens += len(own)
+        self.own_loss += float(own.sum())
+        self.loss += float(found.sum())
+        self.kl += float(kl.sum())
+        self.agreeing += int(same.sum())
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity over the trained model's."""
+        return _exp((self.loss - self.own_loss) / max(1, self.tokens))
+
+    @property
+    def mean_kl(self) -> float:
+        """Divergence a token."""
+        return max(0.0, self.kl / max(1, self.tokens))
 
 
 def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))
 
 
-def _batches(rows: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (ids, mask), each (rows, width), of rows of like lengths; one token says nothing."""
+def _batches(rows: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield (ids, mask, labelled), each (rows, width), of rows of like lengths.
+
+    A row of one token says nothing.
+    """
     import torch
 
     by_length = sorted(
@@ -100,7 +143,8 @@ def _batches(rows: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tens
         pairs = list(zip(batch, gaps, strict=True))
         ids = torch.tensor([[*each.input_ids, *[0] * gap] for each, gap in pairs])
         mask = torch.tensor([[*[1] * len(each.input_ids), *[0] * gap] for each, gap in pairs])
-        yield ids, mask
+        learnt = torch.tensor([[*each.labels, *[IGNORE] * gap] for each, gap in pairs]) != IGNORE
+        yield ids, mask, learnt
 
 
 def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,11 @@ def quality_faults(found: Quality, bounds: Bounds) -> list[str]:
             f"perplexity is {model.perplexity_ratio:.4g} times the trained model's, at most"
             f" {bounds.perplexity_ratio:g} are allowed"
         )
+    if not model.trained_ratio <= bounds.perplexity_ratio:
+        faults.append(
+            f"perplexity on answers is {model.trained_ratio:.4g} times the trained model's, at most"
+            f" {bounds.perplexity_ratio:g} are allowed"
+        )
     if not model.mean_kl <= bounds.mean_kl:
         faults.append(
             f"the next token's distribution diverges by {model.mean_kl:.4g} nats, at most"
@@ -195,37 +200,6 @@ def _json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def stored_faults(directory: Path, model: torch.nn.Module, dtype: str) -> list[str]:
-    """Return which stored weights are not those of a model in memory, cast to their dtype.
-
-    Args:
-        directory: of safetensors files.
-        model: merged, in float32.
-        dtype: torch name of the stored one.
-    """
-    import torch
-    from safetensors import safe_open
-
-    from mst.model.files import weight_files
-
-    wanted = getattr(torch, dtype)
-    own: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    seen: set[int] = set()
-    faults = []
-    for path in weight_files(directory):
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                value = file.get_tensor(name)
-                if name not in own:
-                    continue  # a buffer
-                seen.add(id(own[name]))
-                cast = own[name].detach().to(wanted)
-                if value.dtype != wanted or not torch.equal(value, cast):
-                    faults.append(f"{name} is not what was trained")
-    faults += [f"{name} is missing" for name, each in own.items() if id(each) not in seen]
-    return faults
 
 
 def merge_faults(max_logit_difference: float, same_answers: int, answers: int) -> list[str]:

@@ -11,10 +11,20 @@ from typing import Any
 from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, MstError, RunError, UsageError
 from mst.export import ExportPlan, ExportRequest
+from mst.export.rows import check_calibration, rows_of
 from mst.launch import run_worker, worker_environment
-from mst.merge import REPORT, MergeReport, check_space, merge, prepare_merge
+from mst.merge import (
+    DTYPES,
+    REPORT,
+    MergeReport,
+    check_space,
+    claimed,
+    merge_claimed,
+    prepare_merge,
+)
 from mst.model.facts import read_facts
 from mst.plan import Plan
+from mst.probe import host_facts
 from mst.quantities import gib
 from mst.registry import Registry, guarded
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
@@ -101,7 +111,8 @@ def prepare_export(
     """Check that an export can work, without torch, and say what each target will do.
 
     Raises:
-        MstError: the run, a target, the output directory, the disk or the memory stands in the way.
+        MstError: the run, its rows, a target, the output directory, the disk or the memory stands
+            in the way.
     """
     source = of_run(run, options.which, keys)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
@@ -116,16 +127,31 @@ def prepare_export(
         directory = place / name
         refuse_existing(directory)
         targets.append(TargetJob(name, made, str(directory)))
-    # Two copies in float32 are compared, whatever the target is.
-    comparing = 8 * facts.parameters
+    # Two copies in float32 are compared, whatever the target is, and the merge as it is stored.
+    stored = facts.weight_bytes
+    if options.dtype in DTYPES:
+        stored = DTYPES[options.dtype] * facts.parameters
+    comparing = 8 * facts.parameters + stored
     memory = max(comparing, *(each.plan.memory_bytes for each in targets))
     disk = sum(each.plan.disk_bytes for each in targets)
-    _check_memory(memory)
+    _check_memory(memory, registry)
     check_space(place, disk, "the export")
+    absolute = _absolute(options)
+    # What stands in the way of the rows is said before the merge; the worker reads them again.
+    rows = rows_of(
+        run,
+        Path(source.tokenizer),
+        absolute.calibration,
+        options.calibration_rows,
+        registry,
+        keys,
+    )
+    if any(each.plan.calibrated for each in targets):
+        check_calibration(rows.calibration)
     return ExportJob(
         run=str(run.absolute()),
         source=source,
-        options=_absolute(options),
+        options=absolute,
         merged=str(place / MERGED),
         targets=tuple(targets),
         attention=plan.attention,
@@ -197,14 +223,14 @@ def _status(directory: Path) -> str | None:
     return found.get("status") if isinstance(found, dict) else None
 
 
-def _check_memory(needed: int) -> None:
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if needed > free:
+def _check_memory(needed: int, registry: Registry) -> None:
+    host = host_facts(registry)
+    free = host.memory_free_bytes if host else None
+    if host is not None and free is not None and needed > free:
         raise MstError(
             f"comparing the export with what was trained takes {gib(needed)} of memory, and"
-            f" {gib(free)} are free. Export on a machine with more memory, or end other programs."
+            f" {gib(free)} are free ({host.sources['memory_free_bytes']}). Export on a machine"
+            " with more memory, raise the limit of this container, or end other programs."
         )
 
 
@@ -216,7 +242,9 @@ def _absolute(options: ExportOptions) -> ExportOptions:
     )
 
 
-def merged_before(job: ExportJob, environ: Mapping[str, str], keys: KeyRing) -> MergeReport:
+def _merged_before(
+    job: ExportJob, environ: Mapping[str, str], lock: int, keys: KeyRing
+) -> MergeReport:
     """Return the merge that all targets share, made now unless an earlier export has left it.
 
     Raises:
@@ -236,7 +264,7 @@ def merged_before(job: ExportJob, environ: Mapping[str, str], keys: KeyRing) -> 
             " another --output-dir."
         )
     made = prepare_merge(Path(job.run), directory, job.options.which, job.options.dtype, keys)
-    return merge(made, environ, keys)
+    return merge_claimed(made, environ, lock, keys)
 
 
 def export(
@@ -247,17 +275,20 @@ def export(
     Raises:
         MstError: it could not be made, and has said why on standard error.
     """
-    tell("merging and comparing")
-    merged_before(job, environ, keys)
     plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
     environment = worker_environment(environ, plan.environment)
-    with handed_down(keys) as held:
+    with claimed(Path(job.merged).parent) as lock, handed_down(keys) as held:
+        for each in job.targets:
+            # Another export may have ended since this one was checked.
+            refuse_existing(Path(each.directory))
+        tell("merging and comparing")
+        _merged_before(job, environ, lock, keys)
         handles = [] if held is None else [held]
         code = run_worker(
             "mst.export.worker",
             [serial.dumps(job), *map(str, handles)],
             environment,
-            keep_open=handles,
+            keep_open=[lock, *handles],
         )
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{job.run} was not exported. The same command goes on.")

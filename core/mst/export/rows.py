@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst import rundir
 from mst.data.encode import Example, encode
 from mst.data.formats import read
-from mst.data.prepare import prepare, reading_of
-from mst.data.rows import Row
+from mst.data.prepare import Prepared, prepare, reading_of
+from mst.data.rows import Row, changed_files
 from mst.data.template import ChatTemplate
 from mst.data.tokens import TextTokenizer
 from mst.errors import DataError
 from mst.evaluate.held_out import spread
+from mst.registry import Registry
 from mst.request import TrainRequest
 from mst.seal.keys.ring import KeyRing
+from mst.training.objectives import find_objective
 
 # With fewer tokens than this a layer's second moments hardly have full rank.
 CALIBRATION_TOKENS_AT_LEAST = 256
@@ -52,7 +54,12 @@ class ExportRows:
 
 
 def rows_of(
-    run: Path, model_dir: Path, calibration: Sequence[str], count: int, keys: KeyRing
+    run: Path,
+    model_dir: Path,
+    calibration: Sequence[str],
+    count: int,
+    registry: Registry,
+    keys: KeyRing,
 ) -> ExportRows:
     """Read a run's rows again, and draw those that are needed.
 
@@ -61,6 +68,7 @@ def rows_of(
         model_dir: holds the tokenizer and the template.
         calibration: files to calibrate by; empty for rows that the run was trained on.
         count: rows to calibrate by, at most.
+        registry: has the objective of a plugin.
         keys: open encrypted files.
 
     Raises:
@@ -69,14 +77,15 @@ def rows_of(
     """
     manifest = rundir.read_manifest(run)
     request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
-    prepared = prepare(request, request.dataset, model_dir, None, keys=keys)
-    planned = {each.path: each.sha256 for each in (*manifest.data, *manifest.val_data)}
-    for each in (*prepared.files, *prepared.val_files):
-        if planned.get(each.path) != each.sha256:
-            raise DataError(
-                f"{each.path} is not what {run} was trained on: its SHA-256 is another than in"
-                " run.json. Put the file back: an export is judged by the rows that were held out."
-            )
+    objective = find_objective(request, registry)
+    prepared = prepare(request, request.dataset, model_dir, None, objective, keys)
+    before, after = (*manifest.data, *manifest.val_data), (*prepared.files, *prepared.val_files)
+    if changed := changed_files(before, after):
+        raise DataError(
+            f"{changed[0]}, or an image that it names, is not what {run} was trained on: its"
+            " SHA-256 is another than in run.json. Put the file back: an export is judged by the"
+            " rows that were held out."
+        )
     train: Sequence[Example] = prepared.train.examples
     if calibration:
         found = read(calibration, reading_of(request, keys))
@@ -88,6 +97,10 @@ def rows_of(
     judged = _up_to(held_out or drawn, JUDGED_TOKENS)
     source = f"held out in {run.name}" if held_out else "the run's training rows: it held out none"
     answers = prepared.answers or ()
+    if any(each.images for each in (*drawn, *judged)):
+        drawn, judged = _without_images(drawn, prepared), _without_images(judged, prepared)
+        source += ", without their images"
+        answers = ()
     asked = [each.row for each in judged] if answers and held_out else []
     if not any(len(each.input_ids) > 1 for each in judged):
         raise DataError(
@@ -124,6 +137,22 @@ def _drawn(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
         range(len(rows)), min(count, len(rows))
     )
     return [each for each in (rows[place] for place in places) if each.input_ids]
+
+
+def _without_images(rows: Sequence[Example], prepared: Prepared) -> list[Example]:
+    """Return the rows' text alone.
+
+    An export changes nothing of the tower that sees images, and its weights are compared.
+    """
+    bare = [
+        replace(
+            each.row,
+            messages=tuple(replace(turn, parts=()) for turn in each.row.messages),
+        )
+        for each in rows
+    ]
+    found = encode(bare, prepared.tokenizer, prepared.template, prepared.max_length, "all")
+    return list(found.examples)
 
 
 def _up_to(rows: Sequence[Example], tokens: int) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst import serial
-from mst.durable import seal_directory
+from mst.durable import seal_directory, why_unwritten
 from mst.errors import EXIT_REFUSED, Interrupted, MstError, RunError
 from mst.evaluate.answers import greedy_answers
 from mst.evaluate.labels import label_answers, questions
@@ -27,17 +28,18 @@ from mst.export.gate import (
     put_weights,
     quality_faults,
     side_faults,
-    stored_faults,
     weight_faults,
 )
 from mst.export.job import ExportJob, TargetJob, ask, request_for
-from mst.export.rows import PROMPTS, ExportRows, check_calibration, rows_of
+from mst.export.loaded import cast_faults, loaded_weights
+from mst.export.rows import PROMPTS, ExportRows, rows_of
 from mst.extensions import hide_extensions, hide_packages
 from mst.merge import REPORT, MergeReport
-from mst.registry import Registry, load
+from mst.registry import PluginError, Registry, load
 from mst.seal.jail import words
 from mst.seal.jail.seal import entered
 from mst.seal.keys.ring import KeyRing, inherited
+from mst.seal.redaction import WITHHELD, place_of
 from mst.training.adapters import merge_and_unload
 from mst.training.quantization import compute_in_float32
 from mst.tuned import load as load_tuned
@@ -91,13 +93,15 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
     registry = load()
     options, merged = job.options, Path(job.merged)
     with console.status("reading the run's rows"):
-        rows = rows_of(Path(job.run), merged, options.calibration, options.calibration_rows, keys)
-    if any(each.plan.calibrated for each in job.targets):
-        check_calibration(rows.calibration)
+        rows = rows_of(
+            Path(job.run), merged, options.calibration, options.calibration_rows, registry, keys
+        )
     with console.status("comparing the merge with base and adapter"):
         report = serial.load(MergeReport, merged / REPORT)
         trained, check = _merged(job, rows, keys)
-        faults = [*check.faults, *stored_faults(merged, trained, report.dtype)]
+        candidate = copy.deepcopy(trained)
+        faults = [*check.faults, *put_weights(candidate, loaded_weights(merged))]
+        faults += cast_faults(trained, candidate, report.dtype)
         if faults:
             raise RunError(
                 f"the merge in {merged} is not what was trained: {faults[0]}"
@@ -106,7 +110,6 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
             )
         right = _right(trained, rows)
     shared = _Shared(job, registry, rows, trained, report, check, right, console)
-    candidate = copy.deepcopy(trained)
     # A list: each target is made, though one before it has failed.
     return all([_made(shared, each, candidate) for each in job.targets])
 
@@ -204,16 +207,22 @@ def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> boo
             shutil.rmtree(directory)
         seal_directory(part, directory)
     except OSError as error:
-        raise RunError(
-            f"cannot write {directory}: {error.strerror}. Nothing was left there. Free some space,"
-            " or pass another --output-dir."
-        ) from None
+        raise _unwritten(target, error.strerror) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it can.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work_dir.rmdir()  # unless there is something to go on from
     shutil.rmtree(work_dir, ignore_errors=True)
     return not faults
+
+
+def _unwritten(target: TargetJob, reason: str | None) -> RunError:
+    return RunError(
+        f"cannot write {target.directory}: {reason}. Nothing was left there. Free some space, or"
+        " pass another --output-dir."
+    )
 
 
 def _written(shared: _Shared, target: TargetJob, part: Path, work_dir: Path) -> ExportReport:
@@ -232,7 +241,16 @@ def _written(shared: _Shared, target: TargetJob, part: Path, work_dir: Path) -> 
         environ=dict(os.environ),
         tell=tell,
     )
-    report = ask(shared.registry, target.name, "mst_export", request=request)
+    try:
+        report = ask(shared.registry, target.name, "mst_export", request=request)
+    except PluginError as error:
+        cause = error.__cause__ or error
+        if reason := why_unwritten(cause):
+            raise _unwritten(target, reason) from None
+        raise PluginError(
+            f"the export target {target.name!r} raised {place_of(cause)} ({WITHHELD}). Mend it"
+            " there, or pass another --format."
+        ) from None
     if not isinstance(report, ExportReport):
         raise MstError(f"the export target {target.name!r} answered with no ExportReport.")
     return report
@@ -249,7 +267,7 @@ def _judged(
     if bounds.weight_error is not None and not faults:
         faults += weight_faults(shared.trained, candidate, bounds.weight_error)
     if bounds.exact:
-        faults += stored_faults(part, shared.trained, shared.report.dtype)
+        faults += cast_faults(shared.trained, candidate, shared.report.dtype)
     if faults:
         return None, faults
     found = distance(shared.trained, candidate, shared.rows.judged)
@@ -267,7 +285,7 @@ def _judged(
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes; exit 3 when an artefact has failed."""
     die_with_parent()
-    StopAsked()
+    stop = StopAsked()
     hide_extensions()
     # What a target starts runs where this process runs.
     entered(words.inherited(os.environ))
@@ -275,7 +293,7 @@ def main(argv: list[str]) -> int:
     hide_packages(keep=() if job.source.quantization == "none" else ("bitsandbytes",))
     keys = inherited(int(argv[1]) if len(argv) > 1 else None)
     passed: list[bool] = []
-    code = guarded(lambda: passed.append(work(job, keys)))
+    code = guarded(lambda: passed.append(work(job, keys)), stop=stop)
     return code or (0 if all(passed) else EXIT_REFUSED)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import signal
 import sys
 import threading
 import traceback
@@ -151,9 +153,23 @@ def _show_of_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _show_unraisable(args: Any) -> None:
+    if args.exc_type is KeyboardInterrupt:
+        _interrupt_again()
     # args.object may be a bound method, whose repr quotes its owner's.
-    if args.exc_value is not None:
+    elif args.exc_value is not None:
         _say(without_text(args.exc_value))
+
+
+def _interrupt_again(seconds: float = 0.05) -> None:
+    """Send Ctrl-C once more: the first came in a finalizer, where Python drops what is raised."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    try:
+        timer.start()
+    except KeyboardInterrupt:  # a busy machine has not let the hook end before it came
+        _interrupt_again(2 * seconds)
+    except RuntimeError:
+        pass  # no thread starts in a process that is ending anyway
 
 
 def _is_literal(message: object, frame: FrameType | None) -> bool:

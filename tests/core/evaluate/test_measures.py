@@ -128,6 +128,27 @@ def test_label_answers_are_in_the_order_of_their_rows(
     assert share.restricted == pytest.approx(sum(one.restricted for one in each) / 9)
 
 
+def test_the_output_head_reads_copies_of_what_it_needs(
+    model: Any, tiny_model: Path, chat_rows: Path
+) -> None:
+    import torch
+
+    rows = read([str(chat_rows)]).rows[:3]
+    names, tokenizer = label_set(read([str(chat_rows)]).rows), load_tokenizer(tiny_model)
+    seen: list[torch.Tensor] = []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        assert names is not None
+        label_answers(model, rows, names, tokenizer, load_template(tiny_model), torch.float32)
+        greedy_answers(model, PROMPTS, [2], 0, torch.float32, [6] * 4, 4, 10_000)
+    finally:
+        hook.remove()
+
+    # Of a view torch multiplies row by row, with the head's weights repeated for each.
+    assert {each.shape[0] for each in seen} == {3, 4}
+    assert all(each.is_contiguous() for each in seen)
+
+
 def test_batches_hold_each_row_once_within_their_limits() -> None:
     lengths = [5, 40, 7, 7, 100, 3, 8, 8, 8]
     found = batches(lengths, rows_at_most=3, tokens_at_most=24)

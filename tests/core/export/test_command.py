@@ -11,15 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mst.cli import main
 from mst.durable import sha256
-
-if TYPE_CHECKING:
-    pass
 
 LOADERS = ("gptqmodel", "optimum", "compressed-tensors")
 FORMATS = ("merged", "gptq", "awq", "compressed-tensors", "turbomind")
@@ -184,18 +181,18 @@ def test_one_that_has_failed_stays_marked_and_is_replaced(learnt_run: Path, tmp_
     bad = mst(*arguments, PYTHONPATH=path, LOSSY="0.5")
     manifest = manifest_of(tmp_path / "out/lossy")
     readme = (tmp_path / "out/lossy/README.md").read_text()
+    raised = mst(*arguments, PYTHONPATH=path, LOSSY="a secret")
     good = mst(*arguments, PYTHONPATH=path, LOSSY="1")
 
     assert bad.returncode == 3, bad.stderr
     assert manifest["status"] == "failed"
     assert "differs from what was trained by 0.5" in manifest["faults"][0]
     assert "has failed its comparison. Do not serve it" in readme
+    assert raised.returncode == 1
+    assert "the export target 'lossy' raised ValueError in" in raised.stderr
+    assert "a secret" not in raised.stdout + raised.stderr
     assert good.returncode == 0, good.stderr
     assert manifest_of(tmp_path / "out/lossy")["status"] == "passed"
-
-
-def manifest_text(manifest: dict[str, Any]) -> str:
-    return "has failed its comparison. Do not serve it" if manifest["faults"] else ""
 
 
 LOSSY = """
@@ -292,18 +289,30 @@ def test_a_run_that_has_not_ended_is_refused(
     assert "is failed, so it has no result yet" in capsys.readouterr().err
 
 
-def test_a_calibration_file_without_rows_is_named(learnt_run: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
+def test_a_calibration_file_without_rows_or_of_another_key_is_named_before_any_work(
+    learnt_run: Path, tmp_path: Path
+) -> None:
+    empty, rows = tmp_path / "empty.jsonl", tmp_path / "rows.jsonl"
     empty.write_text("")
-    done = mst(
-        "export", learnt_run, "--format", "gptq", "--method", "rtn", "--calibration", empty,
-        "--output-dir", tmp_path / "out",
-    )  # fmt: skip
+    rows.write_text('{"prompt": "a secret", "response": "yes"}\n')
+    for name in ("key", "other"):
+        assert main(["data", "keygen", "--key-file", str(tmp_path / name)]) == 0
+    assert main(["data", "encrypt", str(rows), "--key-file", str(tmp_path / "key")]) == 0
+    place = tmp_path / "out"
+    for path, said in (
+        (empty, "empty.jsonl"),
+        (tmp_path / "rows.jsonl.mst", "does not open with key-file"),
+    ):
+        done = mst(
+            "export", learnt_run, "--format", "gptq", "--method", "rtn", "--calibration", path,
+            "--key-file", tmp_path / "other", "--output-dir", place,
+        )  # fmt: skip
 
-    assert done.returncode == 1
-    assert "empty.jsonl" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out/gptq").exists()
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "secret" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert not place.exists()
 
 
 def test_a_killed_export_leaves_nothing_that_looks_whole(learnt_run: Path, tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from mst.export.gate import (
     put_weights,
     quality_faults,
     side_faults,
-    stored_faults,
     weight_faults,
 )
+from mst.export.loaded import cast_faults
 from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
@@ -176,8 +176,8 @@ def test_the_model_itself_passes_and_without_its_adapter_it_does_not(
 
     assert faults(trained, candidate, weights_of(trained), rows) == []
     assert faults(trained, candidate, weights_of(base), rows) != []
-    assert stored_faults(smollm2, trained, "bfloat16") != []
-    assert stored_faults(smollm2, base, "bfloat16") == []
+    assert cast_faults(trained, base, "bfloat16") != []
+    assert cast_faults(base, base, "bfloat16") == []
 
 
 def test_a_head_of_its_own_must_be_there(tmp_path: Path) -> None:
@@ -218,6 +218,42 @@ def test_an_answer_that_is_not_a_number_is_infinitely_far() -> None:
 
     assert found.mean_kl == found.perplexity_ratio == float("inf")
     assert len(quality_faults(Quality(found), BOUNDS)) >= 2
+
+
+def test_answers_are_measured_apart_from_prompts() -> None:
+    import torch
+
+    class Favours(torch.nn.Module):
+        """Gives each token that follows a 5 or a 6 a logit of its own."""
+
+        def __init__(self, after_5: float, after_6: float) -> None:
+            super().__init__()
+            self.logit = {5: after_5, 6: after_6}
+
+        def forward(self, input_ids: torch.Tensor, **_: object) -> object:
+            import types
+
+            logits = torch.zeros(*input_ids.shape, 8)
+            for place, before in enumerate(input_ids[0].tolist()):
+                logits[0, place, 7] = self.logit.get(before, 0.0)
+            return types.SimpleNamespace(logits=logits)
+
+    # After 5 stands a 7 of the prompt, after 6 one of the answer.
+    row = Example(
+        array("i", [5, 7, 6, 7]), array("i", [-100, -100, -100, 7]), None  # type: ignore[arg-type]
+    )  # fmt: skip
+    prompt = distance(Favours(3, 3), Favours(0, 3), [row])
+    answer = distance(Favours(3, 3), Favours(3, 0), [row])
+
+    assert (prompt.tokens, prompt.trained_tokens) == (3, 1)
+    assert (prompt.trained_ratio, prompt.trained_kl) == (1, 0)
+    assert prompt.perplexity_ratio == pytest.approx(answer.perplexity_ratio)
+    assert prompt.perplexity_ratio > 1.5
+    # All of the loss lies on one token of three.
+    assert answer.trained_ratio == pytest.approx(answer.perplexity_ratio**3)
+    assert answer.trained_kl == pytest.approx(3 * answer.mean_kl)
+    (fault,) = quality_faults(Quality(answer), Bounds(answer.perplexity_ratio, 9, 0))
+    assert fault.startswith("perplexity on answers is")
 
 
 NEAR = Distance(100, 4.0, 1.05, 0.02, 0.95, 0.5)

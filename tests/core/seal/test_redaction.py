@@ -177,3 +177,21 @@ def test_a_row_where_the_header_should_be_is_not_quoted(
     assert "header" in out + err
     for word in ("Smith", "王小明", "hunter2"):
         assert word not in out + err
+
+
+def test_ctrl_c_in_a_finalizer_is_not_lost_and_shows_no_traceback(tmp_path: Path) -> None:
+    code = """
+    import signal, time
+
+    class Ends:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    end = Ends()
+    del end
+    time.sleep(30)
+    print("went on")
+    """
+    done = run(code, tmp_path)
+
+    assert (done.returncode, done.stdout, done.stderr) == (-2, "", "Interrupted.\n")

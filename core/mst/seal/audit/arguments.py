@@ -17,8 +17,8 @@ WITHHELD = "<withheld>"
 _PLAIN = frozenset(
     {
         "base", "best", "bool", "cidr", "column", "date", "device", "dir", "file", "float", "host",
-        "int", "k", "last", "max", "model", "n", "name", "number", "path", "role", "run", "source",
-        "stage", "step", "task", "tokens", "yaml",
+        "int", "k", "last", "max", "model", "n", "name", "number", "path", "role", "run", "size",
+        "source", "stage", "step", "task", "tokens", "yaml",
     }
 )  # fmt: skip
 _NUMBERS = frozenset({"int", "float", "number", "n", "k", "tokens"})
