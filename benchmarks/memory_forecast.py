@@ -1,7 +1,7 @@
 """The memory forecast and the trace beside measured peaks, over models, methods, batches, dtypes.
 
 From the root of the repository: `python -m benchmarks.memory_forecast [--output FILE] [CASE …]`
-trains each case for a few steps in a process of its own, through mst's own loop: on the CPU, where
+trains each case for twelve steps in a process of its own, through mst's own loop: on the CPU, where
 the resident set is measured from before the model was loaded, and on the simulated chip, where
 torch's allocator counts. Weights are random. One JSON line a case, then one a device with the
 errors. Cases that FILE already has are not run again; forecasts are always made anew.
@@ -27,18 +27,16 @@ from mst.configuration import Configuration
 from mst.extensions import hide_packages
 from mst.launch import worker_environment
 from mst.memory import StepShape, forecast
+from mst.memory.runtime import heap_environment
 from mst.memory_trace import trace, why_not
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import MemoryForecast
 from mst.serial import from_json, to_json
 from mst.training.batches import BatchShape, Layout, batch_shape, lines_of
 
-STEPS = 3
-# What the CPU's backend sets in a worker (mst_backends.cpu.mst_environment).
-CPU_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20),
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-}  # fmt: skip
+# A CPU's heap grows over the first ones: SmolLM2's by 2 % from the third to the twelfth.
+STEPS = 12
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ class Case:
             f"{made.accumulation}x{len(self.lengths)}x{max(self.lengths)}",
             "padded" if len(set(self.lengths)) > 1 else "even", f"{self.labels}l",
             "packed" if laid_out(self).packed else "rows",
+            *(["roomy"] if made.heap == "roomy" else []),
         ]  # fmt: skip
         return " ".join(parts)
 
@@ -110,7 +109,7 @@ def _case(
     rank: int = 8,
     accumulation: int = 1,
 ) -> Case:
-    """Return a case; flags are "fp32", "eager", "ckpt", "padded" and "packed"."""
+    """Return a case; flags are "fp32", "eager", "ckpt", "padded", "packed" and "roomy"."""
     compute = "float32" if "fp32" in flags else "bfloat16"
     lengths = [length - (16 * i if "padded" in flags else 0) for i in range(rows)]
     made = Configuration(
@@ -123,6 +122,9 @@ def _case(
         checkpointing="ckpt" in flags,
         micro_batch=rows,
         accumulation=accumulation,
+        # As the planner chooses where there is room; the others are what it falls back to.
+        chunked_loss="roomy" in flags,
+        heap="roomy" if "roomy" in flags else "tight",
     )
     packing = device == "cpu" or "packed" in flags
     return Case(device, shape, made, tuple(lengths), labels, packing)
@@ -154,6 +156,17 @@ def cases() -> list[Case]:
         ("llama-280m", "lora", 1, 512, 512, "ckpt", "fp32"),
     ]  # fmt: skip
     found = [_case(device, *each) for device in ("simchip", "cpu") for each in both]
+    found += [
+        _case("cpu", *each, "roomy")
+        for each in both
+        if each[:4] in {
+            ("llama-38m", "lora", 1, 1024), ("llama-38m", "lora", 4, 512),
+            ("llama-38m", "full", 2, 512), ("qwen3-48m", "lora", 6, 512),
+            ("qwen2-90m", "lora", 2, 256), ("smollm2-135m", "lora", 1, 512),
+            ("smollm2-135m", "lora", 1, 1024), ("smollm2-135m", "full", 1, 256),
+            ("llama-280m", "lora", 1, 256),
+        }
+    ]  # fmt: skip
     found += [
         _case(device, "llama-38m", "lora", 2, 512, 256, rank=64) for device in ("simchip", "cpu")
     ]
@@ -270,7 +283,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         "gradient_checkpointing": made.checkpointing, "learning_rate": 1e-4,
         "train_rows": len(rows), "val_rows": 0, "steps_per_epoch": STEPS, "total_steps": STEPS,
         "label_accuracy": False, "memory": to_json(MemoryForecast(0, 0, 0, 0, 0, 0, 0, None)),
-        "reasons": [],
+        "reasons": [], "chunked_loss": made.chunked_loss,
     })  # fmt: skip
     losses: list[float] = []
 
@@ -306,7 +319,7 @@ def run_case(case: Case, models: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory_forecast", "--measure", str(models / case.shape)],
         input=json.dumps(to_json(case)),
-        env=worker_environment(user, CPU_ENVIRONMENT),
+        env=worker_environment(user, ONE_THREAD | heap_environment(case.configuration.heap)),
         capture_output=True,
         text=True,
         check=False,

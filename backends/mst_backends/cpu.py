@@ -10,11 +10,14 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mst.facts import Capabilities, DeviceFacts, Probe
 from mst.hookspecs import hookimpl
+from mst.memory.runtime import heap_environment
 from mst_backends.cgroups import cpu_quota, memory_limits
 from mst_backends.cpu_peak import peak_tflops
 
@@ -67,7 +70,18 @@ def mst_capabilities() -> Capabilities:
         attention=("sdpa", "eager"),
         # Paged moments need memory that device and host share: bitsandbytes has none here.
         optimizers=("adamw_torch", "adamw_8bit") if quantized else ("adamw_torch",),
+        compiler=_compiler(os.environ),
     )
+
+
+def _compiler(environ: Mapping[str, str]) -> str:
+    """Return the C++ compiler that torch would call, "" where it or Python's headers are missing.
+
+    Source: torch 2.13.0, torch/_inductor/config.py (cpp.cxx) and cpp_builder.py.
+    """
+    name = environ.get("CXX", "g++")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return name if shutil.which(name) and headers.is_file() else ""
 
 
 @hookimpl
@@ -76,9 +90,8 @@ def mst_environment(devices: Sequence[DeviceFacts]) -> Mapping[str, str]:
 
     By default the pools count the machine's cores: in a container with 4 of 64 they would start 64.
     """
-    # glibc raises its own threshold up to 32 MiB and then keeps freed tensors resident: a step of
-    # SmolLM2 peaked at 2.2 GiB with its default and at 1.7 GiB with this, at the same speed.
-    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
+    # A plan takes a roomy heap where its forecast fits.
+    environment = heap_environment("tight")
     threads = sum(device.compute_units or 0 for device in devices)
     if threads:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

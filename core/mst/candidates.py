@@ -35,7 +35,7 @@ GLOBAL_BATCH_ROWS = 16
 # about so many steps, and a step no more units than that.
 PRIVATE_STEPS = 20
 PRIVATE_BATCH_UNITS = 1024
-# The share of the free memory that a plan may fill.
+# The share of the free memory that a plan may fill; of `--memory-budget` it may fill all.
 MEMORY_SHARE = 0.9
 # Devices on which torch, or the vendor's extension, has an attention that spares the matrices.
 FUSED_ATTENTION = frozenset({"cpu", "cuda", "npu", "xpu"})
@@ -60,6 +60,7 @@ class Space:
         attention: transformers' implementation.
         zero: what the user asked of DeepSpeed: "auto", "off" or a stage.
         host_bytes: free memory of the host, for offloading; None when unknown.
+        budget_bytes: the most that the user lets a plan take of a device; None for what is free.
         shape: the largest step of a micro-batch and a global batch, from `step_shapes`.
         timer: how long a step takes, from `step_timer`.
     """
@@ -73,6 +74,7 @@ class Space:
     attention: str
     zero: str
     host_bytes: int | None
+    budget_bytes: int | None
     shape: Callable[[int, int], StepShape]
     timer: Timer
 
@@ -104,8 +106,8 @@ def candidates(space: Space) -> list[Candidate]:
     A way is a tuner, a quantization, an optimizer, a strategy and a number of devices; within it
     the micro-batch and the checkpointing are chosen here.
     """
-    found = [_best(within(space, way)) for way in _ways(space)]
-    return sorted(found, key=lambda each: (bool(each.why_not), *_order(each, space)))
+    found = [_best(within(space, way)) for way in ways(space)]
+    return sorted(found, key=lambda each: (bool(each.why_not), *order(each, space)))
 
 
 def alternative(candidate: Candidate, model: ModelFacts) -> Alternative:
@@ -164,7 +166,7 @@ def complexity(candidate: Candidate) -> tuple[int, ...]:
     )
 
 
-def _order(candidate: Candidate, space: Space) -> tuple[float, ...]:
+def order(candidate: Candidate, space: Space) -> tuple[float, ...]:
     """Return a key: those that fit by time for the same work, others by what they lack."""
     if candidate.why_not:
         return (candidate.memory.peak_bytes, *complexity(candidate))
@@ -172,7 +174,7 @@ def _order(candidate: Candidate, space: Space) -> tuple[float, ...]:
     return (seconds, *complexity(candidate))
 
 
-def _ways(space: Space) -> Iterator[Configuration]:
+def ways(space: Space) -> Iterator[Configuration]:
     """Yield one configuration for each way to train; the batch is not in it yet."""
     request, able = space.request, space.capabilities
     for tuner, quantization in _methods(space):
@@ -197,8 +199,20 @@ def _ways(space: Space) -> Iterator[Configuration]:
                         world_size=world,
                         offload=offload,
                         row_gradients=request.dp_epsilon is not None,
+                        chunked_loss=_chunks_loss(space, strategy),
                         **objective_costs(space.data, request, tuner),
                     )
+
+
+def _chunks_loss(space: Space, strategy: str) -> bool:
+    """Return whether logits are made of a few labels at a time.
+
+    DeepSpeed and Opacus want the whole model's forward pass, and images go through it. In float16
+    the gradients of single labels would underflow, which only the loss's scale prevents.
+    """
+    whole = ZERO_STAGES[strategy] or space.request.dp_epsilon is not None or space.data.images
+    able = not (whole or space.data.objective.scores or space.dtype == "float16")
+    return able and space.request.chunked_cross_entropy != "off"
 
 
 def _methods(space: Space) -> list[tuple[str, str]]:
@@ -322,9 +336,15 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     if on_host and available is not None:
         available //= count  # they share the machine's memory
     kind = space.capabilities.torch_device
-    memory = forecast(
-        space.model, made, step, available, on_host, attention_kernel(kind), device=kind
-    )
+    # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
+    for heap in ("roomy", "tight") if on_host else ("tight",):
+        made = replace(made, heap=heap)
+        memory = forecast(
+            space.model, made, step, available, on_host, attention_kernel(kind), device=kind
+        )
+        why_not = _why_not(space, memory, count)
+        if not why_not:
+            break
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
     mean = mean_length(space.data)
     labels = mean_label_tokens(space.data)
@@ -336,16 +356,16 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     if made.tuner != "full":
         targets = lora_targets(space.model, made.target_modules)
         trained = lora_parameters(targets, made.lora_rank)
-    return Candidate(made, count, memory, time, trained, _why_not(space, memory, available))
+    return Candidate(made, count, memory, time, trained, why_not)
 
 
-def _why_not(space: Space, memory: MemoryForecast, available: int | None) -> str:
-    """Return what is short and by how much, or "" when it fits."""
-    if available is not None and memory.peak_bytes > available * MEMORY_SHARE:
-        short = memory.peak_bytes - available * MEMORY_SHARE
+def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:
+    """Return what is short and by how much, or "" when it fits; `count` devices are used."""
+    usable = usable_bytes(space, count)
+    if usable is not None and memory.peak_bytes > usable:
         return (
-            f"needs {gib(memory.peak_bytes)} a device, {gib(available * MEMORY_SHARE)} may be used:"
-            f" {gib(short)} short"
+            f"needs {gib(memory.peak_bytes)} a device, {usable_words(space, count)}:"
+            f" {gib(memory.peak_bytes - usable)} short"
         )
     if memory.host_bytes:
         if space.host_bytes is None:
@@ -356,6 +376,39 @@ def _why_not(space: Space, memory: MemoryForecast, available: int | None) -> str
                 f" {gib(space.host_bytes * MEMORY_SHARE)} may be used"
             )
     return ""
+
+
+def usable_bytes(space: Space, count: int) -> float | None:
+    """Return what a plan may take of a device's memory; None when nothing bounds it.
+
+    Of what is free, a share is left to others and to the forecast's error. A budget says itself
+    what is left, so all of it may be taken.
+
+    Args:
+        space: what could be chosen from.
+        count: devices of a machine that are used; processes on a CPU share its memory.
+    """
+    limits = [each for each in (_share_of_free(space), space.budget_bytes) if each is not None]
+    shared = count if space.capabilities.torch_device == "cpu" else 1
+    return min(limits) / shared if limits else None
+
+
+def usable_words(space: Space, count: int) -> str:
+    """Return `usable_bytes` for a reason, with the budget named where it is the bound."""
+    usable = usable_bytes(space, count)
+    bound = " (--memory-budget)" if budget_binds(space) else ""
+    return "" if usable is None else f"{gib(usable)} may be used{bound}"
+
+
+def budget_binds(space: Space) -> bool:
+    """Return whether the user's budget bounds plans, rather than what is free."""
+    share = _share_of_free(space)
+    return space.budget_bytes is not None and (share is None or space.budget_bytes <= share)
+
+
+def _share_of_free(space: Space) -> float | None:
+    free = scarcest(space).memory_free_bytes
+    return None if free is None else free * MEMORY_SHARE
 
 
 def attention_kernel(torch_device: str) -> str:

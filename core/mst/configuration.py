@@ -38,6 +38,8 @@ class Configuration:
         scores: the model has a head for one score, and no logits.
         samples: tokens that are sampled one after the other before the gradients.
         row_gradients: a micro-batch leaves the gradients of each of its rows.
+        chunked_loss: logits are made of a few labels at a time.
+        heap: of a CPU's worker: "tight" gives freed memory back at once, "roomy" keeps it.
     """
 
     tuner: str = "lora"
@@ -61,6 +63,8 @@ class Configuration:
     scores: bool = False
     samples: int = 0
     row_gradients: bool = False
+    chunked_loss: bool = False
+    heap: str = "tight"
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Capabilities:
             devices, which torch then counts from 0; "" when the worker sees all of them, under
             the indices of the facts.
         optimizers: of "adamw_torch", "adamw_8bit", "paged_adamw_8bit".
+        compiler: what torch.compile builds kernels for it with ("g++"); "" where there is none.
     """
 
     torch_device: str
@@ -87,6 +88,7 @@ class Capabilities:
     attention: tuple[str, ...] = ("eager",)
     visible_devices_env: str = ""
     optimizers: tuple[str, ...] = ("adamw_torch",)
+    compiler: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from mst.errors import (
     UsageError,
 )
 from mst.facts import Capabilities, DeviceFacts, MachineFacts
+from mst.longest import LongestRows, longest_rows
 from mst.model.facts import ModelFacts, read_facts, weight_files
 from mst.model.locate import ModelSource, locate
 from mst.plan import Plan
-from mst.planner import as_explicit
+from mst.planner import as_explicit, open_space
 from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
@@ -113,14 +114,48 @@ def with_defaults(request: TrainRequest, given: frozenset[str]) -> TrainRequest:
     return replace(request, **recipe)
 
 
-def prepare_job(
+@dataclass(frozen=True)
+class Where:
+    """The devices that a plan is for, as `mst.planner.plan` takes them."""
+
+    backend: str
+    devices: tuple[DeviceFacts, ...]
+    capabilities: tuple[Capabilities, ...]
+    environment: Mapping[str, str]
+    host_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan is made from.
+
+    Attributes:
+        machine: this one.
+        where: the devices to plan for.
+        source: where the model was found.
+        model: its shape.
+        data: the encoded rows.
+        manifest: which model and which files these are.
+        keys: what opened the data.
+    """
+
+    machine: MachineFacts
+    where: Where
+    source: ModelSource
+    model: ModelFacts
+    data: DataFacts
+    manifest: RunManifest
+    keys: KeyRing = field(default=NO_KEYS, repr=False)
+
+
+def gather(
     request: TrainRequest,
     environ: Mapping[str, str],
     tell: Callable[[str], None] = lambda line: None,
     on: str | None = None,
-) -> Job:
-    """Probe the machine, find the model, read the data and plan; nothing is written but the cache
-    of a converted model.
+) -> Inputs:
+    """Probe the machine, find the model and read the data; nothing is written but the cache of a
+    converted model.
 
     Args:
         request: with `with_defaults` applied.
@@ -133,7 +168,6 @@ def prepare_job(
     """
     # Imported late: `mst --help` needs none of it.
     from mst.data.prepare import data_facts, prepare
-    from mst.privacy.budget import with_budget
     from mst.probe import machine_facts
     from mst.registry import load
     from mst.training.objectives import find_objective
@@ -155,13 +189,49 @@ def prepare_job(
     objective = find_objective(request, registry)
     context = model.max_position_embeddings
     prepared = prepare(request, request.dataset, directory, context, objective, keys)
-    data = data_facts(prepared, private=request.dp_epsilon is not None)
+    return Inputs(
+        machine=machine,
+        where=where,
+        source=source,
+        model=model,
+        data=data_facts(prepared, private=request.dp_epsilon is not None),
+        manifest=RunManifest(
+            status="running",
+            mst_version=mst.__version__,
+            versions=_versions(),
+            model=source.name,
+            model_path=str(directory.absolute()),
+            model_sha256=model_sha256(directory) if weights else "",
+            data=prepared.files,
+            val_data=prepared.val_files,
+            created=rundir.now(),
+            model_signature=signature,
+        ),
+        keys=keys,
+    )
+
+
+def prepare_job(
+    request: TrainRequest,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None] = lambda line: None,
+    on: str | None = None,
+) -> Job:
+    """Gather what a plan is made from, and plan; arguments are those of `gather`.
+
+    Raises:
+        MstError: whatever stands in the way.
+    """
+    from mst.privacy.budget import with_budget
+
+    found = gather(request, environ, tell, on)
+    where, data = found.where, found.data
     made = make_plan(
         where.backend,
         where.devices,
         where.capabilities,
         where.environment,
-        model,
+        found.model,
         data,
         request,
         where.host_bytes,
@@ -176,27 +246,35 @@ def prepare_job(
 
         config_of(made, request)
     return Job(
-        request=_anywhere(request, source),
-        machine=machine,
-        source=source,
-        model=model,
+        request=_anywhere(request, found.source),
+        machine=found.machine,
+        source=found.source,
+        model=found.model,
         data=data,
         plan=made,
-        manifest=RunManifest(
-            status="running",
-            mst_version=mst.__version__,
-            versions=_versions(),
-            model=source.name,
-            model_path=str(directory.absolute()),
-            model_sha256=model_sha256(directory) if weights else "",
-            data=prepared.files,
-            val_data=prepared.val_files,
-            created=rundir.now(),
-            model_signature=signature,
-            privacy=made.privacy,
-        ),
-        keys=keys,
+        manifest=replace(found.manifest, privacy=made.privacy),
+        keys=found.keys,
     )
+
+
+def longest_of(found: Inputs, request: TrainRequest) -> LongestRows:
+    """Return how long rows may be, in each way to train that the request leaves open.
+
+    Raises:
+        PlanError: an explicit choice can't be met, or nothing fits.
+    """
+    where = found.where
+    zero = _zero_of_file(request.deepspeed)
+    space = open_space(
+        where.devices,
+        where.capabilities,
+        found.model,
+        found.data,
+        request,
+        where.host_bytes,
+        zero,
+    )
+    return longest_rows(space)
 
 
 def _check_encryption(request: TrainRequest, keys: KeyRing) -> None:
@@ -275,31 +353,22 @@ def _zero_of_file(asked: str) -> str | None:
     return None if asked in ZERO_CHOICES else stage_of(read_config(Path(asked)))
 
 
-@dataclass(frozen=True)
-class _Where:
-    backend: str
-    devices: tuple[DeviceFacts, ...]
-    capabilities: tuple[Capabilities, ...]
-    environment: Mapping[str, str]
-    host_bytes: int | None
-
-
-def _this_machine(machine: MachineFacts, request: TrainRequest, registry: Registry) -> _Where:
+def _this_machine(machine: MachineFacts, request: TrainRequest, registry: Registry) -> Where:
     from mst.probe import backend_environment, select_devices
 
     report, devices, capabilities = select_devices(machine, request.device, request.nproc_per_node)
     environment = backend_environment(registry, report.name, devices)
     hosts = [one.probe.devices for one in machine.backends if one.name == "cpu"]
     free = next((one[0].memory_free_bytes for one in hosts if one), None)
-    return _Where(report.name, devices, capabilities, environment, free)
+    return Where(report.name, devices, capabilities, environment, free)
 
 
-def _named_machine(on: str, registry: Registry, tell: Callable[[str], None]) -> _Where:
+def _named_machine(on: str, registry: Registry, tell: Callable[[str], None]) -> Where:
     from mst.hardware import read_hardware
 
     found = read_hardware(on, registry)
     tell(found.note)
-    return _Where(found.backend, found.devices, found.capabilities, {}, found.host_bytes)
+    return Where(found.backend, found.devices, found.capabilities, {}, found.host_bytes)
 
 
 def _versions() -> dict[str, str]:

@@ -107,10 +107,12 @@ def _gradients(
 ) -> None:
     import torch
 
-    from mst.training.loss import compute_in, keeps_logits, summed_loss
+    from mst.training.loss import compute_in, logits_of, summed_loss
+    from mst.training.output_head import HeadForm
 
     with compute_in(model, "cpu", getattr(torch, made.compute_dtype)):
-        loss = summed_loss(model, batch, keeps_logits(model))
+        how = HeadForm() if made.chunked_loss else logits_of(model)
+        loss = summed_loss(model, batch, how)
     loss = loss / 2.0
     _mark(live, marks, "forward")
     (loss * 1.0).backward()  # type: ignore[no-untyped-call]
@@ -120,9 +122,9 @@ def _gradients(
 
 def _watch_layers(model: torch.nn.Module, live: LiveStorages, marks: dict[str, int]) -> None:
     """Note the peak when the backward pass leaves the last layer, and when it nears the first."""
-    inner: Any = model
-    if hasattr(model, "peft_config"):
-        inner = inner.get_base_model()
+    from mst.training.adapters import under_adapters
+
+    inner = under_adapters(model)
     layers = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
     from mst.memory_trace_model import decoder_layers
 
@@ -223,6 +225,7 @@ def _batch(step: StepShape, made: Configuration) -> Batch:
         attention_mask=mask,
         keep=torch.zeros(kept, dtype=torch.long),
         targets=torch.zeros(rows, kept, dtype=torch.long),
+        labelled=torch.arange(min(step.label_tokens, rows * kept)),
         tokens=rows * width,
         label_tokens=rows * kept,
     )

@@ -170,6 +170,9 @@ class Plan:
         time: how long it should take; None when the device's speed is not known.
         alternatives: what else was looked at, best first.
         privacy: what differential privacy the tuned weights will have; None for none.
+        chunked_loss: logits are made of a few labels at a time, where the model allows.
+        compiled: the decoder's layers are compiled before the first step.
+        heap: of a CPU's worker, as in `mst.configuration.Configuration`.
     """
 
     backend: str
@@ -203,6 +206,9 @@ class Plan:
     time: TimeForecast | None = None
     alternatives: tuple[Alternative, ...] = ()
     privacy: PrivacyBudget | None = None
+    chunked_loss: bool = False
+    compiled: bool = False
+    heap: str = "tight"
 
     @property
     def world_size(self) -> int:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mst.candidates import Candidate, Space, alternative, candidates, choose, within
+from mst.compile_choice import compiled_time, compiling
 from mst.configuration import ZERO_CHOICES
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.learning_rates import usual_rate
 from mst.memory import FLOAT_BYTES
+from mst.memory.runtime import heap_environment
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Plan, Reason
 from mst.privacy.confine import check_unused, confined
-from mst.reasons import batch_reasons, method_reasons
+from mst.quantities import size_bytes
+from mst.reasons import batch_reasons, budget_reason, budget_warning, method_reasons
 from mst.request import TrainRequest
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
@@ -237,20 +240,25 @@ def _check_context(model: ModelFacts, data: DataFacts) -> None:
         )
 
 
-def _space(
+def open_space(
     devices: Sequence[DeviceFacts],
     capabilities: Sequence[Capabilities],
     model: ModelFacts,
     data: DataFacts,
     request: TrainRequest,
-    zero: str,
-    host_bytes: int | None,
+    host_bytes: int | None = None,
+    zero: str | None = None,
 ) -> Space:
-    """Return what can be chosen from; explicit choices are checked.
+    """Return what can be chosen from; arguments are those of `plan`.
 
     Raises:
-        PlanError: one of them can't be met.
+        PlanError: an explicit choice can't be met.
     """
+    if request.dp_epsilon is None:
+        check_unused(request)
+    else:
+        request = confined(request, data)
+    zero = zero or request.deepspeed
     asked = request.nproc_per_node
     if asked is None:
         # A slower neighbour would hold the others up.
@@ -276,6 +284,7 @@ def _space(
             " scaling would depend on the rows. Pass --dtype float32."
         )
     attention = _attention(request, able, dtype)
+    budget = request.memory_budget
     return Space(
         model=model,
         data=data,
@@ -286,6 +295,7 @@ def _space(
         attention=attention,
         zero=zero,
         host_bytes=host_bytes,
+        budget_bytes=None if budget is None else size_bytes(budget, "--memory-budget"),
         shape=step_shapes(data, request, layout_in(data, attention)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
     )
@@ -304,8 +314,8 @@ def plan(
 ) -> Plan:
     """Choose how to train `model` on `devices`, and say why.
 
-    The fastest configuration is taken whose memory fits with `MEMORY_SHARE`; among those as fast,
-    the simplest.
+    The fastest configuration is taken whose memory fits with `MEMORY_SHARE` of what is free, and
+    with the request's budget; among those as fast, the simplest.
 
     Args:
         backend: name of the devices' backend.
@@ -321,13 +331,7 @@ def plan(
     Raises:
         PlanError: an explicit choice can't be met, or nothing fits; names the nearest that does.
     """
-    if request.dp_epsilon is None:
-        check_unused(request)
-    else:
-        request = confined(request, data)
-    space = _space(
-        devices, capabilities, model, data, request, zero or request.deepspeed, host_bytes
-    )
+    space = open_space(devices, capabilities, model, data, request, host_bytes, zero)
     found = candidates(space)
     prefer, preference = _preferred_tuner(space)
     chosen = choose(found, prefer)
@@ -354,6 +358,12 @@ def _plan(
     threads = request.threads or _threads(devices[0], chosen.devices)
     if request.threads is not None or (chosen.devices > 1 and on_host):
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
+    compiled, compile_reason = compiling(space, chosen)
+    time = chosen.time
+    if compiled and time is not None:
+        time = compiled_time(time, steps)
+    if on_host:
+        environment = {**environment, **heap_environment(made.heap)}
     label_accuracy, label_reason = _label_accuracy(request, data)
     rate = request.learning_rate or usual_rate(data, made.tuner)
     _, dtype_reason = _dtype(devices[0], request.dtype)
@@ -362,6 +372,7 @@ def _plan(
         Reason("device", names, f"{devices[0].name}; --device {request.device}"),
         *method_reasons(space, chosen, found, preference),
         dtype_reason,
+        budget_reason(space),
         *batch_reasons(space, chosen, within(space, made)),
         None
         if request.learning_rate
@@ -371,6 +382,7 @@ def _plan(
         None if request.max_length else Reason("max_length", str(data.max_length), _longest(data)),
         _packing_reason(data),
         _images_reason(data),
+        compile_reason,
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host
@@ -379,6 +391,8 @@ def _plan(
     notes = _warnings(request, data, steps, global_batch)
     if preference and made.tuner != "full":
         notes.append(preference)
+    if over := budget_warning(space):
+        notes.append(over)
     return Plan(
         backend=backend,
         torch_devices=torch_names(devices, space.capabilities),
@@ -408,8 +422,11 @@ def _plan(
         offload=made.offload,
         offload_dir=request.offload_dir if made.offload != "none" else None,
         nnodes=request.nnodes,
-        time=chosen.time,
+        time=time,
         alternatives=tuple(alternative(each, space.model) for each in found),
+        chunked_loss=made.chunked_loss,
+        compiled=compiled,
+        heap=made.heap,
     )
 
 
@@ -437,6 +454,8 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         learning_rate=plan.learning_rate,
         threads=plan.threads if "cpu" in plan.torch_devices else request.threads,
         label_accuracy="on" if plan.label_accuracy else "off",
+        chunked_cross_entropy="auto" if plan.chunked_loss else "off",
+        torch_compile="on" if plan.compiled else "off",
     )
 
 

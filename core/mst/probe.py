@@ -38,6 +38,16 @@ def machine_facts(registry: Registry, seconds: float = PLUGIN_SECONDS) -> Machin
     )
 
 
+def host_facts(registry: Registry) -> DeviceFacts | None:
+    """Return the host as the CPU's backend counts it, control groups included, asking no other.
+
+    None where that backend can't tell.
+    """
+    if "cpu" not in registry.backends:
+        return None
+    return next(iter(_report(registry, "cpu", PLUGIN_SECONDS).probe.devices), None)
+
+
 def select_device(
     facts: MachineFacts, device: str
 ) -> tuple[BackendReport, DeviceFacts, Capabilities]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from mst.candidates import MEMORY_SHARE, Candidate, Space, scarcest
+from mst.candidates import Candidate, Space, budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
 from mst.workload import mean_length
@@ -140,8 +139,27 @@ def _checkpointing_reason(space: Space, chosen: Candidate, within: Sequence[Cand
         why = f"needs {theirs} without it, {peak} with it"
     else:
         why = f"needs {peak} without it"
-    free = scarcest(space).memory_free_bytes
-    if free is not None and math.isfinite(free):
-        own = chosen.memory.available_bytes or free
-        why += f"; {gib(own * MEMORY_SHARE)} may be used"
+    if words := usable_words(space, chosen.devices):
+        why += f"; {words}"
     return Reason("gradient_checkpointing", "on" if made.checkpointing else "off", why)
+
+
+def budget_reason(space: Space) -> Reason | None:
+    """Return why no plan takes more memory, where the user's budget is what bounds them."""
+    asked, budget = space.request.memory_budget, space.budget_bytes
+    if asked is None or budget is None or not budget_binds(space):
+        return None
+    free = scarcest(space).memory_free_bytes
+    of = "" if free is None else f", though {gib(free)} are free"
+    return Reason("memory_budget", asked, f"{gib(budget)} of a device may be used at the most{of}")
+
+
+def budget_warning(space: Space) -> str:
+    """Return what to say of a budget that is more than what may be planned anyway, or ""."""
+    free = scarcest(space).memory_free_bytes
+    if space.budget_bytes is None or free is None or budget_binds(space):
+        return ""
+    return (
+        f"--memory-budget {space.request.memory_budget} is more than there is: of the {gib(free)}"
+        f" free, {usable_words(space, 1)}"
+    )

@@ -290,7 +290,7 @@ class TrainRequest:
     )
     max_length: int | None = option(
         None,
-        "longest row in tokens",
+        "longest row in tokens; of `mst plan`, max finds what fits",
         group="data",
         aliases=("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len"),
         at_least=2,
@@ -383,6 +383,13 @@ class TrainRequest:
     max_grad_norm: float = option(
         1.0, "gradients are scaled down to this norm; 0 for never", group="optimizer", at_least=0
     )
+    memory_budget: str | None = option(
+        None,
+        "memory of each device that the plan may take at the most, such as 20GB or 20GiB; on a CPU,"
+        " of the machine",
+        group="memory",
+        metavar="SIZE",
+    )
     dtype: str = option(
         "auto",
         "dtype of the matrix products",
@@ -395,6 +402,18 @@ class TrainRequest:
         "recompute activations to save memory",
         group="memory",
         choices=("auto", "on", "off"),
+    )
+    torch_compile: str = option(
+        "auto",
+        "compile the decoder's layers; auto: where that costs less time than it saves",
+        group="memory",
+        choices=("auto", "on", "off"),
+    )
+    chunked_cross_entropy: str = option(
+        "auto",
+        "logits of a few hundred labels at a time, wherever the model's own are known to be those",
+        group="memory",
+        choices=("auto", "off"),
     )
     attn_implementation: str = option(
         "auto",

@@ -23,7 +23,8 @@ CHANGEABLE_ON_RESUME = frozenset(
         "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
         "max_steps", "num_train_epochs", "device", "on_oom", "nproc_per_node", "nnodes",
         "node_rank", "master_addr", "master_port", "deepspeed", "offload_dir",
-        "jail", "jail_reason", "allow_net", "key_file", "passphrase_file", "pkcs11",
+        "memory_budget", "jail", "jail_reason", "allow_net", "key_file", "passphrase_file",
+        "pkcs11",
     }
 )  # fmt: skip
 

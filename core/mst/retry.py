@@ -37,6 +37,8 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         micro_batch=plan.per_device_train_batch_size,
         accumulation=plan.gradient_accumulation_steps,
         row_gradients=plan.privacy is not None,
+        chunked_loss=plan.chunked_loss,
+        heap=plan.heap,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,11 @@ from mst.candidates import (
     Candidate,
     Space,
     alternative,
+    budget_binds,
     candidates,
     choose,
     scarcest,
+    usable_bytes,
 )
 from mst.catalogue import known_chips
 from mst.errors import PlanError
@@ -69,13 +72,12 @@ def _words(space: Space, found: Sequence[Candidate]) -> str:
     # What the device itself lacks is the plainer answer; offloading is among the changes.
     whole = [each for each in found if each.configuration.offload == "none"] or found
     least = min(whole, key=lambda each: each.memory.peak_bytes)
-    made, device = least.configuration, scarcest(space)
-    free = device.memory_free_bytes or 0
+    made = least.configuration
     quantized = {"nf4": "NF4 ", "int8": "int8 "}.get(made.quantization, "")
     switch = "on" if made.checkpointing else "off"
     lines = (
-        f"no plan for {_asked(space)} of {space.model.path} fits: {device.name} has {gib(free)}"
-        f" free, of which {MEMORY_SHARE:.0%} may be planned. The smallest is {made.tuner}"
+        f"no plan for {_asked(space)} of {space.model.path} fits: {_bound(space)}."
+        f" The smallest is {made.tuner}"
         f" ({way(least)}, micro-batch {made.micro_batch}, gradient checkpointing {switch}), which"
         f" {least.why_not}. The {quantized}{_largest_part(least.memory)}."
     )
@@ -87,6 +89,18 @@ def _words(space: Space, found: Sequence[Candidate]) -> str:
     if not changes:
         return f"{lines} No smaller request helps; take a smaller model."
     return f"{lines} What would do: {'; or '.join(changes)}."
+
+
+def _bound(space: Space) -> str:
+    device, budget = scarcest(space), space.budget_bytes
+    free = gib(device.memory_free_bytes or 0)
+    if budget is None or not budget_binds(space):
+        return f"{device.name} has {free} free, of which {MEMORY_SHARE:.0%} may be planned"
+    there = "" if device.memory_free_bytes is None else f", which has {free} free"
+    return (
+        f"--memory-budget {space.request.memory_budget} leaves a plan {gib(budget)} of"
+        f" {device.name}{there}"
+    )
 
 
 def _asked(space: Space) -> str:
@@ -101,6 +115,7 @@ def _largest_part(memory: MemoryForecast) -> str:
 
 def _changes(space: Space, least: Candidate, found: Sequence[Candidate]) -> Iterator[str]:
     """Yield changes that would make it fit, the easiest first."""
+    yield from _larger_budget(space, least)
     for words, changed in _relaxed(space):
         if (taken := _fits(changed)) is not None:
             yield f"{words} ({gib(taken.memory.peak_bytes)} a device)"
@@ -116,6 +131,23 @@ def _changes(space: Space, least: Candidate, found: Sequence[Candidate]) -> Iter
     yield from _shorter(space)
     yield from _more_devices(space)
     yield from _larger_chip(space, least)
+
+
+def _larger_budget(space: Space, least: Candidate) -> Iterator[str]:
+    """Yield the smallest budget that would do, where what is free allows it."""
+    if budget_binds(space):
+        needed = _on_machine(space, least)
+        unit, words = (2**20, "MiB") if needed < 2**30 else (2**30, "GiB")
+        tenths = math.ceil(needed * 10 / unit)
+        larger = replace(space, budget_bytes=tenths * unit // 10)
+        if _fits(larger) is not None:
+            yield f"--memory-budget {tenths / 10:g}{words}"
+
+
+def _on_machine(space: Space, candidate: Candidate) -> int:
+    """Return the memory that a budget would have to hold: on a CPU that of all processes."""
+    shared = candidate.devices if space.capabilities.torch_device == "cpu" else 1
+    return candidate.memory.peak_bytes * shared
 
 
 def _fits(space: Space) -> Candidate | None:
@@ -154,11 +186,11 @@ def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
 
 def _with_host(space: Space, found: Sequence[Candidate]) -> Iterator[str]:
     """Yield how much of the host's memory would do, where only that is missing."""
-    limit = MEMORY_SHARE * (scarcest(space).memory_free_bytes or 0)
     enough = [
         each.memory.host_bytes
         for each in found
-        if each.memory.host_bytes and each.memory.peak_bytes <= limit
+        if each.memory.host_bytes
+        and each.memory.peak_bytes <= (usable_bytes(space, each.devices) or 0)
     ]
     if enough:
         needed = min(enough) / MEMORY_SHARE
@@ -173,12 +205,12 @@ def _shorter(space: Space) -> Iterator[str]:
     def fits(length: int) -> bool:
         return _fits(_cut(space, length)) is not None
 
-    longest = _last(lengths, fits)
+    longest = last_holding(lengths, fits)
     if longest is not None:
         yield f"--max-length {longest} (the longest row has {space.data.longest})"
 
 
-def _last(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+def last_holding(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
     """Return the largest value for which `holds`, which is true up to some value, or None."""
     low, high = 0, len(values)
     while low < high:
@@ -225,7 +257,9 @@ def _more_devices(space: Space) -> Iterator[str]:
 
 def _larger_chip(space: Space, least: Candidate) -> Iterator[str]:
     """Yield the smallest chip of the catalogue that holds the least candidate."""
-    device = space.devices[0]
+    device, budget = space.devices[0], space.budget_bytes
+    if budget is not None and budget < _on_machine(space, least):
+        return  # it would not be filled
     needed = least.memory.peak_bytes / MEMORY_SHARE
     chips = [
         (chip.memory_bytes.value, chip.name)

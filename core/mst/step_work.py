@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mst.configuration import ZERO_STAGES, Configuration
 from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, lora_targets
-from mst.training.batches import PACKED_TOKENS_AT_MOST
+from mst.training.batches import TOKENS_MULTIPLE
 
 # Kernels that a decoder layer of transformers starts in a forward pass (norms, rotations,
 # residuals, activation, attention, seven products), and what PEFT and bitsandbytes add to one
@@ -194,8 +194,9 @@ def _span(made: Configuration, mean_row_tokens: float) -> float:
     """Return how many positions a token's scores are computed for."""
     rows = made.micro_batch * made.sequences
     together = rows * mean_row_tokens
-    if rows > 1 and together <= PACKED_TOKENS_AT_MOST and not made.scores:
-        return together  # rows laid end to end, kept apart by a mask over the whole square
+    if rows > 1 and not made.scores:
+        # Rows laid end to end in lines as wide as the longest of them, or more.
+        return min(together, 2 * mean_row_tokens + TOKENS_MULTIPLE)
     return mean_row_tokens
 
 

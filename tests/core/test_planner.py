@@ -103,11 +103,16 @@ def test_the_micro_batch_shrinks_to_fit_unless_it_was_asked_for() -> None:
     wide = DataFacts((40,) * 512, (30,) * 512, 0, None, 40, 40, 0)
     request = TrainRequest(gradient_checkpointing="off")
     roomy = planned(OLD_XEON, SMOLLM2, wide, request)
-    free = int(roomy.memory.peak_bytes / 0.9 * 0.95)
+    less = replace(OLD_XEON, memory_free_bytes=int(roomy.memory.peak_bytes / 0.9 * 0.95))
+    thrifty = planned(less, SMOLLM2, wide, request)
+    free = int(thrifty.memory.peak_bytes / 0.9 * 0.95)
     tight = replace(OLD_XEON, memory_free_bytes=free)
     found = planned(tight, SMOLLM2, wide, request)
 
-    assert roomy.per_device_train_batch_size == 16
+    assert roomy.per_device_train_batch_size == thrifty.per_device_train_batch_size == 16
+    assert (roomy.heap, thrifty.heap) == ("roomy", "tight")
+    assert roomy.environment["MALLOC_MMAP_THRESHOLD_"] == str(2**25)
+    assert thrifty.environment["MALLOC_MMAP_THRESHOLD_"] == str(2**20)
     assert found.per_device_train_batch_size < 16
     assert found.per_device_train_batch_size * found.gradient_accumulation_steps == 16
     with pytest.raises(PlanError, match="micro-batch 16"):
@@ -246,3 +251,48 @@ def test_many_rows_are_planned_in_lines_as_wide_as_the_longest() -> None:
 
     assert (lines.rows, lines.width) == (2, 2048)
     assert (padded.rows, padded.width) == (16, 2000)
+
+
+COMPILING = replace(CPU, compiler="g++")
+# As an Intel Xeon with AMX declares it.
+AMX = replace(ZEN5, name="a Xeon", peak_tflops={"bfloat16": 7.0}, features=("amx_bf16",))
+
+
+def with_compiler(
+    request: TrainRequest, able: Capabilities = COMPILING, model: ModelFacts = SMOLLM2
+) -> Plan:
+    return plan("cpu", (AMX,), (able,), {}, model, SHORT, request)
+
+
+def test_layers_are_compiled_where_that_saves_more_than_it_costs() -> None:
+    short, long = (with_compiler(TrainRequest(max_steps=steps)) for steps in (20, 5000))
+    plain = with_compiler(TrainRequest(max_steps=5000, torch_compile="off"))
+    why = {each.choice: each for each in long.reasons}["torch_compile"]
+
+    assert (short.compiled, long.compiled, plain.compiled) == (False, True, False)
+    assert why.value == "on"
+    assert why.why.startswith("it takes 35 s once, and would save ")
+    assert long.time is not None
+    assert plain.time is not None
+    assert long.time.step_seconds < plain.time.step_seconds
+    assert 5000 * long.time.step_seconds < long.time.total_seconds < plain.time.total_seconds
+    assert as_explicit(TrainRequest(), long).torch_compile == "on"
+    assert as_explicit(TrainRequest(), plain).torch_compile == "off"
+
+
+@pytest.mark.parametrize(
+    ("able", "model", "says"),
+    [
+        (CPU, SMOLLM2, "torch finds no compiler for this device here"),
+        (COMPILING, replace(SMOLLM2, model_type="falcon"), "torch compiles wrong gradients"),
+    ],
+)
+def test_layers_that_cannot_be_compiled_are_told_of_when_asked_for(
+    able: Capabilities, model: ModelFacts, says: str
+) -> None:
+    with pytest.raises(PlanError, match=f"--torch-compile on was asked for: {says}"):
+        with_compiler(TrainRequest(torch_compile="on"), able, model)
+    found = with_compiler(TrainRequest(max_steps=5000), able, model)
+
+    assert not found.compiled
+    assert any(each.choice == "torch_compile" and says in each.why for each in found.reasons)

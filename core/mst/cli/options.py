@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mst.errors import UsageError
+from mst.quantities import size_bytes
 from mst.request import TrainRequest, alias_names, fields
 from mst.seal.supply.yaml_text import load_yaml
 
+# Of `--max-length`, as `mst plan` takes it: find the longest.
+LONGEST = "max"
 _MOST_YAML_BYTES = 1 << 20
 TITLES = {
     "what": "what to train on what",
@@ -151,6 +154,14 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} must be {words} {limit:g}; found {value}.")
 
 
+def _check_length(value: object, shown: str) -> None:
+    if value == LONGEST:
+        raise UsageError(
+            f"{shown} {LONGEST} trains nothing: `mst plan --max-length {LONGEST}`, with the other"
+            " options as they are, says how long rows may be here. Pass one of those numbers."
+        )
+
+
 def convert(name: str, value: object, shown: str) -> Any:
     """Return `value` as the type of option `name`; `shown` is how the user spelt it.
 
@@ -164,6 +175,8 @@ def convert(name: str, value: object, shown: str) -> Any:
             value = [f"{key}={one}" for key, one in value.items()]
         items = value if isinstance(value, (list, tuple)) else str(value).split(",")
         return tuple(str(item).strip() for item in items if str(item).strip())
+    if name == "max_length":
+        _check_length(value, shown)
     if isinstance(value, (list, dict)):
         raise UsageError(f"{shown} takes one value, not {value!r}.")
     if kind is str and isinstance(value, bool):
@@ -177,6 +190,8 @@ def convert(name: str, value: object, shown: str) -> Any:
         else str(value)
     )
     _check(shown, result, each.metadata)
+    if each.metadata["metavar"] == "SIZE":
+        size_bytes(str(result), shown)
     return result
 
 

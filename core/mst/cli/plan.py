@@ -9,17 +9,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.cli.options import add_train_options, given_options, train_request
+from mst.cli.options import LONGEST, add_train_options, given_options, train_request
 from mst.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mst.job import Job
     from mst.memory_trace import TraceEstimate
+    from mst.request import TrainRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Take the options of `mst train`, and what to plan for and to print."""
     add_train_options(parser)
+    parser.epilog = (
+        f"--max-length {LONGEST} plans no run: it finds the longest rows that fit, in each way to"
+        " train."
+    )
     parser.add_argument(
         "--on",
         metavar="HARDWARE",
@@ -58,14 +65,21 @@ def run(args: argparse.Namespace) -> int:
 
     if args.report is not None:
         return _report(Path(args.report), args.json)
+    longest = asks_for_longest(args)
     request, given = train_request(args), given_options(args)
     if request.resume is None:
         request = with_defaults(request, given)
     else:
         _, request = resumed_request(request, given)
     said = Console(stderr=True, highlight=False)
+
+    def tell(line: str) -> None:
+        said.print(line + " …")
+
+    if longest:
+        return _longest(request, args, tell)
     try:
-        job = prepare_job(request, os.environ, lambda line: said.print(line + " …"), args.on)
+        job = prepare_job(request, os.environ, tell, args.on)
     except NothingFits as error:
         if args.compare and not args.json:
             show_alternatives(Console(highlight=False), error.alternatives)
@@ -89,6 +103,52 @@ def run(args: argparse.Namespace) -> int:
             show_trace(console, job.plan.memory, traced)
         if args.compare:
             show_alternatives(console, job.plan.alternatives, job.plan)
+    return 0
+
+
+def asks_for_longest(args: argparse.Namespace) -> bool:
+    """Return whether `--max-length max` was given, and take it out of the options.
+
+    Raises:
+        UsageError: with options that show a plan.
+    """
+    if args.max_length != LONGEST:
+        return False
+    args.max_length = None
+    for name in ("compare", "trace"):
+        if getattr(args, name):
+            raise UsageError(
+                f"--{name} was given with --max-length {LONGEST}, which makes no plan and lists all"
+                f" ways to train. Leave --{name} out, or pass a length."
+            )
+    return True
+
+
+def _longest(request: TrainRequest, args: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    """Print how long rows may be."""
+    from rich.console import Console
+
+    from mst import serial
+    from mst.cli.planning import show_longest
+    from mst.job import gather, longest_of
+    from mst.seal.audit import record
+    from mst.seal.audit.facts import manifest_facts
+
+    inputs = gather(request, os.environ, tell, args.on)
+    tell("finding the longest rows")
+    found = longest_of(inputs, request)
+    lengths = [each.max_length for each in found.limits]
+    record("plan.lengths", longest=lengths[0], **manifest_facts(inputs.manifest))
+    if args.json:
+        plain = {
+            "longest": serial.to_json(found),
+            "model": {k: v for k, v in serial.to_json(inputs.model).items() if k != "linears"},
+            "data": [serial.to_json(each) for each in inputs.manifest.data],
+        }
+        json.dump(plain, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        show_longest(Console(highlight=False), inputs, found)
     return 0
 
 

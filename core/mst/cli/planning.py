@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mst.job import Job
+from mst.job import Inputs, Job
 from mst.quantities import duration, gib
 
 if TYPE_CHECKING:
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mst.configuration import Configuration
+    from mst.longest import LengthLimit, LongestRows
     from mst.memory_trace import TraceEstimate
+    from mst.model.facts import ModelFacts
     from mst.plan import Alternative, MemoryForecast, Plan, TimeForecast
+    from mst.rundir import RunManifest
     from mst.track_record import Entry
 
 _PARTS = {
@@ -29,11 +32,16 @@ _PARTS = {
     "buffers_bytes": "buffers",
     "slack_bytes": "slack",
 }
+_WAY = ("tuner", "strategy", "devices", "batch", "memory", "host", "a row", "trained")
 
 
-def show_data(console: Console, job: Job) -> None:
-    """Print how each data file was understood, and which of its rows are left out."""
-    for each in (*job.manifest.data, *job.manifest.val_data):
+def show_inputs(console: Console, model: ModelFacts, manifest: RunManifest) -> None:
+    """Print the model, how each data file was understood, and which of its rows are left out."""
+    console.print(
+        f"model   {manifest.model}: {model.parameters / 1e6:.1f} M parameters,"
+        f" {model.layers} layers, {model.model_type}"
+    )
+    for each in (*manifest.data, *manifest.val_data):
         columns = ", ".join(each.columns)
         of = f" of {each.selection}" if each.selection else ""
         console.print(
@@ -48,11 +56,7 @@ def show_plan(console: Console, job: Job) -> None:
     from rich.table import Table
 
     plan = job.plan
-    console.print(
-        f"model   {job.source.name}: {job.model.parameters / 1e6:.1f} M parameters,"
-        f" {job.model.layers} layers, {job.model.model_type}"
-    )
-    show_data(console, job)
+    show_inputs(console, job.model, job.manifest)
     console.print(
         f"rows    {plan.train_rows} to train on, {plan.val_rows} held out;"
         f" {plan.total_steps} steps of"
@@ -99,29 +103,86 @@ def show_alternatives(
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("tuner", "strategy", "devices", "batch", "memory", "host", "a row", "trained"):
+    for heading in _WAY:
         table.add_column(heading, no_wrap=True)
     table.add_column("why not")
     for each in looked_at:
-        made = each.configuration
-        rows = made.micro_batch * made.accumulation * made.world_size
-        seconds = each.step_seconds
-        quantized = "" if made.quantization == "none" else f" {made.quantization}"
-        moments = "" if made.optim == "adamw_torch" else f" {made.optim}"
-        offload = "" if made.offload == "none" else f" {made.offload} on host"
-        table.add_row(
-            f"{made.tuner}{quantized}{moments}",
-            f"{made.strategy}{offload}",
-            str(made.world_size),
-            f"{made.micro_batch}{' ckpt' if made.checkpointing else ''}",
-            gib(each.peak_bytes),
-            gib(each.host_bytes) if each.host_bytes else "",
-            "" if seconds is None else duration(seconds / rows),
-            f"{each.trained_share:.2%}",
-            each.why_not or ("chosen" if plan and _is_plan(made, plan) else ""),
-        )
+        chosen = plan is not None and _is_plan(each.configuration, plan)
+        table.add_row(*_way_cells(each), each.why_not or ("chosen" if chosen else ""))
     console.print()
     console.print(table)
+
+
+def _way_cells(each: Alternative) -> tuple[str, ...]:
+    """Return a configuration's cells of a table, under the headings `_WAY`."""
+    made = each.configuration
+    rows = made.micro_batch * made.accumulation * made.world_size
+    seconds = each.step_seconds
+    quantized = "" if made.quantization == "none" else f" {made.quantization}"
+    moments = "" if made.optim == "adamw_torch" else f" {made.optim}"
+    offload = "" if made.offload == "none" else f" {made.offload} on host"
+    return (
+        f"{made.tuner}{quantized}{moments}",
+        f"{made.strategy}{offload}",
+        str(made.world_size),
+        f"{made.micro_batch}{' ckpt' if made.checkpointing else ''}",
+        gib(each.peak_bytes),
+        gib(each.host_bytes) if each.host_bytes else "",
+        "" if seconds is None else duration(seconds / rows),
+        f"{each.trained_share:.2%}",
+    )
+
+
+def show_longest(console: Console, inputs: Inputs, found: LongestRows) -> None:
+    """Print how long rows may be in each way to train, and what that rests on."""
+    from rich.table import Table
+
+    show_inputs(console, inputs.model, inputs.manifest)
+    batch = "1 row" if found.micro_batch == 1 else f"{found.micro_batch} rows"
+    console.print(
+        f"assumed a micro-batch of {batch} of that length, {found.label_share:.0%} of whose tokens"
+        " carry loss, as in that row of the data which has the most"
+    )
+    if found.bound:
+        console.print(f"memory  {found.bound}")
+    fits = [each for each in found.limits if each.max_length]
+    headings = ("max_length", *_WAY[:-1], "ended by")
+    rows = [
+        (str(each.max_length), *_way_cells(each.at)[:-1], _ended_by(each, found.context))
+        for each in fits
+    ]
+    filled = [n for n in range(len(headings)) if any(row[n] for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for n in filled:
+        table.add_column(headings[n], no_wrap=headings[n] not in ("tuner", "strategy"))
+    for row in rows:
+        table.add_row(*(row[n] for n in filled))
+    console.print()
+    console.print(table)
+    console.print()
+    for tuner, why in _never(found).items():
+        console.print(f"{tuner} does not fit with rows of any length: {why}")
+    if never := len(found.limits) - len(fits):
+        console.print(f"{never} ways do not fit with rows of any length; --json lists them")
+    console.print(f"longest {fits[0].max_length} tokens")
+
+
+def _ended_by(limit: LengthLimit, context: int | None) -> str:
+    from mst.shortfall import LENGTH_STEP
+
+    at_context = context is not None and limit.max_length + LENGTH_STEP > context
+    return "context" if at_context else "memory"
+
+
+def _never(found: LongestRows) -> dict[str, str]:
+    """Return the tuners that fit in no way, with what the nearest lacks."""
+    fitting = {each.at.configuration.tuner for each in found.limits if each.max_length}
+    lacking: dict[str, str] = {}
+    for each in found.limits:
+        tuner = each.at.configuration.tuner
+        if tuner not in fitting:
+            lacking.setdefault(tuner, each.at.why_not)
+    return lacking
 
 
 def _is_plan(made: Configuration, plan: Plan) -> bool:

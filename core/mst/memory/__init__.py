@@ -18,6 +18,7 @@ from mst.memory.shape import StepShape, logit_columns, mask_values
 from mst.memory.states import States, held
 from mst.model.facts import ModelFacts, lora_targets
 from mst.plan import MemoryForecast
+from mst.training.batches import chunk_rows
 
 __all__ = [
     "FLOAT_BYTES", "LIBRARIES_BYTES", "StepShape", "forecast", "logit_columns", "mask_values",
@@ -76,6 +77,7 @@ def forecast(
         accumulates=configuration.accumulation > 1,
         step_copy=states.step_copy,
         quantized=configuration.quantization != "none",
+        logit_rows=chunk_rows(model.vocab_size) if configuration.chunked_loss else 0,
     )
     found = [
         *step_phases(made),
@@ -83,7 +85,8 @@ def forecast(
         *_sampling(model, configuration, step),
     ]
     peak = max(found, key=lambda each: each.bytes)
-    return _parts(model, peak, states, made, available_bytes, on_host, device)
+    heap = configuration.heap if on_host else ""
+    return _parts(model, peak, states, made, available_bytes, heap, device)
 
 
 def _sampling(
@@ -141,16 +144,16 @@ def _parts(
     states: States,
     made: Step,
     available_bytes: int | None,
-    on_host: bool,
+    heap: str,
     device: str,
 ) -> MemoryForecast:
     """Return the forecast whose parts are those of the peak phase."""
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
-    if on_host:
-        slack = heap_bytes(made, made.layers if peak.whole else 0) + _file_bytes(model, made)
+    if heap:
+        slack = heap_bytes(made, heap, made.layers if peak.whole else 0) + _file_bytes(model, made)
     return MemoryForecast(
-        runtime_bytes=LIBRARIES_BYTES if on_host else context_bytes(device),
+        runtime_bytes=LIBRARIES_BYTES if heap else context_bytes(device),
         weights_bytes=states.weights,
         trainable_bytes=states.adapters + peak.casts,
         gradients_bytes=peak.gradients,

@@ -65,6 +65,7 @@ class Step:
         accumulates: gradients of an earlier micro-batch are there.
         step_copy: of the optimizer's step.
         quantized: base weights are packed and unpacked for each product.
+        logit_rows: at most so many labels have logits at a time; 0 where all have.
     """
 
     layer: DecoderLayer
@@ -80,6 +81,7 @@ class Step:
     accumulates: bool
     step_copy: int
     quantized: bool
+    logit_rows: int = 0
 
 
 def step_phases(step: Step) -> Iterator[Phase]:
@@ -103,16 +105,34 @@ def step_phases(step: Step) -> Iterator[Phase]:
     # Checkpointing drops what a layer keeps, but autocast's cache of trained weights lives on
     # until the forward pass is over.
     cached = step.layers * base_casts if scheme.full or not step.checkpointing else base_casts
-    yield Phase(
-        "loss",
-        before,
-        kept + cached + head_cast,
-        logits * (scheme.compute + (4 if scheme.compute != 4 else 0) + 4),
-        step.layers * adapters,
-    )
     remain = 0 if step.checkpointing else step.layers * base_casts
     remain_adapters = 0 if step.checkpointing else step.layers * adapters
-    yield Phase("loss, backward", before, kept + remain + head_cast, 12 * logits, remain_adapters)
+    if step.logit_rows:
+        # The labels' states and their gradients, kept, and those of one chunk's logits.
+        kept += 2 * step.shape.label_tokens * step.head_width * scheme.compute
+        logits = min(step.logit_rows, step.shape.label_tokens) * step.vocabulary
+        yield Phase("loss", before, kept + cached + head_cast, 12 * logits, step.layers * adapters)
+        if scheme.full:
+            # The head's gradient summed up in float32, and that of one chunk.
+            sums = _head_values(step) * (4 + scheme.compute)
+            yield Phase(
+                "loss, backward",
+                before,
+                kept + remain + head_cast + sums,
+                12 * logits,
+                remain_adapters,
+            )
+    else:
+        yield Phase(
+            "loss",
+            before,
+            kept + cached + head_cast,
+            logits * (scheme.compute + (4 if scheme.compute != 4 else 0) + 4),
+            step.layers * adapters,
+        )
+        yield Phase(
+            "loss, backward", before, kept + remain + head_cast, 12 * logits, remain_adapters
+        )
     head_gradient = _head_values(step) * 4 if scheme.full else 0
     if scheme.full:
         yield Phase(

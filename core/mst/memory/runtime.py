@@ -14,12 +14,23 @@ LIBRARIES_BYTES = 432 * 2**20
 # The model's and PEFT's code, the kernels that oneDNN compiles and their scratch space: what is
 # resident beyond tensors where no tensor is small, 40 to 90 MiB in benchmarks/memory_forecast.py.
 KERNELS_BYTES = 75 * 2**20
-# glibc maps allocations from this size on and gives them back at once (M_MMAP_THRESHOLD, which the
-# CPU's backend sets); smaller ones come from the heap, whose holes stay resident.
-MAPPED_FROM_BYTES = 2**20
-# Of small tensors, what lies between them in the heap: fitted on SmolLM2-135M with 512 tokens,
-# where 80 MiB of them went with 110 MiB that nobody used.
-HEAP_HOLES = 1.4
+# glibc maps allocations from this size on and gives them back at once (M_MMAP_THRESHOLD); smaller
+# ones come from the heap, whose holes stay resident. Pages that are mapped anew are cleared anew: a
+# step of SmolLM2 with 1,024 tokens took 1.8 times as long with a tight heap as with a roomy one
+# (344 and 634 tokens/s; compiled 549 and 793), on two AMX cores of a virtual machine, and peaked at
+# 1.57 instead of 2.27 GiB (compiled 1.46 and 1.75). On an AMD EPYC (Zen 5) it took as long.
+MAPPED_FROM_BYTES = {"tight": 2**20, "roomy": 2**25}
+# Of small tensors, what lies between them in the heap once it has stopped growing. What they have
+# freed also serves larger tensors, since malloc maps only what no hole has room for; so holes grow
+# over the first steps, and again with each larger shape: in the demo from 224 MiB in the first step
+# to 295 in the fourth. After twelve steps of one shape 1.4 to 2.0 fit, after the demo's 75 of many
+# shapes 2.2 (torch 2.13.0, a core of an Intel Xeon with AMX). Mapping from 128 KiB on leaves no
+# holes, and the demo's first 20 steps peak at 1.34 GiB instead of 1.63, but with a third fewer
+# tokens a second: pages that are mapped anew are cleared anew.
+# In a roomy heap, where nearly all tensors are small, 0.5 to 1.3 of what is kept lies between them
+# after twelve steps; where layers are recomputed, five to seven of them (memory_forecast.py).
+HEAP_HOLES = {"tight": 2.15, "roomy": 1.0}
+RECOMPUTED_HOLES = {"tight": 2.15, "roomy": 6.0}
 
 # One process's context on the device, CUDA kernels' code included: a table, not measured here.
 # torch's documentation of CUDA memory speaks of "several hundred MiB"; nvidia-smi shows 300 to 600.
@@ -45,21 +56,29 @@ def segments_bytes(tensors: int, device: str) -> int:
     return LARGE_SEGMENT_BYTES + SMALL_SEGMENT_BYTES + int(tensors * SEGMENT_SHARE)
 
 
-def heap_bytes(step: Step, layers_alive: int) -> int:
+def heap_environment(heap: str) -> dict[str, str]:
+    """Return glibc's variables for a heap of this kind; see malloc(3) and mallopt(3)."""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    return dict.fromkeys(names, str(MAPPED_FROM_BYTES[heap]))
+
+
+def heap_bytes(step: Step, heap: str, layers_alive: int) -> int:
     """Return what the CPU's heap has beyond the tensors that are alive at the peak.
 
     Args:
         step: of the forecast.
+        heap: "tight" or "roomy".
         layers_alive: layers whose kept tensors are counted as alive.
     """
-    small = sum(size for size in _kept_tensors(step) if size < MAPPED_FROM_BYTES)
+    mapped_from = MAPPED_FROM_BYTES[heap]
+    small = sum(size for size in _kept_tensors(step) if size < mapped_from)
     layers = step.layers
     if step.checkpointing:
         stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
-        inputs = stream * step.layers if stream < MAPPED_FROM_BYTES else 0
-        return int(KERNELS_BYTES + HEAP_HOLES * small + inputs)
+        inputs = stream * step.layers if stream < mapped_from else 0
+        return int(KERNELS_BYTES + RECOMPUTED_HOLES[heap] * small + inputs)
     gone = small * (layers - layers_alive)
-    return int(KERNELS_BYTES + gone + HEAP_HOLES * small * layers_alive)
+    return int(KERNELS_BYTES + gone + HEAP_HOLES[heap] * small * layers_alive)
 
 
 def _kept_tensors(step: Step) -> Iterator[int]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# As `mst.training.batches.collate` rounds the positions whose logits are computed.
-KEPT_MULTIPLE = 16
+from mst.training.batches import KEPT_MULTIPLE, rounded
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def logit_columns(step: StepShape) -> int:
     labels at the same positions.
     """
     kept = step.kept or min(row_width(step), step.label_tokens)
-    return -(-kept // KEPT_MULTIPLE) * KEPT_MULTIPLE
+    return rounded(kept, KEPT_MULTIPLE)
 
 
 def mask_values(step: StepShape) -> int:

@@ -1,0 +1,83 @@
+"""Whether the decoder's layers are compiled: where it works, and saves more than it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mst.candidates import Candidate, Space
+from mst.errors import PlanError
+from mst.plan import Reason, TimeForecast
+
+# Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores.
+SPEEDUP = 1.25
+# To compile one kind of layer where its kernels are not kept from an earlier run; then 6.
+COMPILE_SECONDS = 35.0
+# Architectures whose compiled gradients were those of the plain layers within 1e-4 in float32, of
+# adapters, and of all weights with checkpointing (transformers 5.23, torch 2.13).
+VERIFIED = frozenset({
+    "bloom", "cohere", "cohere2", "exaone4", "gemma", "gemma2", "gemma3_text", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gptj", "granite", "llama", "mistral", "mixtral", "mpt", "nemotron",
+    "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
+})  # fmt: skip
+# Forecasts of time are wrong by more than this saves, so it must save several times its cost.
+WORTH = 1.5
+
+
+def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
+    """Return whether the chosen candidate's layers are compiled, and why or why not.
+
+    Raises:
+        PlanError: it was asked for, and can't be.
+    """
+    asked = space.request.torch_compile
+    if asked == "off":
+        return False, None
+    obstacle = _obstacle(space, chosen)
+    if asked == "on":
+        if obstacle:
+            raise PlanError(
+                f"--torch-compile on was asked for: {obstacle}. Pass --torch-compile off."
+            )
+        return True, None
+    saved = _saved(space, chosen)
+    if not obstacle and space.model.model_type not in VERIFIED:
+        obstacle = f"it was not verified for {space.model.model_type}; --torch-compile on tries it"
+    if obstacle or saved is None:
+        why = obstacle or "what it saves is measured on CPUs alone, without quantized weights"
+        return False, Reason("torch_compile", "off", why)
+    worth = saved >= WORTH * COMPILE_SECONDS
+    why = f"it takes {COMPILE_SECONDS:.0f} s once, and would save {saved:.0f} s of this run"
+    return worth, Reason("torch_compile", "on" if worth else "off", why)
+
+
+def _obstacle(space: Space, chosen: Candidate) -> str:
+    made = chosen.configuration
+    if not space.capabilities.compiler:
+        return (
+            "torch finds no compiler for this device here (for a CPU: g++ and Python's headers,"
+            " packages g++ and python3-dev)"
+        )
+    if made.attention.startswith("flash_attention"):
+        return "FlashAttention is told the rows' lengths, and each would be compiled anew"
+    if space.data.images:
+        return "rows have images, and positions are the model's own"
+    if space.model.model_type == "falcon":
+        return "torch compiles wrong gradients for the one key that Falcon's heads share"
+    if made.row_gradients:
+        return "with --dp-epsilon each row's gradient is taken by itself"
+    if made.strategy == "zero3":
+        return "with zero3 DeepSpeed gathers the weights within each layer"
+    return ""
+
+
+def _saved(space: Space, chosen: Candidate) -> float | None:
+    known = space.capabilities.torch_device == "cpu" and chosen.configuration.quantization == "none"
+    if chosen.time is None or not known:
+        return None
+    return chosen.time.total_seconds * (1 - 1 / SPEEDUP)
+
+
+def compiled_time(time: TimeForecast, steps: int) -> TimeForecast:
+    """Return the forecast of a run of `steps` steps through compiled layers."""
+    step = time.step_seconds / SPEEDUP
+    return replace(time, step_seconds=step, total_seconds=step * steps + COMPILE_SECONDS)
