@@ -54,7 +54,7 @@ from mst.training.adapters import (
     trained_parameters,
 )
 from mst.training.batches import Batch, collate
-from mst.training.loss import accepts, keeps_logits, summed_loss
+from mst.training.loss import accepts, logits_of, summed_loss
 from mst.training.optimizers import make_optimizer
 
 STEPS = ("build", "facts", "forecast", "lora", "merge", "reload", "qlora", "full")
@@ -188,7 +188,7 @@ class _Trial:
         optimizer = make_optimizer(model, self.request, 1e-2)
         before = [each.detach().clone() for _, each in trained_parameters(model)]
         batch = _batch()
-        loss = summed_loss(model, batch, keeps_logits(model)) / batch.label_tokens
+        loss = summed_loss(model, batch, logits_of(model)) / batch.label_tokens
         _require(bool(torch.isfinite(loss)), f"the loss is {float(loss)}")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -4,7 +4,8 @@
 model on the demo's rows on the CPU, each way in a process of its own, one after the other, and
 prints one JSON line a way, then one with the ratios. For a quantized base it also adds the adapter
 into the dequantized weights and into the original ones, stores both sums in bfloat16 as `mst merge`
-does, and measures what each loses.
+does, and measures what each loses. `--seeds 1 2 3` trains each way once a seed: ways of one seed
+see the same rows in the same order, and a last line says how far seeds alone move the loss.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +133,7 @@ def train(way: str, arguments: argparse.Namespace, directory: Path) -> dict[str,
     clock: Any = session.reporter
     found: dict[str, Any] = {
         "way": way,
+        "seed": arguments.seed,
         "train_on": arguments.train_on,
         "steps": state.step,
         "eval_loss": state.best_loss,
@@ -153,7 +157,8 @@ def _work(arguments: argparse.Namespace) -> tuple[Path, TrainRequest, Prepared]:
     model_dir = convert(default_model().path, cache_dir())
     train_file, test_file = demo_data()
     request = TrainRequest(
-        tuner="lora", dtype="bfloat16", max_steps=arguments.steps, learning_rate=RATE, seed=SEED,
+        tuner="lora", dtype="bfloat16", max_steps=arguments.steps, learning_rate=RATE,
+        seed=arguments.seed,
         per_device_train_batch_size=arguments.batch, gradient_accumulation_steps=1,
         eval_steps=10**6, save_steps=10**6, val_dataset=(test_file,), train_on=arguments.train_on,
     )  # fmt: skip
@@ -186,7 +191,7 @@ def _merged_loss(base: str, session: Session, model_dir: Path, directory: Path) 
     return held_out_loss(replace(session, model=model))
 
 
-def apart(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def apart(way: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one way in a fresh process, with the environment that a worker has."""
     from mst_backends.cpu import mst_environment, read_facts
 
@@ -194,7 +199,10 @@ def apart(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     environment["OMP_NUM_THREADS"] = str(arguments.threads)
     with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(
-            [sys.executable, __file__, "--child", way, "--directory", directory, *sys.argv[1:]],
+            [
+                sys.executable, __file__, "--child", way, "--seed", str(seed),
+                "--directory", directory, *sys.argv[1:],
+            ],
             env=environment, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -212,8 +220,31 @@ def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def spread(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return each way's held-out loss over the seeds, and how far it is from LoRA's of one seed.
+
+    Args:
+        runs: of each seed, at least two, what was measured of each way.
+
+    Returns:
+        Means, and standard deviations of single runs; the standard error of a mean is that over
+        the root of the number of seeds.
+    """
+    found: dict[str, Any] = {}
+    for way in runs[0]:
+        losses = [each[way]["eval_loss"] for each in runs]
+        found[way] = {"mean": statistics.mean(losses), "deviation": statistics.stdev(losses)}
+        if way != "lora" and "lora" in runs[0]:
+            differences = [each[way]["eval_loss"] - each["lora"]["eval_loss"] for each in runs]
+            found[way] |= {
+                "difference_mean": statistics.mean(differences),
+                "difference_deviation": statistics.stdev(differences),
+            }
+    return found
+
+
 def main() -> None:
-    """Print one JSON line a way, then the ratios."""
+    """Print one JSON line a run, the ratios of each seed, then the spread over seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
@@ -223,18 +254,25 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--accuracy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--merged", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[SEED])
     parser.add_argument("--child", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(train(arguments.child, arguments, arguments.directory)), flush=True)
         return
-    found = {}
-    for way in arguments.ways:
-        found[way] = apart(way, arguments)
-        print(json.dumps(found[way]), flush=True)
-    if "lora" in found:
-        print(json.dumps({"ratios": ratios(found)}), flush=True)
+    runs = []
+    for seed in arguments.seeds:
+        found = {}
+        for way in arguments.ways:
+            found[way] = apart(way, seed, arguments)
+            print(json.dumps(found[way]), flush=True)
+        if "lora" in found:
+            print(json.dumps({"ratios": ratios(found)}), flush=True)
+        runs.append(found)
+    if len(runs) > 1:
+        print(json.dumps({"seeds": arguments.seeds, "eval_loss": spread(runs)}), flush=True)
 
 
 if __name__ == "__main__":

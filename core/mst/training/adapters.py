@@ -239,6 +239,12 @@ def merge_and_unload(model: torch.nn.Module) -> torch.nn.Module:
     return merged
 
 
+def under_adapters(model: torch.nn.Module) -> Any:
+    """Return the transformers model that PEFT has wrapped; one without adapters is it itself."""
+    whole = cast("Any", model)
+    return whole.get_base_model() if hasattr(model, "peft_config") else whole
+
+
 def enable_checkpointing(model: torch.nn.Module, row_gradients: bool = False) -> None:
     """Recompute each layer's activations in the backward pass.
 
@@ -247,8 +253,7 @@ def enable_checkpointing(model: torch.nn.Module, row_gradients: bool = False) ->
         row_gradients: Opacus's hooks see the recomputed pass alone, as torch's older form has it;
             in the newer one they would keep what the first pass met.
     """
-    whole = cast("Any", model)
-    inner = whole.get_base_model() if hasattr(model, "peft_config") else whole
+    inner = under_adapters(model)
     arguments = {"use_reentrant": False, "context_fn": _same_casts(model)}
     if row_gradients:
         arguments = {"use_reentrant": True}

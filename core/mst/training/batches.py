@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mst.data.encode import IGNORE as IGNORE_INDEX
 from mst.training.image_inputs import image_inputs
-from mst.training.packing import first_fit_decreasing
+from mst.training.packing import even_shares, first_fit_decreasing
 
 if TYPE_CHECKING:
     import torch
@@ -17,29 +18,38 @@ if TYPE_CHECKING:
     from mst.data.encode import Example
 
 # How the rows of a micro-batch lie in its tensors: each in a line of its own, padded; end to end in
-# one line, for kernels that are told where rows begin; or end to end in lines of even width.
-Layout = Literal["padded", "line", "lines"]
+# one line, for kernels that are told where rows begin; end to end in lines of even width; or in
+# such lines that are always several and positions always restart in, for compiled layers.
+Layout = Literal["padded", "line", "lines", "alike"]
 
-# Above this many tokens one line's dense attention mask costs more than padding saves.
-PACKED_TOKENS_AT_MOST = 2048
+# A line's tokens attend over its whole width, under a mask. At this width that takes as long as all
+# else (SmolLM2-135M on two AMX cores: 1000; wider models: later).
+ATTENTION_WIDTH = 2048
 
 # Sizes are rounded up to these, because a CPU's kernel library keeps code and scratch space for
 # every shape it has met: with free shapes the resident set of SmolLM2 grew from 1.6 to 2.5 GiB in
 # 40 steps, with these it stayed at 1.6 GiB, and steps were no slower.
 TOKENS_MULTIPLE = 64
 KEPT_MULTIPLE = 16
+# In float32 32 MiB, a server core's share of the last cache. Products have at least so many rows:
+# with fewer, reading the head's weights takes longer than computing with them.
+CHUNK_LOGITS = 2**23
+CHUNK_ROWS_AT_LEAST = 64
 
 
-def layout_of(packing: bool, attention: str) -> Layout:
+def layout_of(packing: bool, attention: str, compiled: bool = False) -> Layout:
     """Return how rows are laid out.
 
     Args:
         packing: the model keeps packed rows apart (see `mst.training.isolation`).
         attention: transformers' implementation. FlashAttention's kernels take the rows' lengths
             instead of a mask, but transformers finds them in a tensor of one line only.
+        compiled: its layers are (see `mst.training.compilation`).
     """
     if not packing:
         return "padded"
+    if compiled:
+        return "alike"
     return "line" if attention.startswith("flash_attention") else "lines"
 
 
@@ -54,6 +64,7 @@ class Batch:
             nothing is padded. transformers goes by position_ids only when there is no mask.
         keep: (kept,) positions along the width whose logits some line needs.
         targets: (lines, kept) the token that each kept position should predict, or -100.
+        labelled: (label_tokens,) places in `targets`, flattened, of those that are not -100.
         tokens: tokens that are not padding.
         label_tokens: targets that are not -100.
         images: what the model sees images by, as arguments of its forward pass.
@@ -64,6 +75,7 @@ class Batch:
     attention_mask: torch.Tensor | None
     keep: torch.Tensor
     targets: torch.Tensor
+    labelled: torch.Tensor
     tokens: int
     label_tokens: int
     images: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -77,6 +89,7 @@ class Batch:
             None if mask is None else mask.to(device),
             self.keep.to(device),
             self.targets.to(device),
+            self.labelled.to(device),
             self.tokens,
             self.label_tokens,
             {name: each.to(device) for name, each in self.images.items()},
@@ -86,17 +99,41 @@ class Batch:
 def lines_of(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     """Return which rows of these lengths lie in each line of the tensors.
 
-    Lines of even width get as wide as the longest row, where that is more than all rows in one.
+    Lines of even width are as wide as is cheapest: narrow ones waste little attention, wide ones
+    little padding.
     """
     if layout == "padded" or len(lengths) == 1:
         return [[row] for row in range(len(lengths))]
-    if layout == "line" or sum(lengths) <= PACKED_TOKENS_AT_MOST:
+    if layout == "line":
         return [list(range(len(lengths)))]
-    return first_fit_decreasing(lengths, _rounded(max(lengths), TOKENS_MULTIPLE))
+    longest, whole = (rounded(f(lengths), TOKENS_MULTIPLE) for f in (max, sum))
+    lines: list[list[int]] = []
+    least = math.inf
+    for width in sorted({longest, min(2 * longest, whole), whole}):
+        # Full lines would be the fewest.
+        if _cost(-(-sum(lengths) // width), width) >= least:
+            continue
+        found = first_fit_decreasing(lengths, width)
+        if _cost(len(found), width) < least:
+            lines, least = found, _cost(len(found), width)
+    if layout == "alike" and len(lines) == 1:
+        return even_shares(lengths, -(-len(lengths) // 2))
+    return lines
 
 
-def _rounded(size: int, multiple: int) -> int:
+def _cost(lines: int, width: int) -> float:
+    return lines * width * (1 + width / ATTENTION_WIDTH)
+
+
+def rounded(size: int, multiple: int) -> int:
+    """Return a size rounded up to a multiple."""
     return -(-size // multiple) * multiple
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Return how many labels' logits there are at a time."""
+    fitting = CHUNK_LOGITS // vocabulary // KEPT_MULTIPLE * KEPT_MULTIPLE
+    return max(CHUNK_ROWS_AT_LEAST, fitting)
 
 
 @dataclass(frozen=True)
@@ -118,9 +155,9 @@ class BatchShape:
 
 def batch_shape(lines: Sequence[Sequence[int]], layout: Layout) -> BatchShape:
     """Return the shape of the tensors that `collate` makes of lines of rows of these lengths."""
-    packed = any(len(line) > 1 for line in lines)
+    packed = any(len(line) > 1 for line in lines) or (layout == "alike" and len(lines) > 1)
     widths = [sum(line) for line in lines]
-    width = _rounded(max(widths), TOKENS_MULTIPLE if packed else KEPT_MULTIPLE)
+    width = rounded(max(widths), TOKENS_MULTIPLE if packed else KEPT_MULTIPLE)
     # Causal attention never looks right, at the padding, so a lone row needs no mask, nor do rows
     # of a model that goes by positions. Others get one.
     masked = layout == "padded" and len(lines) > 1 and min(widths) < width
@@ -182,9 +219,10 @@ def collate_lines(
     # predict across their border.
     shifted = torch.tensor(labels)[:, 1:]
     keep = (shifted != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
-    extra = _rounded(len(keep), KEPT_MULTIPLE) - len(keep)
+    extra = rounded(len(keep), KEPT_MULTIPLE) - len(keep)
     targets = torch.cat([shifted[:, keep], torch.full((len(ids), extra), IGNORE_INDEX)], dim=1)
     keep = torch.cat([keep, torch.zeros(extra, dtype=keep.dtype)])
+    labelled = (targets != IGNORE_INDEX).flatten().nonzero()[:, 0]
     input_ids = torch.tensor(ids)
     return Batch(
         input_ids=input_ids,
@@ -192,7 +230,8 @@ def collate_lines(
         attention_mask=mask,
         keep=keep,
         targets=targets,
+        labelled=labelled,
         tokens=sum(sum(line) for line in lengths),
-        label_tokens=int((targets != IGNORE_INDEX).sum()),
+        label_tokens=len(labelled),
         images=image_inputs([each for line in lines for each in line], input_ids, processor),
     )

@@ -24,8 +24,9 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cpu":
         # What loading and measuring have freed goes back first.
         trim_heap()
-        # Linux, proc(5): writing 5 resets the peak resident set size. Kernels without it keep
-        # the peak since the process began, which is never less.
+        # Linux, proc(5): writing 5 resets the peak resident set size. Kernels without it, and
+        # the jail, whose Landlock lets nothing be written in /proc, keep the peak since the process
+        # began, which is never less.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
     else:

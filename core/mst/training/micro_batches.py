@@ -78,7 +78,11 @@ def _block_lines(
     session: Session, examples: Sequence[Example], blocks: Sequence[int]
 ) -> list[list[int]] | None:
     """Return which sequences lie in each line where every block of rows has one of its own."""
-    if session.sizes.block is None or session.layout != "lines" or sum(blocks) != len(examples):
+    if (
+        session.sizes.block is None
+        or session.layout not in ("lines", "alike")
+        or sum(blocks) != len(examples)
+    ):
         return None
     counts = iter([len(session.objective.sequences(each)) for each in examples])
     numbers = iter(range(sum(len(session.objective.sequences(each)) for each in examples)))
@@ -90,7 +94,7 @@ def _scored(session: Session, laid: Laid) -> Scored:
         return scored(
             session.model,
             laid,
-            session.selective,
+            session.logits,
             session.objective.scores,
             session.objective.temperature,
         )

@@ -72,7 +72,7 @@ def reference_scores(session: Session, examples: Sequence[Example], laid: Laid) 
     if known.notes and all(id(each) in known.notes for each in examples):
         return _from_notes(known.notes, examples, laid)
     objective = session.objective
-    how = session.selective, objective.scores, objective.temperature
+    how = session.logits, objective.scores, objective.temperature
     with torch.no_grad(), compute_in(session.model, session.device.type, session.dtype):
         if known.copy is not None:
             return scored(known.copy, laid, *how)
@@ -122,7 +122,7 @@ def precomputed(session: Session, examples: Sequence[Example]) -> dict[int, torc
                 compute_in(session.model, session.device.type, session.dtype),
                 as_before(session.model),
             ):
-                values = scored(session.model, laid, session.selective, False).log_probs
+                values = scored(session.model, laid, session.logits, False).log_probs
             if start or group.first:
                 first = ends[start] - counts[start]
                 kept = values.flatten()[laid.places.sort().values].cpu()

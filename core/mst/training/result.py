@@ -112,7 +112,7 @@ def _measure(
 ) -> LabelAccuracy | None:
     import torch
 
-    from mst.evaluate.labels import chosen_rows, label_accuracy
+    from mst.evaluate.labels import ROWS_A_PASS, chosen_rows, label_accuracy
 
     if not plan.label_accuracy or prepared.val is None or prepared.answers is None:
         return None
@@ -132,6 +132,8 @@ def _measure(
             prepared.template,
             getattr(torch, plan.compute_dtype),
             show,
+            # The forecast knows a step of so many rows; without gradients they take less.
+            min(ROWS_A_PASS, plan.per_device_train_batch_size),
         )
     console.print(
         f"{when}: {found.restricted:.1%} right restricted to the {len(prepared.answers)} answers,"

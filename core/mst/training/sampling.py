@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mst.objective import Answer, Draw, Objective
-from mst.training.loss import compute_in
+from mst.training.adapters import under_adapters
+from mst.training.loss import compute_in, last_logits
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def sampled(session: Session, draws: Sequence[Draw]) -> list[Answer]:
     ]
     mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
     device = session.device
-    inner = whole.get_base_model() if hasattr(whole, "peft_config") else whole
+    inner = under_adapters(whole)
     own, training = inner.generation_config, whole.training
     inner.generation_config = _plain(tokenizer.eos_token_ids, tokenizer.pad_token_id)
     # Without dropout; layers that recompute activations would keep no cache in training mode.
@@ -50,6 +51,7 @@ def sampled(session: Session, draws: Sequence[Draw]) -> list[Answer]:
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=objective.samples,
+                **last_logits(whole, device),
                 logits_processor=[
                     _chooser([each.seed for each in draws], width, objective, device)
                 ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mst.data.encode import IGNORE, Example
 from mst.objective import Scored, label_count
 from mst.training.batches import Batch, Layout, collate_lines, lines_of
-from mst.training.loss import forward_arguments, token_log_probs
+from mst.training.loss import Logits, forward_arguments, token_log_probs
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,11 @@ class Laid:
 
     Attributes:
         batch: the tensors.
-        sources: (targets,) places of the targets with a label, in `batch.targets` flattened.
-        places: (targets,) where they go in (sequences, longest) flattened.
+        places: (label tokens,) where `batch.labelled` go in (sequences, longest) flattened.
         weights: (sequences, longest) factor of each.
     """
 
     batch: Batch
-    sources: torch.Tensor
     places: torch.Tensor
     weights: torch.Tensor
 
@@ -36,7 +34,6 @@ class Laid:
         """Return the same on `device`."""
         return Laid(
             self.batch.to(device),
-            self.sources.to(device),
             self.places.to(device),
             self.weights.to(device),
         )
@@ -72,33 +69,32 @@ def lay_out(
             end = start + len(sequences[number].input_ids)
             row[start:end] = number
             start = end
-    sources = (batch.targets != IGNORE).flatten().nonzero()[:, 0]
-    of = owners[:, batch.keep].flatten()[sources]
+    of = owners[:, batch.keep].flatten()[batch.labelled]
     counts = torch.tensor([label_count(each) for each in sequences])
     longest = max(1, int(counts.max()))
     # Targets lie in the order of the lines, and those of one sequence side by side.
     order = torch.tensor([number for line in lines for number in line])
     first = torch.zeros_like(counts)
     first[order] = counts[order].cumsum(0) - counts[order]
-    within = torch.arange(len(sources)) - first[of]
+    within = torch.arange(batch.label_tokens) - first[of]
     weights = torch.zeros(len(sequences), longest)
     for row, each, count in zip(weights, sequences, counts.tolist(), strict=True):
         row[:count] = 1.0
         if each.weights is not None:
             pairs = zip(each.weights, each.labels, strict=True)
             row[:count] = torch.tensor([weight for weight, label in pairs if label != IGNORE])
-    return Laid(batch, sources, of * longest + within, weights)
+    return Laid(batch, of * longest + within, weights)
 
 
 def scored(
-    model: torch.nn.Module, laid: Laid, selective: bool, scores: bool, temperature: float = 1.0
+    model: torch.nn.Module, laid: Laid, how: Logits, scores: bool, temperature: float = 1.0
 ) -> Scored:
     """Return what a model says of a micro-batch's sequences.
 
     Args:
         model: a language model, or one with a score for each sequence.
         laid: on the model's device.
-        selective: what `keeps_logits` said.
+        how: its logits are had.
         scores: the model gives scores.
         temperature: that logits are divided by.
     """
@@ -108,7 +104,7 @@ def scored(
         found = model(**forward_arguments(model, laid.batch)).logits
         nothing = weights.new_zeros(weights.shape)
         return Scored(nothing, weights, lengths, found[:, 0].float())
-    values = token_log_probs(model, laid.batch, selective, temperature)
-    values = values.flatten()[laid.sources]
+    values = token_log_probs(model, laid.batch, how, temperature)
+    values = values.flatten()[laid.batch.labelled]
     spread = values.new_zeros(weights.numel()).scatter(0, laid.places, values)
     return Scored(spread.view_as(weights), weights, lengths)

@@ -12,10 +12,11 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import zero as sharded
 from mst.training.adapters import trained_parameters
 from mst.training.batches import Layout, layout_of
-from mst.training.loss import keeps_logits
+from mst.training.loss import Logits, compute_in, logits_of
 from mst.training.objectives import find_objective
 from mst.training.optimizers import make_optimizer
 from mst.training.order import RowSizes, row_sizes
+from mst.training.output_head import head_form
 from mst.training.parallel import ALONE, Group
 from mst.training.reference import Reference, frozen_copy, precomputed
 from mst.training.report import Reporter
@@ -46,7 +47,7 @@ class Session:
         pad_token_id: fills padded batches.
         layout: how the rows of a micro-batch lie in its tensors.
         sizes: of the training rows, by which they are arranged.
-        selective: the model computes logits at chosen positions only.
+        logits: how they are had.
         plan: sizes and steps.
         request: schedule and cadence.
         checkpoints: directory of the checkpoints.
@@ -73,7 +74,7 @@ class Session:
     pad_token_id: int
     layout: Layout
     sizes: RowSizes
-    selective: bool
+    logits: Logits
     plan: Plan
     request: TrainRequest
     checkpoints: Path
@@ -107,6 +108,7 @@ def make_session(
     tokenizer: TextTokenizer | None = None,
     processor: Path | None = None,
     keys: KeyRing = NO_KEYS,
+    compiled: bool = False,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -138,9 +140,9 @@ def make_session(
         val=val,
         pad_token_id=pad_token_id,
         # A classifier of transformers looks for one score a row of its tensors.
-        layout=layout_of(packing and not objective.scores, plan.attention),
+        layout=layout_of(packing and not objective.scores, plan.attention, compiled),
         sizes=row_sizes(train, plan.max_length if request.packing else None),
-        selective=keeps_logits(model),
+        logits=logits_in(model, device, plan),
         plan=plan,
         request=request,
         checkpoints=checkpoints,
@@ -157,6 +159,16 @@ def make_session(
         return session
     session = replace(session, reference=_reference(session))
     return _with_notes(session) if request.precompute_ref_log_probs else session
+
+
+def logits_in(model: torch.nn.Module, device: torch.device, plan: Plan) -> Logits:
+    """Return how a model's logits are had in a plan: a few labels at a time, if it can be."""
+    import torch
+
+    if not plan.chunked_loss:
+        return logits_of(model)
+    with compute_in(model, device.type, getattr(torch, plan.compute_dtype)):
+        return head_form(model, device) or logits_of(model)
 
 
 def _reference(session: Session) -> Reference:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mst import rundir
 from mst.configuration import ZERO_STAGES
 from mst.data.prepare import Prepared, has_images, prepare
-from mst.data.rows import fingerprint
+from mst.data.rows import changed_files
 from mst.data.streaming import StreamedRows
 from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError, TrainingError
 from mst.extensions import hide_packages
@@ -127,9 +127,9 @@ def _data(
         RunError: it is other data by now, or on this machine.
     """
     prepared = prepare(request, request.dataset, Path(manifest.model_path), None, objective, keys)
-    planned = {each.path: fingerprint(each) for each in (*manifest.data, *manifest.val_data)}
-    found = {each.path: fingerprint(each) for each in (*prepared.files, *prepared.val_files)}
-    changed = sorted(path for path in planned | found if planned.get(path) != found.get(path))
+    changed = changed_files(
+        (*manifest.data, *manifest.val_data), (*prepared.files, *prepared.val_files)
+    )
     if changed:
         raise RunError(
             f"{changed[0]}, or an image that it names, is not what it was when the run was planned."
@@ -346,6 +346,7 @@ def _session(training: Training) -> Session:
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()
+    compiled = plan.compiled and _compiled(training, packing)
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -365,6 +366,7 @@ def _session(training: Training) -> Session:
             prepared.tokenizer,
             prepared.template.images,
             training.keys,
+            compiled,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))
@@ -381,6 +383,38 @@ def _session(training: Training) -> Session:
     # Each rank drops other activations; the adapters were drawn before, alike on all.
     _seed(request.seed + training.group.rank)
     return session
+
+
+def _compiled(training: Training, packing: bool) -> bool:
+    """Compile the model's layers, or say why they run as they are."""
+    import torch
+
+    from mst.job import cache_dir
+    from mst.training.batches import layout_of
+    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.session import logits_in
+
+    plan, objective = training.plan, training.prepared.objective
+    sequences = len(objective.sequences(training.prepared.train.examples[0]))
+    with (
+        training.console.status("compiling the model's layers"),
+        named(training.device, "while the model's layers were compiled"),
+    ):
+        reason = compile_layers(
+            training.model,
+            training.device,
+            getattr(torch, plan.compute_dtype),
+            layout_of(packing and not objective.scores, plan.attention, compiled=True),
+            tensor_kind(plan, training.request, sequences),
+            logits_in(training.model, training.device, plan),
+            objective.scores,
+            cache_dir(),
+        )
+    if reason:
+        training.console.print(
+            f"note    the layers run uncompiled, and slower than was forecast: {reason}"
+        )
+    return not reason
 
 
 def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outcome, float, int]:

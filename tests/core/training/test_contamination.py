@@ -80,7 +80,7 @@ def test_packed_logits_equal_those_of_rows_run_alone(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(batches, "PACKED_TOKENS_AT_MOST", 60)
+    monkeypatch.setattr(batches, "ATTENTION_WIDTH", 60)
     model: Any = made(kind, attention).eval()
     batch = lay(rows)
     with torch.no_grad():
@@ -108,14 +108,14 @@ def test_packed_gradients_equal_those_of_rows_run_alone(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(batches, "PACKED_TOKENS_AT_MOST", 60)
+    monkeypatch.setattr(batches, "ATTENTION_WIDTH", 60)
     model = made(kind, "sdpa")
     labels = sum(label != -100 for each in rows for label in each.labels)
 
     def gradients(parts: list[Batch]) -> list[torch.Tensor]:
         model.zero_grad()
         for part in parts:
-            loss: Any = summed_loss(model, part, selective=True) / labels
+            loss: Any = summed_loss(model, part, "kept") / labels
             loss.backward()
         return [each.grad.clone() for each in model.parameters() if each.grad is not None]
 
@@ -134,7 +134,7 @@ def as_they_come(
     return [chosen[i : i + micro_batch] for i in range(0, len(chosen), micro_batch)]
 
 
-@pytest.mark.parametrize("most", [16, 2048])
+@pytest.mark.parametrize("most", [1, 10**6])
 def test_the_arrangement_does_not_change_the_losses_of_steps(
     begin: Callable[..., Any], record: Any, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +146,7 @@ def test_the_arrangement_does_not_change_the_losses_of_steps(
         patched.setattr(loop, "step_micro_batches", as_they_come)
         run(begin(**same, packing=False), TrainState())
     plain = [each.loss for each in record.steps]
-    monkeypatch.setattr(batches, "PACKED_TOKENS_AT_MOST", most)
+    monkeypatch.setattr(batches, "ATTENTION_WIDTH", most)
     for packing in (True, False):
         record.steps.clear()
         run(begin(**same, packing=packing), TrainState())
@@ -162,7 +162,7 @@ def test_a_step_of_blocks_has_the_loss_of_their_rows(
     run(session, TrainState())
     model = begin().model
     total = sum(
-        float(summed_loss(model, collate([examples[row]], 0, "padded"), True).detach())
+        float(summed_loss(model, collate([examples[row]], 0, "padded"), "kept").detach())
         for row in chosen
     )
     labels = sum(label != -100 for row in chosen for label in examples[row].labels)

@@ -198,18 +198,21 @@ def test_a_plan_that_did_not_fit_is_followed_by_the_next_smaller_one(
     roomy: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = arguments(tiny_model, chat_rows, run, **WIDE, nproc_per_node=1)
+    command = arguments(tiny_model, chat_rows, run, **WIDE, nproc_per_node=1, memory_budget="3GiB")
     done = trained(command, overfull(roomy))
 
     manifest, plan = read_manifest(run), read_document(Plan, run, PLAN)
-    assert "once more with the next smaller one: micro-batches of 8 rows" in done.stdout
+    # Lines are as wide as the terminal.
+    said = " ".join(done.stdout.split())
+    assert "once more with the next smaller one: micro-batches of 8 rows" in said
     assert (plan.per_device_train_batch_size, plan.global_batch) == (8, 16)
     assert losses(run) == pytest.approx(losses(roomy), rel=1e-5)
     assert [(each.step, each.micro_batch, each.cause) for each in manifest.misses] == [
         (1, 16, "out of memory")
     ]
-    assert manifest.misses[0].forecast_bytes > plan.memory.peak_bytes
+    assert 3 * 2**30 > manifest.misses[0].forecast_bytes > plan.memory.peak_bytes
     assert manifest.misses[0].measured_bytes
+    assert ("memory_budget", "3GiB") in [(each.choice, each.value) for each in plan.reasons]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,7 +9,8 @@ import pytest
 from mst.data.encode import Example
 from mst.training.batches import Layout, collate
 from mst.training.isolation import rows_stay_apart
-from mst.training.loss import keeps_logits, summed_loss
+from mst.training.loss import Logits, logits_of, summed_loss
+from mst.training.output_head import HeadForm
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,12 @@ def by_transformers(model: torch.nn.Module, examples: list[Example]) -> float:
 
 
 @pytest.mark.parametrize("layout", ["padded", "line", "lines"])
-@pytest.mark.parametrize("selective", [True, False])
+@pytest.mark.parametrize("how", ["all", "kept", HeadForm()])
 def test_loss_equals_rows_run_alone(
-    model: torch.nn.Module, examples: list[Example], layout: Layout, selective: bool
+    model: torch.nn.Module, examples: list[Example], layout: Layout, how: Logits
 ) -> None:
     batch = collate(examples, pad_token_id=0, layout=layout)
-    found = float(summed_loss(model, batch, selective).detach())
+    found = float(summed_loss(model, batch, how).detach())
 
     assert found == pytest.approx(by_transformers(model, examples), rel=1e-5)
 
@@ -42,7 +43,7 @@ def test_loss_equals_rows_run_alone(
 def test_llama_keeps_packed_rows_apart(model: torch.nn.Module) -> None:
     import torch
 
-    assert keeps_logits(model)
+    assert logits_of(model) == "kept"
     assert rows_stay_apart(model, 6400, torch.device("cpu"))
 
 

@@ -1,0 +1,126 @@
+"""Log-probabilities of labels from hidden states, chunk by chunk: never the logits of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mst.training.batches import KEPT_MULTIPLE, chunk_rows, rounded
+from mst.training.output_head import HeadForm, shaped
+
+
+def label_log_probs(
+    hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    targets: torch.Tensor,
+    form: HeadForm,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Return the log-probability of each target, (labels,), as float32.
+
+    Nothing of the vocabulary's size is kept. A label's log-probability depends on its own hidden
+    state alone, so the forward pass keeps the gradient with respect to that, a row a label; where
+    the head is trained too, the backward pass computes each chunk once more.
+
+    Args:
+        hidden: (labels, width) states that the targets are predicted from.
+        head: width to vocabulary.
+        targets: (labels,) token ids.
+        form: of the logits.
+        temperature: that they are divided by.
+
+    Source: Hsu et al. 2024, "Liger Kernel", section 3.2, computes head and loss in chunks.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    # A CPU's kernels keep scratch space for every shape they meet: see `KEPT_MULTIPLE`.
+    extra = rounded(len(targets), KEPT_MULTIPLE) - len(targets)
+    found: torch.Tensor = _LabelLogProbs.apply(  # type: ignore[no-untyped-call]
+        functional.pad(hidden.to(dtype), (0, 0, 0, extra)),
+        head.weight.to(dtype),
+        None if head.bias is None else head.bias.to(dtype),
+        functional.pad(targets, (0, extra)),
+        form,
+        temperature,
+    )
+    return found[: len(targets)]
+
+
+def _log_probs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    form: HeadForm,
+    temperature: float,
+) -> torch.Tensor:
+    logits = shaped(functional.linear(hidden, weight, bias).float(), form)
+    if temperature != 1:
+        logits = logits / temperature
+    return -functional.cross_entropy(logits, targets, reduction="none")
+
+
+class _LabelLogProbs(torch.autograd.Function):
+    """`label_log_probs` of states and weights in the products' dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        form: HeadForm,
+        temperature: float,
+    ) -> torch.Tensor:
+        ctx.form, ctx.temperature = form, temperature
+        ctx.head_is_trained = any(ctx.needs_input_grad[1:3])
+        slopes = hidden.new_empty(hidden.shape) if ctx.needs_input_grad[0] else None
+        if ctx.head_is_trained:
+            slopes = None
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        found = hidden.new_empty(len(hidden), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _parts(hidden, weight):
+                with torch.set_grad_enabled(slopes is not None):
+                    states = hidden[part].detach().requires_grad_(slopes is not None)
+                    values = _log_probs(
+                        states, weight.detach(), bias, targets[part], form, temperature
+                    )
+                found[part] = values.detach()
+                if slopes is not None:
+                    (slopes[part],) = torch.autograd.grad(values, states, torch.ones_like(values))
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if not ctx.head_is_trained:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * gradient[:, None]).to(slopes.dtype), *[None] * 5
+        hidden, weight, bias, targets = ctx.saved_tensors
+        weight = weight.detach().requires_grad_()
+        head = [weight]
+        if bias is not None:
+            bias = bias.detach().requires_grad_()
+            head.append(bias)
+        of_hidden = torch.empty_like(hidden)
+        # In float32, as one product over all labels would sum up.
+        sums = [torch.zeros_like(each, dtype=torch.float32) for each in head]
+        for part in _parts(hidden, weight):
+            with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=False):
+                states = hidden[part].detach().requires_grad_()
+                values = _log_probs(states, weight, bias, targets[part], ctx.form, ctx.temperature)
+            of_hidden[part], *found = torch.autograd.grad(values, [states, *head], gradient[part])
+            for each, value in zip(sums, found, strict=True):
+                each += value
+        of_weight, *of_bias = (each.to(hidden.dtype) for each in sums)
+        return of_hidden, of_weight, of_bias[0] if of_bias else None, None, None, None
+
+
+def _parts(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    size = chunk_rows(len(weight))
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]

@@ -1,0 +1,278 @@
+"""Decoder layers compiled once, for all layers and every size of micro-batch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mst.errors import MstError
+from mst.training.batches import Layout
+from mst.training.faults import is_out_of_memory
+from mst.training.loss import Logits, compute_in
+from mst.training.output_head import decoder_and_head
+from mst.training.scoring import Laid, lay_out, scored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+    from mst.plan import Plan
+    from mst.request import TrainRequest
+
+# What compiled code depends on beside what torch's own caches look at.
+_VERSIONED = ("torch", "transformers", "peft")
+# Sizes of the tensors that layers are compiled for. No two are alike, lest torch take them for one.
+_LINES, _WIDTH = 3, 80
+# Of a gradient's norm, what rounding makes of it: measured 1e-6 in float32, and up to 0.03 in
+# bfloat16, in the last layer of SmolLM2-135M.
+_DIFFERENCE, _DIFFERENCE_IN_HALF = 1e-4, 0.15
+
+
+def kernel_cache(root: Path) -> Path:
+    """Return the directory that compiled kernels are kept in, made for this user alone.
+
+    torch loads native code and pickles from it, so nobody else may have written there.
+
+    Args:
+        root: of mst's caches.
+
+    Raises:
+        MstError: somebody else may write there.
+    """
+    versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in _VERSIONED)
+    place = root / "compiled" / hashlib.sha256(versions.encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in (place, place.parent):
+        found = each.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise MstError(
+                f"{each} holds native code that would be run, and others than you may write to it."
+                f" Remove it (rm -r {each}), or pass --torch-compile off."
+            )
+    return place
+
+
+def compiler_environment(root: Path) -> dict[str, str]:
+    """Return variables for torch's compiler; it reads them when it is imported."""
+    # Its own pool of compiling processes would hold 300 MiB each for as long as the run lasts.
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(kernel_cache(root)),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+
+
+@dataclass(frozen=True)
+class TensorKind:
+    """What compiled layers are given; with anything else a layer runs as it is.
+
+    torch compiles anew for a single line, and where a mask is missing. Micro-batches are laid out
+    alike so that one compilation, of tensors that no row is in, serves them all. It is the same in
+    each run, so that a run that goes on computes what one that never stopped would have.
+
+    Attributes:
+        several: they have more than one line.
+        masked: a mask says which positions see which.
+    """
+
+    several: bool
+    masked: bool
+
+
+def tensor_kind(plan: Plan, request: TrainRequest, sequences: int) -> TensorKind:
+    """Return what most of a plan's micro-batches are.
+
+    Args:
+        plan: says how many rows a micro-batch has.
+        request: says whether these are blocks of rows.
+        sequences: that the model reads of a row.
+    """
+    several = plan.per_device_train_batch_size * sequences > 1
+    return TensorKind(several, several or request.packing or plan.attention == "eager")
+
+
+def compile_layers(
+    model: torch.nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: Layout,
+    kind: TensorKind,
+    how: Logits,
+    scores: bool,
+    cache: Path,
+) -> str:
+    """Compile the decoder's layers, or leave them as they are and return why.
+
+    A pass forward and back over a few tokens compiles them, so that nothing can fail later, and
+    its gradients are compared with those of the plain layers: torch 2.13.0 compiles wrong ones for
+    Falcon on several threads, which write into the one key that its heads share.
+
+    Args:
+        model: ready to be trained.
+        device: where it is.
+        dtype: of the matrix products.
+        layout: of the micro-batches.
+        kind: of their tensors.
+        how: logits are had.
+        scores: the model gives scores instead.
+        cache: root of mst's caches.
+    """
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    decoder, _ = decoder_and_head(model)
+    layers = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if not layers:
+        return "transformers does not say which of this model's modules are its layers"
+    try:
+        os.environ.update(compiler_environment(cache))
+    except (OSError, MstError) as error:
+        return str(error)
+    plain = [type(each) for each in layers]
+    compiled = {each: _compiled(each, kind) for each in dict.fromkeys(plain)}
+    whole: Any = model
+    vocabulary = whole.get_input_embeddings().num_embeddings
+    laid = _made_up(layout, kind, vocabulary).to(device)
+
+    def gradients() -> list[torch.Tensor]:
+        """Return those of the last layer, which no other layer's rounding has reached."""
+        torch.manual_seed(0)  # the same dropout
+        model.zero_grad(set_to_none=True)
+        with _torch_settings(), compute_in(model, device.type, dtype):
+            found = scored(model, laid, how, scores)
+            told: Any = found.log_probs if found.scores is None else found.scores
+            told.sum().backward()
+        trained = [each.grad for each in layers[-1].parameters() if each.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return trained
+
+    right = gradients()
+    for layer in layers:
+        layer.__class__ = compiled[type(layer)]
+    reason = ""
+    try:
+        reason = _difference(right, gradients(), dtype)
+        if not all(each.ran for each in compiled.values()):
+            reason = "they are given other tensors than most models' layers"
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = _reason(error)
+    if reason:
+        for layer, before in zip(layers, plain, strict=True):
+            layer.__class__ = before
+        model.zero_grad(set_to_none=True)
+    return reason
+
+
+def _difference(right: list[torch.Tensor], found: list[torch.Tensor], dtype: torch.dtype) -> str:
+    """Return by how much compiled gradients are wrong, "" where it is rounding."""
+    import torch
+
+    allowed = _DIFFERENCE
+    if dtype != torch.float32:
+        # Rounding is large beside a small gradient, so all are taken together.
+        right, found = ([torch.cat([one.flatten() for one in each])] for each in (right, found))
+        allowed = _DIFFERENCE_IN_HALF
+    pairs = zip(right, found, strict=True)
+    worst = max(float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
+    if worst <= allowed:
+        return ""
+    return f"compiled, its gradients differ by {worst:.2%}, where {allowed:.2%} would be rounding"
+
+
+def _compiled(layer_type: type[Any], kind: TensorKind) -> type[Any]:
+    """Return a subclass whose forward pass is compiled where it is given `kind` and gradients.
+
+    A subclass, and not a new method of each layer: a copied model's layers compute with the copy's
+    weights. transformers checkpoints around it, as it does around any layer of its own.
+    """
+    import torch
+
+    plain = layer_type.forward
+    # Every size is a variable of the one compilation; a graph that would break is an error.
+    fast = torch.compile(plain, dynamic=True, fullgraph=True)
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and _of_kind(hidden_states, args, kwargs, kind)):
+            return plain(self, hidden_states, *args, **kwargs)
+        if not hidden_states.requires_grad:
+            # The first layer's input: with a gradient that nobody reads it is as the others'.
+            hidden_states = hidden_states.detach().requires_grad_()
+        type(self).ran = True
+        return fast(self, hidden_states, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    names = {"__module__": layer_type.__module__, "__qualname__": layer_type.__qualname__}
+    return type(layer_type.__name__, (layer_type,), {"forward": forward, "ran": False, **names})
+
+
+def _of_kind(
+    hidden: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: TensorKind
+) -> bool:
+    lines = hidden.shape[0]
+    masks = [each for each in _tensors(args, kwargs) if each.dim() == 4]
+    alike = hidden.dim() == 3 and all(each.shape[0] == lines for each in masks)
+    return alike and (lines > 1, bool(masks)) == (kind.several, kind.masked)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    import torch
+
+    yield from (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
+
+
+def _torch_settings() -> contextlib.ExitStack:
+    """Return a context in which passes are compiled, backward ones at once with the forward ones.
+
+    Dropout is drawn as it is uncompiled.
+    """
+    passes = importlib.import_module("torch._functorch.config")
+    kernels = importlib.import_module("torch._inductor.config")
+    stack = contextlib.ExitStack()
+    stack.enter_context(passes.patch(force_non_lazy_backward_lowering=True))
+    stack.enter_context(kernels.patch(fallback_random=True))
+    # The compiler calls parts of torch that torch itself has deprecated.
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    return stack
+
+
+def _made_up(layout: Layout, kind: TensorKind, vocabulary: int) -> Laid:
+    """Return a micro-batch of made-up tokens, laid out as rows are."""
+    from array import array
+
+    from mst.data.encode import Example
+    from mst.data.rows import Row
+
+    def row(number: int, length: int) -> Example:
+        ids = array(
+            "i", [(3 + 2 * number) * place % min(vocabulary, 251) for place in range(length)]
+        )
+        return Example(ids, ids, Row((), "", 0))
+
+    lengths = [_WIDTH // 2, _WIDTH // 2] if kind.masked and layout != "padded" else [_WIDTH]
+    lines = [lengths] * (_LINES if kind.several else 1)
+    if kind.masked and layout == "padded":
+        lines[0] = [_WIDTH // 2]
+    lengths = [length for line in lines for length in line]
+    rows = [row(number, length) for number, length in enumerate(lengths)]
+    numbers = iter(range(len(rows)))
+    return lay_out(rows, 0, layout, [[next(numbers) for _ in line] for line in lines])
+
+
+def _reason(error: Exception) -> str:
+    """Return a compiler's error in a line."""
+    import torch._inductor.exc
+
+    if isinstance(error.__cause__ or error, torch._inductor.exc.InvalidCxxCompiler):
+        return "no C++ compiler is here"
+    # The first line may say no more than whose error the second is.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"
