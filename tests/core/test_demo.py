@@ -29,7 +29,7 @@ def mst(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mst", *arguments],
         env=os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "160"},
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
 
 
@@ -82,6 +82,25 @@ def test_the_base_model_answers(cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_measuring_accuracy_takes_no_more_than_was_forecast_of_a_step(
+    cache: Path, tmp_path: Path
+) -> None:
+    train, test = demo_data()
+    done = mst(
+        cache, "train", "--dataset", f"{train}#120", "--val-dataset", f"{test}#16",
+        "--label-accuracy", "on", "--per-device-train-batch-size", "4", "--max-steps", "3",
+        "--threads", "1", "--device", "cpu", "--output-dir", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = rundir.read_manifest(tmp_path / "run").results
+
+    # In the jail no peak can be reset, so what was measured before training counts too.
+    assert results["accuracy_rows"] == 16
+    # Three steps are too few for the heap to grow as large as the forecast has it.
+    assert 0.95 <= results["predicted_memory_bytes"] / results["peak_memory_bytes"] <= 1.30
+
+
+@pytest.mark.slow
 def test_mst_train_alone_learns_the_intents(cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "demo"
     done = mst(cache, "train", "--device", "auto", "--output-dir", str(run))
@@ -93,8 +112,8 @@ def test_mst_train_alone_learns_the_intents(cache: Path, tmp_path: Path) -> None
     assert results["accuracy_after_restricted"] > results["accuracy_before_restricted"] + 0.3
     assert results["accuracy_baseline"] > 0.9
     assert results["accuracy_rows"] == 240
-    # The forecast is a first one; the planner keeps a tenth of the memory free for its error.
-    assert 0.75 < results["predicted_memory_bytes"] / results["peak_memory_bytes"] < 1.25
+    # Peaks of a heap that two threads fill differ by some percent from run to run.
+    assert 0.92 <= results["predicted_memory_bytes"] / results["peak_memory_bytes"] <= 1.10
     for part in ("why", "memory", "TF-IDF + logistic regression", "next:", f"run     {run}"):
         assert part in done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mst import rundir
@@ -186,12 +188,13 @@ def started(options: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on(
-    started: Callable[..., subprocess.Popen[str]], options: dict[str, str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_cancelled_job_saves_and_resume_goes_on(
+    started: Callable[..., subprocess.Popen[str]], options: dict[str, str], number: signal.Signals
 ) -> None:
     run = Path(options["output-dir"])
     process = started()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, number)  # as a terminal does, and Slurm's scancel
     _, errors = process.communicate(timeout=60)
     stopped_at = checkpoint.newest_whole(run / "checkpoints")
 
@@ -209,6 +212,31 @@ def test_ctrl_c_saves_and_resume_goes_on(
     assert rundir.read_manifest(run).results["steps"] == step + 5
 
 
+def test_ctrl_c_while_a_worker_starts_is_told_in_words(options: dict[str, str]) -> None:
+    run = Path(options["output-dir"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mst", "train", *flags(options)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    parent = psutil.Process(process.pid)
+
+    def importing() -> bool:
+        with contextlib.suppress(psutil.Error):  # it ended in between
+            return any("mst.training.worker" in each.cmdline() for each in parent.children(True))
+        return False
+
+    deadline = time.monotonic() + 60
+    while not importing() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "Interrupted: " in errors
+    assert rundir.state_of(run) == "interrupted"
+
+
 def test_resume_from_a_named_checkpoint_sets_newer_ones_aside(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +249,29 @@ def test_resume_from_a_named_checkpoint_sets_newer_ones_aside(
     assert done.returncode == 0, done.stderr
     assert "continuing after step 2" in done.stdout
     assert checkpoint.is_whole(run / "set-aside/step-00000004")
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_goes_on_ends_with_the_same_bytes(
+    tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = mst(
+        "train", "--model", str(tiny_model), "--dataset", str(chat_rows), "--device", "cpu",
+        "--output-dir", str(run), "--torch-compile", "on", "--max-steps", "4", "--save-steps", "2",
+        "--val-size", "0",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "uncompiled" not in done.stdout
+    whole = (run / "adapter/adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run / "adapter")
+    rundir.update_manifest(run, status="interrupted")
+    done = mst("train", "--resume", str(run / "checkpoints/step-00000002"))
+
+    assert done.returncode == 0, done.stderr
+    assert "uncompiled" not in done.stdout
     assert (run / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from mst import cli
 from mst.cli.options import Parser, refuse_unknown, train_request
+from mst.cli.plan import asks_for_longest
 from mst.data import formats
 from mst.errors import UsageError
 from mst.model.facts import read_facts
@@ -168,6 +169,8 @@ def test_what_resume_may_change_is_documented() -> None:
 @pytest.mark.parametrize("command", mst_commands())
 def test_a_documented_command_parses(command: str, documented_files: Path) -> None:
     name, args = parsed(command)
+    if name == "plan":
+        asks_for_longest(args)
     if name in ("train", "plan"):
         assert isinstance(train_request(args), TrainRequest)
 

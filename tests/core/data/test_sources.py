@@ -300,7 +300,7 @@ BAD_TEXT: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a.jsonl", b'{"text": "a\0b"}', ("row 1", "NUL bytes")),
     ("a.csv", b"text\n\0\n", ("row 1", "NUL bytes")),
     ("a.txt", SECRET.encode("gb18030", "ignore"), ("row 1", "UTF-8", "byte")),
-    ("a.jsonl", gzip.compress(b"{}"), ("named as text, but it is gzip",)),
+    ("a.jsonl", gzip.compress(b"{}", mtime=0), ("named as text, but it is gzip",)),
     ("a.json", b"PAR1", ("it is parquet",)),
     ("a.zip", b"PK", ("'.zip'", ".jsonl")),
     ("a.parquet.gz", b"PK", ("'.gz'", ".parquet")),

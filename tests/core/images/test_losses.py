@@ -53,7 +53,7 @@ def test_the_loss_of_a_padded_batch_is_that_of_transformers_row_by_row(
     batch = collate(examples, tokenizer.pad_token_id, "padded", directory)
     expected, labels = 0.0, 0
     with torch.no_grad():
-        found = float(summed_loss(model, batch, True))
+        found = float(summed_loss(model, batch, "kept"))
         for number, example in zip(numbers, examples, strict=True):
             inputs = processor.apply_chat_template(
                 conversation(squares, number), tokenize=True, return_dict=True, return_tensors="pt"
@@ -87,7 +87,7 @@ def test_an_image_changes_what_the_model_says(
     swapped = dataclasses.replace(red, images=green.images)
     with torch.no_grad():
         losses = [
-            float(summed_loss(model, collate([each], 0, "padded", directory), True))
+            float(summed_loss(model, collate([each], 0, "padded", directory), "kept"))
             for each in (red, swapped, red)
         ]
 
@@ -117,7 +117,7 @@ def test_rows_with_and_without_images_share_a_batch(vision_model: Find, squares:
 
         def loss(chosen: Any, model: Any = model, directory: Path = directory) -> float:
             batch = collate(chosen, 0, "padded", directory)
-            return float(summed_loss(model, batch, True).detach())
+            return float(summed_loss(model, batch, "kept").detach())
 
         assert loss(examples) == pytest.approx(sum(loss([each]) for each in examples), abs=2e-5)
 

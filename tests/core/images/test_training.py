@@ -54,14 +54,14 @@ def test_adapters_learn_to_see_and_the_tower_stays(
     for step in range(200):
         chosen = [examples[(step * 8 + place) % 40] for place in range(8)]
         batch = collate(chosen, tokenizer.pad_token_id, "padded", directory)
-        loss = summed_loss(model, batch, True) / batch.label_tokens
+        loss = summed_loss(model, batch, "kept") / batch.label_tokens
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         if step % 10 == 9:
             with torch.no_grad():
-                found = float(summed_loss(model, held_out, True)) / held_out.label_tokens
+                found = float(summed_loss(model, held_out, "kept")) / held_out.label_tokens
             lowest = min(lowest, found)
             if lowest < 0.75 * blind:
                 break
