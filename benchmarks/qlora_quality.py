@@ -76,8 +76,13 @@ def plan_of(way: str, prepared: Prepared, model_dir: Path, request: TrainRequest
     from mst.facts import Capabilities, DeviceFacts
     from mst.model.facts import read_facts
     from mst.planner import plan
+    from mst.probe import host_facts
+    from mst.registry import load
 
-    device = DeviceFacts("cpu", 0, "cpu", "", None, None, ("bfloat16", "float32"), 2)
+    # bfloat16 takes several times as long as float32 on a CPU that doesn't multiply it.
+    host = host_facts(load())
+    dtypes = host.dtypes if host else ("float32",)
+    device = DeviceFacts("cpu", 0, "cpu", "", None, None, dtypes, 2)
     made = plan(
         "cpu", (device,), (Capabilities("cpu", "gloo", attention=("sdpa", "eager")),), {},
         read_facts(model_dir), data_facts(prepared), request,

@@ -178,9 +178,9 @@ def started(options: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
             [*command, *flags(options | {"max-steps": "100000", "save-steps": "50"} | changed)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        for _ in range(600):
-            if len(rundir.read_metrics(run)) > 60 or process.poll() is not None:
-                break
+        deadline = time.monotonic() + 300  # a busy machine takes a minute to start alone
+        while len(rundir.read_metrics(run)) <= 60 and process.poll() is None:
+            assert time.monotonic() < deadline, "the run has not begun"
             time.sleep(0.1)
         return process
 
