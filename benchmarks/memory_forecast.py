@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.simulated import GIB, simchip_environment
 
@@ -32,7 +32,11 @@ from mst.memory_trace import trace, why_not
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import MemoryForecast
 from mst.serial import from_json, to_json
-from mst.training.batches import BatchShape, Layout, batch_shape, lines_of
+from mst.training.batches import BatchShape, batch_shape, layout_of, lines_of
+
+if TYPE_CHECKING:
+    from mst.plan import Plan
+    from mst.request import TrainRequest
 
 # A CPU's heap grows over the first ones: SmolLM2's by 2 % from the third to the twelfth.
 STEPS = 12
@@ -94,6 +98,7 @@ class Case:
             "padded" if len(set(self.lengths)) > 1 else "even", f"{self.labels}l",
             "packed" if laid_out(self).packed else "rows",
             *(["roomy"] if made.heap == "roomy" else []),
+            *(["compiled"] if made.compiled else []),
         ]  # fmt: skip
         return " ".join(parts)
 
@@ -109,7 +114,7 @@ def _case(
     rank: int = 8,
     accumulation: int = 1,
 ) -> Case:
-    """Return a case; flags are "fp32", "eager", "ckpt", "padded", "packed" and "roomy"."""
+    """Return a case; flags are "fp32", "eager", "ckpt", "padded", "packed", "roomy", "compiled"."""
     compute = "float32" if "fp32" in flags else "bfloat16"
     lengths = [length - (16 * i if "padded" in flags else 0) for i in range(rows)]
     made = Configuration(
@@ -125,6 +130,7 @@ def _case(
         # As the planner chooses where there is room; the others are what it falls back to.
         chunked_loss="roomy" in flags,
         heap="roomy" if "roomy" in flags else "tight",
+        compiled="compiled" in flags,
     )
     packing = device == "cpu" or "packed" in flags
     return Case(device, shape, made, tuple(lengths), labels, packing)
@@ -155,7 +161,18 @@ def cases() -> list[Case]:
         ("llama-280m", "lora", 1, 256, 256),
         ("llama-280m", "lora", 1, 512, 512, "ckpt", "fp32"),
     ]  # fmt: skip
+    compiled: list[tuple[Any, ...]] = [
+        ("llama-38m", "lora", 2, 512, 512),
+        ("llama-38m", "lora", 2, 512, 64, "fp32"),
+        ("llama-38m", "full", 2, 512, 512),
+        ("qwen2-90m", "lora", 2, 256, 256, "fp32"),
+        ("qwen3-48m", "lora", 6, 512, 32, "padded"),
+        ("smollm2-135m", "lora", 2, 512, 512),
+        ("smollm2-135m", "lora", 4, 256, 32, "fp32"),
+        ("smollm2-135m", "lora", 2, 512, 64, "ckpt"),
+    ]
     found = [_case(device, *each) for device in ("simchip", "cpu") for each in both]
+    found += [_case("cpu", *each, "roomy", "compiled") for each in compiled]
     found += [
         _case("cpu", *each, "roomy")
         for each in both
@@ -189,7 +206,8 @@ def cases() -> list[Case]:
 
 def laid_out(case: Case) -> BatchShape:
     """Return the tensors of the case's micro-batch."""
-    layout: Layout = "lines" if case.packing else "padded"
+    made = case.configuration
+    layout = layout_of(case.packing, made.attention, made.compiled)
     lines = lines_of(case.lengths, layout)
     return batch_shape([[case.lengths[row] for row in line] for line in lines], layout)
 
@@ -283,8 +301,10 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         "gradient_checkpointing": made.checkpointing, "learning_rate": 1e-4,
         "train_rows": len(rows), "val_rows": 0, "steps_per_epoch": STEPS, "total_steps": STEPS,
         "label_accuracy": False, "memory": to_json(MemoryForecast(0, 0, 0, 0, 0, 0, 0, None)),
-        "reasons": [], "chunked_loss": made.chunked_loss,
+        "reasons": [], "chunked_loss": made.chunked_loss, "compiled": made.compiled,
     })  # fmt: skip
+    if made.compiled and (reason := _compile(model, device, plan, request)):
+        raise RuntimeError(reason)
     losses: list[float] = []
 
     class Losses(Reporters):
@@ -294,7 +314,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as checkpoints:
         session = make_session(
             model, device, case.packing, rows, (), 0, plan, request, Path(checkpoints),
-            Losses(), lambda: False,
+            Losses(), lambda: False, compiled=made.compiled,
         )  # fmt: skip
         reset_peak(device)
         loop.run(session, TrainState())
@@ -304,6 +324,22 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         "libraries_bytes": before,
         "losses": [round(each, 4) for each in losses],
     }
+
+
+def _compile(model: Any, device: Any, plan: Plan, request: TrainRequest) -> str:
+    """Compile the model's layers as a worker does; return why they are not."""
+    import torch
+
+    from mst.job import cache_dir
+    from mst.training.batches import layout_of
+    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.session import logits_in
+
+    return compile_layers(
+        model, device, getattr(torch, plan.compute_dtype),
+        layout_of(True, plan.attention, compiled=True), tensor_kind(plan, request, 1),
+        logits_in(model, device, plan), False, cache_dir(),
+    )  # fmt: skip
 
 
 def _resident() -> int:

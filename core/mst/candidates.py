@@ -327,22 +327,28 @@ def _batches(space: Space, world: int) -> list[tuple[int, int]]:
     ]
 
 
+def memory_of(space: Space, made: Configuration) -> MemoryForecast:
+    """Return the forecast of a configuration on the scarcest of the space's devices."""
+    step = space.shape(made.micro_batch, made.micro_batch * made.accumulation * made.world_size)
+    available = scarcest(space).memory_free_bytes
+    kind = space.capabilities.torch_device
+    if kind == "cpu" and available is not None:
+        # They share the machine's memory.
+        available //= made.world_size // space.request.nnodes
+    return forecast(
+        space.model, made, step, available, kind == "cpu", attention_kernel(kind), device=kind
+    )
+
+
 def _forecast(space: Space, made: Configuration) -> Candidate:
     global_batch = made.micro_batch * made.accumulation * made.world_size
-    step = space.shape(made.micro_batch, global_batch)
-    available = scarcest(space).memory_free_bytes
-    on_host = space.capabilities.torch_device == "cpu"
     count = made.world_size // space.request.nnodes
-    if on_host and available is not None:
-        available //= count  # they share the machine's memory
-    kind = space.capabilities.torch_device
+    on_host = space.capabilities.torch_device == "cpu"
     # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
     for heap in ("roomy", "tight") if on_host else ("tight",):
         made = replace(made, heap=heap)
-        memory = forecast(
-            space.model, made, step, available, on_host, attention_kernel(kind), device=kind
-        )
-        why_not = _why_not(space, memory, count)
+        memory = memory_of(space, made)
+        why_not = shortage(space, memory, count)
         if not why_not:
             break
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
@@ -359,7 +365,7 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     return Candidate(made, count, memory, time, trained, why_not)
 
 
-def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:
+def shortage(space: Space, memory: MemoryForecast, count: int) -> str:
     """Return what is short and by how much, or "" when it fits; `count` devices are used."""
     usable = usable_bytes(space, count)
     if usable is not None and memory.peak_bytes > usable:

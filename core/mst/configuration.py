@@ -40,6 +40,7 @@ class Configuration:
         row_gradients: a micro-batch leaves the gradients of each of its rows.
         chunked_loss: logits are made of a few labels at a time.
         heap: of a CPU's worker: "tight" gives freed memory back at once, "roomy" keeps it.
+        compiled: the decoder's layers are.
     """
 
     tuner: str = "lora"
@@ -65,6 +66,7 @@ class Configuration:
     row_gradients: bool = False
     chunked_loss: bool = False
     heap: str = "tight"
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -358,7 +358,8 @@ def _plan(
     threads = request.threads or _threads(devices[0], chosen.devices)
     if request.threads is not None or (chosen.devices > 1 and on_host):
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
-    compiled, compile_reason = compiling(space, chosen)
+    compiled_memory, compile_reason = compiling(space, chosen)
+    compiled = compiled_memory is not None
     time = chosen.time
     if compiled and time is not None:
         time = compiled_time(time, steps)
@@ -414,7 +415,7 @@ def _plan(
         steps_per_epoch=math.ceil(items / global_batch),
         total_steps=steps,
         label_accuracy=label_accuracy,
-        memory=chosen.memory,
+        memory=compiled_memory or chosen.memory,
         reasons=tuple(each for each in found_reasons if each is not None),
         warnings=tuple(notes),
         quantization=made.quantization,

@@ -39,6 +39,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         row_gradients=plan.privacy is not None,
         chunked_loss=plan.chunked_loss,
         heap=plan.heap,
+        compiled=plan.compiled,
     )
 
 

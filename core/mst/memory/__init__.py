@@ -9,6 +9,7 @@ from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, step_phases
 from mst.memory.runtime import (
+    COMPILED_KEPT,
     LIBRARIES_BYTES,
     context_bytes,
     heap_bytes,
@@ -86,7 +87,7 @@ def forecast(
     ]
     peak = max(found, key=lambda each: each.bytes)
     heap = configuration.heap if on_host else ""
-    return _parts(model, peak, states, made, available_bytes, heap, device)
+    return _parts(model, peak, states, made, available_bytes, heap, device, configuration.compiled)
 
 
 def _sampling(
@@ -146,19 +147,24 @@ def _parts(
     available_bytes: int | None,
     heap: str,
     device: str,
+    compiled: bool,
 ) -> MemoryForecast:
     """Return the forecast whose parts are those of the peak phase."""
+    activations = max(0, peak.activations)
+    if heap and compiled and not made.checkpointing:
+        activations = int(activations * COMPILED_KEPT)
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
     if heap:
-        slack = heap_bytes(made, heap, made.layers if peak.whole else 0) + _file_bytes(model, made)
+        alive = made.layers if peak.whole else 0
+        slack = heap_bytes(made, heap, alive, compiled) + _file_bytes(model, made)
     return MemoryForecast(
         runtime_bytes=LIBRARIES_BYTES if heap else context_bytes(device),
         weights_bytes=states.weights,
         trainable_bytes=states.adapters + peak.casts,
         gradients_bytes=peak.gradients,
         optimizer_bytes=states.optimizer + peak.step_copy,
-        activations_bytes=max(0, peak.activations),
+        activations_bytes=activations,
         logits_bytes=peak.logits,
         available_bytes=available_bytes,
         buffers_bytes=states.buffers,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst import rundir
+from mst.configuration import ZERO_STAGES
 from mst.data.prepare import Prepared
 from mst.data.tokens import TOKENIZER_FILES
 from mst.durable import sha256
@@ -15,9 +16,10 @@ from mst.model.processor import PROCESSOR_FILES
 from mst.plan import Plan
 from mst.privacy.draws import KEY_FILE
 from mst.rundir import CHECKPOINTS
-from mst.training import checkpoint
+from mst.training import checkpoint, lora_init
 from mst.training import zero as sharded
 from mst.training.faults import free_memory, named
+from mst.training.reference import as_before
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +51,12 @@ def finish(
     weights = None if zero is None else sharded.weights(zero, training.group)
     # What measuring needs would come on top of what the last steps have left.
     free_memory(training.device)
-    measured = (
-        measured_accuracy(training, "after") if first or training.plan.strategy == "zero3" else {}
-    )
+    measured: dict[str, float] = {}
+    if first or training.plan.strategy == "zero3":
+        if taken_off_at_the_end(training) and "accuracy_before_free" not in figures:
+            with as_before(training.model):
+                measured |= measured_accuracy(training, "before")
+        measured |= measured_accuracy(training, "after")
     if not first:
         return
     if measured:
@@ -94,6 +99,17 @@ def _write_result(training: Training, weights: Mapping[str, torch.Tensor] | None
     target = training.run / ("model" if plan.tuner == "full" else "adapter")
     checkpoint.write_sealed(target, fill, keys)
     return target
+
+
+def taken_off_at_the_end(training: Training) -> bool:
+    """Return whether the adapter, switched off, shows the model as it was before training.
+
+    Nobody then waits for that before the first step. Adapters that begin with what quantization
+    has lost are part of what there was, and DeepSpeed's engine holds no model of its own.
+    """
+    plan = training.plan
+    begun = lora_init.wanted(plan.quantization, training.request)
+    return plan.tuner != "full" and not begun and not ZERO_STAGES[plan.strategy]
 
 
 def measured_accuracy(training: Training, when: str) -> dict[str, float]:

@@ -50,7 +50,12 @@ from mst.training.parallel import (
     share_weights,
 )
 from mst.training.private_step import begin_private_steps
-from mst.training.result import finish, loop_figures, measured_accuracy
+from mst.training.result import (
+    finish,
+    loop_figures,
+    measured_accuracy,
+    taken_off_at_the_end,
+)
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -292,7 +297,7 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
     # Where no rank holds the whole model, all of them measure, in step.
     together = training.plan.strategy == "zero3"
     session = _session(training) if together else None
-    if found is None and (group.first or together):
+    if found is None and (group.first or together) and not taken_off_at_the_end(training):
         figures |= measured_accuracy(training, "before")
         if group.first:
             rundir.update_manifest(run, results=figures)
