@@ -348,7 +348,7 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     for heap in ("roomy", "tight") if on_host else ("tight",):
         made = replace(made, heap=heap)
         memory = memory_of(space, made)
-        why_not = shortage(space, memory, count)
+        why_not = _why_not(space, memory, count)
         if not why_not:
             break
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
@@ -365,7 +365,7 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     return Candidate(made, count, memory, time, trained, why_not)
 
 
-def shortage(space: Space, memory: MemoryForecast, count: int) -> str:
+def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:
     """Return what is short and by how much, or "" when it fits; `count` devices are used."""
     usable = usable_bytes(space, count)
     if usable is not None and memory.peak_bytes > usable:

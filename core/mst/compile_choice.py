@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.candidates import Candidate, Space, memory_of, shortage
+from mst.candidates import Candidate, Space, memory_of
 from mst.errors import PlanError
 from mst.plan import MemoryForecast, Reason, TimeForecast
 
@@ -34,9 +34,6 @@ def compiling(space: Space, chosen: Candidate) -> tuple[MemoryForecast | None, R
         return None, None
     memory = memory_of(space, replace(chosen.configuration, compiled=True))
     obstacle = _obstacle(space, chosen)
-    # What fits uncompiled may not fit beside the compiler.
-    if not obstacle and not chosen.why_not:
-        obstacle = shortage(space, memory, chosen.devices)
     if asked == "on":
         if obstacle:
             raise PlanError(

@@ -73,8 +73,8 @@ def _step(asked: TraceRequest, layers: int) -> dict[str, int]:
         marks["weights"] = live.bytes
         optimizer = make_optimizer(model, TrainRequest(), 1e-4)
         for group in optimizer.param_groups:
-            # torch's own choice: the loop over lists of tensors on accelerators only.
-            group["foreach"] = not asked.on_host
+            # As on the device: one kernel a weight on a CPU, loops over lists on accelerators.
+            group.update(fused=asked.on_host, foreach=not asked.on_host)
         batches = [_batch(asked.step, made) for _ in range(min(made.accumulation, 2))]
         _watch_layers(model, live, marks)
         with _attention(asked.attention_kernel), _masks_as_given():

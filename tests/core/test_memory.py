@@ -21,8 +21,8 @@ from mst.model.facts import ModelFacts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {
-    "simchip": ROOT / "benchmarks/results/2026-11-26-memory-forecast-simchip.jsonl",
-    "cpu": ROOT / "benchmarks/results/2026-11-26-memory-forecast.jsonl",
+    "simchip": ("2026-11-26-memory-forecast-simchip.jsonl",),
+    "cpu": ("2026-11-26-memory-forecast.jsonl", "2026-11-27-memory-forecast-compiled.jsonl"),
 }
 STEP = StepShape(tokens=2048, label_tokens=512, rows=1, width=2048)
 LORA = Configuration()
@@ -45,7 +45,10 @@ def shape_facts(name: str) -> ModelFacts:
 
 def errors(device: str, heap: str) -> list[float]:
     """Return forecast / measured - 1 of every recorded case of a device, forecast anew."""
-    lines = [json.loads(each) for each in RESULTS[device].read_text(encoding="utf-8").splitlines()]
+    texts = [
+        (ROOT / "benchmarks/results" / each).read_text(encoding="utf-8") for each in RESULTS[device]
+    ]
+    lines = [json.loads(each) for text in texts for each in text.splitlines()]
     measured = {each["case"]: each for each in lines if "case" in each}
     return [
         compared(measured[case.name], case, shape_facts(case.shape))["forecast_error"]
@@ -59,7 +62,7 @@ def errors(device: str, heap: str) -> list[float]:
     [
         ("simchip", "tight", 28, 0.03, 0.10),
         ("cpu", "tight", 26, 0.04, 0.15),
-        ("cpu", "roomy", 10, 0.10, 0.30),
+        ("cpu", "roomy", 17, 0.10, 0.30),
     ],
 )
 def test_forecasts_are_within_their_bars_of_what_was_measured(

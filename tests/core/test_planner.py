@@ -280,27 +280,14 @@ def test_layers_are_compiled_where_that_saves_more_than_it_costs() -> None:
     assert as_explicit(TrainRequest(), plain).torch_compile == "off"
 
 
-def test_compiled_layers_keep_less_beside_what_the_compiler_takes() -> None:
+def test_compiled_layers_leave_fewer_holes_in_the_heap() -> None:
     compiled, plain = (
         with_compiler(TrainRequest(max_steps=5000, torch_compile=choice)).memory
         for choice in ("on", "off")
     )
 
-    assert compiled.activations_bytes < plain.activations_bytes
-    assert compiled.slack_bytes > 300 * 2**20
-
-
-def test_layers_stay_plain_where_the_compiler_does_not_fit_beside_them() -> None:
-    tiny = llama(2, 256, 688, 4096)
-    steps = TrainRequest(max_steps=10**6)
-    plain = with_compiler(replace(steps, torch_compile="off"), model=tiny)
-    free = replace(AMX, memory_free_bytes=int(plain.memory.peak_bytes / 0.9) + 2**20)
-
-    made = plan("cpu", (free,), (COMPILING,), {}, tiny, SHORT, steps)
-    assert not made.compiled
-    assert made.memory == replace(plain.memory, available_bytes=free.memory_free_bytes)
-    with pytest.raises(PlanError, match=r"--torch-compile on was asked for: needs .* short"):
-        plan("cpu", (free,), (COMPILING,), {}, tiny, SHORT, replace(steps, torch_compile="on"))
+    assert replace(compiled, slack_bytes=0) == replace(plain, slack_bytes=0)
+    assert compiled.slack_bytes < plain.slack_bytes / 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, step_phases
 from mst.memory.runtime import (
-    COMPILED_KEPT,
     LIBRARIES_BYTES,
     context_bytes,
     heap_bytes,
@@ -150,9 +149,6 @@ def _parts(
     compiled: bool,
 ) -> MemoryForecast:
     """Return the forecast whose parts are those of the peak phase."""
-    activations = max(0, peak.activations)
-    if heap and compiled and not made.checkpointing:
-        activations = int(activations * COMPILED_KEPT)
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
     if heap:
@@ -164,7 +160,7 @@ def _parts(
         trainable_bytes=states.adapters + peak.casts,
         gradients_bytes=peak.gradients,
         optimizer_bytes=states.optimizer + peak.step_copy,
-        activations_bytes=activations,
+        activations_bytes=max(0, peak.activations),
         logits_bytes=peak.logits,
         available_bytes=available_bytes,
         buffers_bytes=states.buffers,

@@ -31,11 +31,10 @@ MAPPED_FROM_BYTES = {"tight": 2**20, "roomy": 2**25}
 # after twelve steps; where layers are recomputed, five to seven of them (memory_forecast.py).
 HEAP_HOLES = {"tight": 2.15, "roomy": 1.0}
 RECOMPUTED_HOLES = {"tight": 2.15, "roomy": 6.0}
-# torch's compiler with the graphs and code that it keeps, and what its kernels keep of a layer:
-# they compute cheap values again, and leave next to no holes. Fitted to compiled cases of
-# benchmarks/memory_forecast.py: within 9 % of 250 to 1,100 MiB of activations in both dtypes.
-COMPILER_BYTES = 300 * 2**20
-COMPILED_KEPT = 0.85
+# Compiled layers free next to nothing between the tensors that they keep, so a roomy heap has few
+# holes: with these, seven cases of benchmarks/memory_forecast.py are within 4 %, full tuning 12 %
+# too high. What the compiler itself took is free again by then.
+COMPILED_HOLES = 0.1
 
 # One process's context on the device, CUDA kernels' code included: a table, not measured here.
 # torch's documentation of CUDA memory speaks of "several hundred MiB"; nvidia-smi shows 300 to 600.
@@ -82,12 +81,10 @@ def heap_bytes(step: Step, heap: str, layers_alive: int, compiled: bool = False)
     if step.checkpointing:
         stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
         inputs = stream * step.layers if stream < mapped_from else 0
-        more = COMPILER_BYTES if compiled else 0
-        return int(KERNELS_BYTES + more + RECOMPUTED_HOLES[heap] * small + inputs)
-    if compiled:
-        return KERNELS_BYTES + COMPILER_BYTES
+        return int(KERNELS_BYTES + RECOMPUTED_HOLES[heap] * small + inputs)
     gone = small * (layers - layers_alive)
-    return int(KERNELS_BYTES + gone + HEAP_HOLES[heap] * small * layers_alive)
+    holes = COMPILED_HOLES if compiled and heap == "roomy" else HEAP_HOLES[heap]
+    return int(KERNELS_BYTES + gone + holes * small * layers_alive)
 
 
 def _kept_tensors(step: Step) -> Iterator[int]:

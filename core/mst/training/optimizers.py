@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,10 @@ def make_optimizer(
         {"params": others, "weight_decay": 0.0},
     ]
     make: Any = torch.optim.AdamW
+    if all(each.device.type == "cpu" for each in (*decayed, *others)):
+        # One kernel a weight: a step over the 420 matrices of SmolLM2's adapters took 8 ms, plain
+        # 48 and foreach 21 (two cores of an AMD EPYC, Zen 4).
+        make = functools.partial(make, fused=True)
     if optim != "adamw_torch":
         eight_bit = import_bitsandbytes().optim
         make = {
