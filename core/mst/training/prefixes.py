@@ -163,9 +163,15 @@ def shared_lines(
     if not any(joins):
         return best
     least = lines_cost(best, lengths)
-    for found_lines in _arrangements(ordered, joins, lengths, layout):
-        if (price := lines_cost(found_lines, lengths)) < least:
-            best, least = found_lines, price
+    for width in _widths(ordered, joins, lengths):
+        # Full lines would be the fewest.
+        if cost(-(-(sum(sizes) - sum(joins)) // width), width) >= least:
+            continue
+        filled = _filled(ordered, joins, lengths, width)
+        if layout == "alike" and len(filled) == 1:
+            filled = _halves(ordered, joins, lengths)
+        if (price := lines_cost(filled, lengths)) < least:
+            best, least = filled, price
     return best
 
 
@@ -175,26 +181,24 @@ def lines_cost(lines: Sequence[Line], lengths: Sequence[int]) -> float:
     return cost(len(lines), rounded(widest, TOKENS_MULTIPLE))
 
 
-def _arrangements(
-    ordered: Sequence[int], joins: Sequence[int], lengths: Sequence[int], layout: Layout
-) -> Iterator[list[Line]]:
-    """Yield ways to put sequences that begin alike side by side, by width of the lines."""
+def _widths(ordered: Sequence[int], joins: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Return widths of lines that are worth a try: by the longest sequence, and by all of them."""
     longest = max(lengths[number] for number in ordered)
     whole = sum(lengths[number] for number in ordered) - sum(joins)
-    widths = {longest, 2 * longest, 4 * longest, *(whole // parts for parts in (1, 2, 3, 4))}
-    for width in sorted(
-        {rounded(min(max(each, longest), whole), TOKENS_MULTIPLE) for each in widths}
-    ):
-        pieces = list(_pieces(ordered, joins, lengths, width))
-        sizes = [line_tokens(each, lengths) for each in pieces]
-        lines = [
-            _joined([pieces[place] for place in sorted(each)])
-            for each in first_fit_decreasing(sizes, width)
-        ]
-        if layout != "alike" or len(lines) > 1:
-            yield lines
-    if layout == "alike" and len(ordered) > 1:
-        yield _halves(ordered, joins, lengths)
+    found = (longest, 2 * longest, 4 * longest, whole // 4, whole // 3, whole // 2, whole)
+    return sorted({rounded(min(max(each, longest), whole), TOKENS_MULTIPLE) for each in found})
+
+
+def _filled(
+    ordered: Sequence[int], joins: Sequence[int], lengths: Sequence[int], width: int
+) -> list[Line]:
+    """Return lines of at most `width` tokens, sequences that begin alike side by side."""
+    pieces = list(_pieces(ordered, joins, lengths, width))
+    sizes = [line_tokens(each, lengths) for each in pieces]
+    return [
+        _joined([pieces[place] for place in sorted(each)])
+        for each in first_fit_decreasing(sizes, width)
+    ]
 
 
 def _pieces(
