@@ -86,8 +86,11 @@ def forward_arguments(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
         arguments |= {
             name: value for name, value in batch.images.items() if name != TYPES or name in named
         }
-    if batch.attention_mask is not None:
-        arguments["attention_mask"] = batch.attention_mask
+    mask = batch.attention_mask
+    if mask is not None:
+        # A mask for every row is a view, as those that transformers makes: compiled layers tell
+        # views from other tensors, and would be compiled anew.
+        arguments["attention_mask"] = mask.view_as(mask) if mask.dim() == 4 else mask
     return arguments
 
 

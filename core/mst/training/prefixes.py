@@ -287,7 +287,7 @@ def collate_shared(sequences: Sequence[Example], lines: Sequence[Line], pad_toke
     width = shared_shape(lines, lengths).width
     ids = torch.full((len(lines), width), pad_token_id)
     positions = torch.zeros_like(ids)
-    mask = torch.eye(width, dtype=torch.bool).repeat(len(lines), 1, 1)
+    mask = torch.eye(width, dtype=torch.bool).repeat(len(lines), 1, 1, 1)
     labelled: list[tuple[int, int, int]] = []
     for number, line in enumerate(lines):
         found = zip(line.rows, line.shared, paths(line, lengths), strict=True)
@@ -296,8 +296,8 @@ def collate_shared(sequences: Sequence[Example], lines: Sequence[Line], pad_toke
             ids[number, own] = torch.tensor(each.input_ids[shared:], dtype=torch.long)
             positions[number, own] = torch.arange(shared, lengths[row])
             for seen in path[:-1]:
-                mask[number, own, seen.start : seen.stop] = True
-            mask[number, own, own] = torch.ones(len(path[-1]), len(path[-1])).tril().bool()
+                mask[number, 0, own, seen.start : seen.stop] = True
+            mask[number, 0, own, own] = torch.ones(len(path[-1]), len(path[-1])).tril().bool()
             # Place i predicts token i + 1. A row's first token has no label.
             places = (place for part in path for place in part)
             labelled += [
@@ -314,7 +314,7 @@ def collate_shared(sequences: Sequence[Example], lines: Sequence[Line], pad_toke
     return Batch(
         input_ids=ids,
         position_ids=positions,
-        attention_mask=mask[:, None],
+        attention_mask=mask,
         keep=keep,
         targets=targets,
         labelled=at_line * len(keep) + at_kept,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.core.training.conftest import example, pair
+from tests.core.training.conftest import example, pair, tiny_plan
 
 from mst.data.encode import Example
 from mst.request import TrainRequest
@@ -20,6 +21,7 @@ from mst.training.adapters import (
 )
 from mst.training.batches import Layout
 from mst.training.checkpoint import TrainState
+from mst.training.compilation import TensorKind, compile_layers, tensor_kind
 from mst.training.isolation import prefixes_can_be_shared, sharing_obstacle
 from mst.training.loop import run
 from mst.training.loss import Logits, logits_of
@@ -227,6 +229,56 @@ def test_a_model_that_lets_rows_meet_is_found_out() -> None:
     forgetful: Any = Forgetful(shape(**SMALL))
 
     assert not prefixes_can_be_shared(forgetful, 500, torch.device("cpu"), torch.float32)
+
+
+def test_two_sequences_a_micro_batch_are_compiled_for_one_line(tiny_model: Path) -> None:
+    def kind(rows: int, sequences: int, shares: bool) -> TensorKind:
+        plan = tiny_plan(tiny_model, per_device_train_batch_size=rows)
+        return tensor_kind(plan, TrainRequest(), sequences, shares)
+
+    assert kind(1, 2, shares=True) == TensorKind(several=False, masked=True)
+    assert kind(1, 2, shares=False) == TensorKind(several=True, masked=True)
+    assert kind(3, 1, shares=True) == TensorKind(several=True, masked=True)
+    assert kind(1, 1, shares=True) == TensorKind(several=False, masked=False)
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_shared_lines_as_any_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from torch._dynamo import config as dynamo
+
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, "")  # the compiler is told anew, and nobody after
+    model = adapted(made("llama"))
+    rows = few_shot_rows()
+    # Rows of one of the micro-batches share nothing.
+    strangers = [example([place * n % 499 for place in range(1, 40)], 9) for n in range(3, 9)]
+    parts = [rows, strangers, rows[2:]]
+
+    def learned() -> list[torch.Tensor]:
+        model.zero_grad()
+        for each in parts:
+            laid = lay_out(each, 0, "alike", shares=True)
+            assert (laid.batch.labels is None) == (each is strangers)
+            assert len(laid.batch.input_ids) > 1
+            loss: Any = scored(model, laid, HeadForm(), False).log_probs.sum()
+            loss.backward()
+        return [each.grad.clone() for each in model.parameters() if each.grad is not None]
+
+    plain = learned()
+    kind, cpu = TensorKind(several=True, masked=True), torch.device("cpu")
+
+    assert (
+        compile_layers(model, cpu, torch.float32, "alike", kind, HeadForm(), False, tmp_path) == ""
+    )
+    untyped: Any = dynamo
+    with untyped.patch(error_on_recompile=True):
+        fast = learned()
+    for one, other in zip(plain, fast, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    assert not all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
 
 
 def under_one_prompt(rows: list[Example]) -> list[Example]:
