@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from mst.data.encode import Example
 
-# Beginnings that are shorter spare less than the wider line costs.
-LEAST_SHARED = 16
+# Shorter beginnings are a template's first marks, and spare nothing to speak of.
+LEAST_SHARED = 8
 
 
 @dataclass(frozen=True)

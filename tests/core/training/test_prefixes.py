@@ -224,7 +224,7 @@ def test_rows_that_are_the_same_are_computed_once() -> None:
 
 
 def test_a_width_that_spares_less_than_it_costs_is_not_taken() -> None:
-    # All in one line would spare 16 tokens of 16,000, and attend over eight times the width.
+    # All in one line would spare a few tokens of 16,000, and attend over eight times the width.
     start = list(range(100, 100 + LEAST_SHARED))
     rows = [[*start, *range(number * 3000, number * 3000 + 1984)] for number in range(1, 9)]
     lines = shared(rows)
