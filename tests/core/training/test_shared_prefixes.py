@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,8 +287,7 @@ def under_one_prompt(rows: list[Example]) -> list[Example]:
     system = [7 * place % 5000 + 4 for place in range(40)]
 
     def longer(each: Example) -> Example:
-        answer = sum(label != -100 for label in each.labels)
-        return example([*system, *each.input_ids], answer)
+        return replace(example([*system, *each.input_ids], _answer(each)), row=each.row)
 
     return [
         longer(each)
@@ -305,7 +305,7 @@ def _answer(each: Example) -> int:
     return sum(label != -100 for label in each.labels)
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo", "orpo", "simpo"])
+@pytest.mark.parametrize("task", ["sft", "dpo", "orpo", "simpo", "kto"])
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_steps_have_the_losses_that_they_have_without(
     task: str,
@@ -314,8 +314,9 @@ def test_steps_have_the_losses_that_they_have_without(
     record: Any,
     examples: list[Example],
     pairs: list[Example],
+    judged: list[Example],
 ) -> None:
-    rows = under_one_prompt(examples if task == "sft" else pairs)
+    rows = under_one_prompt({"sft": examples, "kto": judged}.get(task, pairs))
     same = {
         "train": rows, "val": rows[:3], "task": task, "tuner": tuner, "total_steps": 3,
         "steps_per_epoch": 2, "per_device_train_batch_size": 4, "max_length": 128,
