@@ -275,20 +275,20 @@ def test_what_rows_begin_with_alike_is_counted_once() -> None:
     found = planned(AMX, SMOLLM2, data)
     plain = planned(AMX, SMOLLM2, data, TrainRequest(prefix_sharing="off"))
     size = found.per_device_train_batch_size
-    sizes = {"micro_batch": size, "global_batch": found.global_batch, "seed": 42}
-    shared = largest_step(data, **sizes, steps=9, shares=True)
+    sizes = size, found.global_batch, 42
+    shared = largest_step(data, *sizes, 9, shares=True)
 
     assert size > 1
     assert found.prefix_sharing
     assert not plain.prefix_sharing
-    assert why_shared(found).startswith(f"{spared_share(data, **sizes):.0%} of a step's tokens")
+    assert why_shared(found).startswith(f"{spared_share(data, *sizes):.0%} of a step's tokens")
     assert why_shared(plain) == ""
     assert found.memory.activations_bytes < plain.memory.activations_bytes
     assert found.time is not None
     assert plain.time is not None
     assert found.time.step_seconds < 0.8 * plain.time.step_seconds
     # The longest rows of a micro-batch, and the prompt before them once.
-    assert shared.tokens < largest_step(data, **sizes, steps=9).tokens
+    assert shared.tokens < largest_step(data, *sizes, 9).tokens
     assert as_explicit(TrainRequest(), found).prefix_sharing == "auto"
     assert as_explicit(TrainRequest(), plain).prefix_sharing == "off"
 

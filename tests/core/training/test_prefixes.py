@@ -45,8 +45,11 @@ def many_rows(draw: st.DrawFn) -> list[Example]:
     """Return rows that branch off one another, and some that don't, with labels here and there."""
     found: list[list[int]] = []
     for _ in range(draw(st.integers(1, 9))):
-        stem = draw(st.sampled_from(found)) if found and draw(st.booleans()) else []
-        ids = stem[: draw(st.integers(0, len(stem)))] + draw(stems)
+        ids = draw(stems)
+        branch: bool = draw(st.booleans())
+        if found and branch:
+            stem = draw(st.sampled_from(found))
+            ids = stem[: draw(st.integers(0, len(stem)))] + ids
         found.append(ids)
     rows = []
     for ids in found:

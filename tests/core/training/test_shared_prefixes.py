@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.core.training.conftest import example, pair, tiny_plan
 
+from mst import rundir
 from mst.data.encode import Example
+from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.training import checkpoint
 from mst.training.adapters import (
@@ -217,17 +222,17 @@ def test_a_model_that_lets_rows_meet_is_found_out() -> None:
 
     assert not prefixes_can_be_shared(bloom, 500, torch.device("cpu"), torch.float32)
 
-    class Forgetful(LlamaForCausalLM):  # type: ignore[misc]
-        """Drops the mask, as code that knows of two dimensions alone may."""
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            mask = kwargs.get("attention_mask")
-            if mask is not None and mask.dim() == 4:
-                kwargs["attention_mask"] = None
-            return super().forward(*args, **kwargs)
-
     shape: Any = LlamaConfig
-    forgetful: Any = Forgetful(shape(**SMALL))
+    forgetful: Any = LlamaForCausalLM(shape(**SMALL))
+    whole = forgetful.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        """Drop the mask, as code that knows of two dimensions alone may."""
+        if kwargs["attention_mask"] is not None and kwargs["attention_mask"].dim() == 4:
+            kwargs["attention_mask"] = None
+        return whole(*args, **kwargs)
+
+    forgetful.model.forward = forward
 
     assert not prefixes_can_be_shared(forgetful, 500, torch.device("cpu"), torch.float32)
 
@@ -372,3 +377,40 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(
     assert state.step == 2
     for name, value in trained_parameters(rest.model):
         assert torch.equal(value, expected[name])
+
+
+@pytest.mark.slow
+def test_a_command_shares_what_its_rows_begin_with(tiny_model: Path, tmp_path: Path) -> None:
+    system = {"role": "system", "content": "You sort the letters of a bank's customers by topic."}
+    turns = [
+        [
+            system,
+            {"role": "user", "content": f"{what} is {how}"},
+            {"role": "assistant", "content": what},
+        ]
+        for what in ("card", "cash", "fee", "loan")
+        for how in ("late", "lost", "too high", "not what I asked for", "gone")
+    ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    losses, plans = [], []
+    for sharing in ("auto", "off"):
+        path = tmp_path / sharing
+        asked = [
+            "--model", str(tiny_model), "--dataset", str(rows), "--output-dir", str(path),
+            "--device", "cpu", "--threads", "1", "--dtype", "float32", "--max-steps", "3",
+            "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2",
+            "--label-accuracy", "off", "--prefix-sharing", sharing,
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "mst", "train", *asked]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "note" not in done.stdout
+        plans.append(rundir.read_document(Plan, path, rundir.PLAN))
+        lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+        losses.append([each.get("loss", each.get("eval_loss")) for each in lines])
+
+    assert [each.prefix_sharing for each in plans] == [True, False]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert plans[0].memory.peak_bytes < plans[1].memory.peak_bytes
