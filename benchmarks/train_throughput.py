@@ -162,19 +162,24 @@ def run_mst(
     from mst.training.batches import layout_of
     from mst.training.checkpoint import TrainState
     from mst.training.compilation import compile_layers, tensor_kind
-    from mst.training.isolation import rows_stay_apart
+    from mst.training.isolation import rows_stay_apart, sharing_obstacle
     from mst.training.loop import run
     from mst.training.session import logits_in, make_session
 
     model = load(model_dir, made.weights_dtype)
     cpu = torch.device("cpu")
     packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, cpu)
+    dtype = getattr(torch, made.compute_dtype)
+    shares = made.prefix_sharing and not sharing_obstacle(
+        model, prepared.tokenizer.vocab_size, cpu, dtype, made.max_length
+    )
     clock = Clock()
     began = time.perf_counter()
     if made.compiled:
         reason = compile_layers(
-            model, cpu, getattr(torch, made.compute_dtype),
-            layout_of(packing, made.attention, compiled=True), tensor_kind(made, request, 1),
+            model, cpu, dtype,
+            layout_of(packing, made.attention, compiled=True),
+            tensor_kind(made, request, 1, shares),
             logits_in(model, cpu, made), False, cache_dir(),
         )  # fmt: skip
         if reason:
@@ -186,6 +191,7 @@ def run_mst(
         session = make_session(
             model, cpu, packing, prepared.train.examples, (), prepared.tokenizer.pad_token_id,
             made, request, Path(checkpoints), clock, lambda: False, compiled=made.compiled,
+            shares=shares,
         )  # fmt: skip
         with profiled or contextlib.nullcontext():
             run(session, TrainState())

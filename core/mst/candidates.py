@@ -63,6 +63,8 @@ class Space:
         budget_bytes: the most that the user lets a plan take of a device; None for what is free.
         shape: the largest step of a micro-batch and a global batch, from `step_shapes`.
         timer: how long a step takes, from `step_timer`.
+        shares: forecasts count on it that what rows begin with alike is computed once.
+        spared: the share of a step's tokens that this spares, from `spared_shares`.
     """
 
     model: ModelFacts
@@ -75,8 +77,10 @@ class Space:
     zero: str
     host_bytes: int | None
     budget_bytes: int | None
-    shape: Callable[[int, int], StepShape]
+    shape: Callable[[int, int, bool], StepShape]
     timer: Timer
+    shares: bool
+    spared: Callable[[int, int], float]
 
 
 @dataclass(frozen=True)
@@ -329,7 +333,8 @@ def _batches(space: Space, world: int) -> list[tuple[int, int]]:
 
 def memory_of(space: Space, made: Configuration) -> MemoryForecast:
     """Return the forecast of a configuration on the scarcest of the space's devices."""
-    step = space.shape(made.micro_batch, made.micro_batch * made.accumulation * made.world_size)
+    global_batch = made.micro_batch * made.accumulation * made.world_size
+    step = space.shape(made.micro_batch, global_batch, _shares(space, made))
     available = scarcest(space).memory_free_bytes
     kind = space.capabilities.torch_device
     if kind == "cpu" and available is not None:
@@ -340,8 +345,14 @@ def memory_of(space: Space, made: Configuration) -> MemoryForecast:
     )
 
 
+def _shares(space: Space, made: Configuration) -> bool:
+    # ZeRO-3's layers gather their weights, and were not asked.
+    return space.shares and made.strategy != "zero3"
+
+
 def _forecast(space: Space, made: Configuration) -> Candidate:
     global_batch = made.micro_batch * made.accumulation * made.world_size
+    shares = _shares(space, made)
     count = made.world_size // space.request.nnodes
     on_host = space.capabilities.torch_device == "cpu"
     # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
@@ -354,7 +365,8 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
     mean = mean_length(space.data)
     labels = mean_label_tokens(space.data)
-    time = space.timer(made, mean * items, labels * items, mean / made.sequences)
+    computed = mean * (1 - space.spared(made.micro_batch, global_batch) if shares else 1)
+    time = space.timer(made, computed * items, labels * items, mean / made.sequences)
     if time is not None:
         steps = total_steps(space.request, epoch_items(space.data), global_batch)
         time = over_steps(time, steps)

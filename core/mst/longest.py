@@ -143,8 +143,9 @@ def _with_rows_of(space: Space, length: int) -> Space:
         packed_rows=None if data.packed_rows is None else rows,
         sampled_from=None,
         units=rows if data.units else 0,
+        beginnings=None,
         image_bytes=(max(data.image_bytes),) * rows if data.image_bytes else (),
     )
     request = replace(space.request, per_device_train_batch_size=size)
     shape = step_shapes(alike, request, layout_in(alike, space.attention))
-    return replace(space, data=alike, request=request, shape=shape)
+    return replace(space, data=alike, request=request, shape=shape, shares=False)

@@ -173,6 +173,8 @@ class Plan:
         chunked_loss: logits are made of a few labels at a time, where the model allows.
         compiled: the decoder's layers are compiled before the first step.
         heap: of a CPU's worker, as in `mst.configuration.Configuration`.
+        prefix_sharing: what rows of a line begin with alike is computed once, where the model
+            allows.
     """
 
     backend: str
@@ -209,6 +211,7 @@ class Plan:
     chunked_loss: bool = False
     compiled: bool = False
     heap: str = "tight"
+    prefix_sharing: bool = False
 
     @property
     def world_size(self) -> int:

@@ -20,6 +20,7 @@ from mst.privacy.confine import check_unused, confined
 from mst.quantities import size_bytes
 from mst.reasons import batch_reasons, budget_reason, budget_warning, method_reasons
 from mst.request import TrainRequest
+from mst.sharing_choice import counted_on, sharing
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
 from mst.workload import (
@@ -28,6 +29,7 @@ from mst.workload import (
     layout_in,
     mean_label_tokens,
     mean_length,
+    spared_shares,
     step_shapes,
     total_steps,
     train_rows,
@@ -298,6 +300,8 @@ def open_space(
         budget_bytes=None if budget is None else size_bytes(budget, "--memory-budget"),
         shape=step_shapes(data, request, layout_in(data, attention)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
+        shares=counted_on(model, data, request, attention),
+        spared=spared_shares(data, request, layout_in(data, attention)),
     )
 
 
@@ -360,6 +364,7 @@ def _plan(
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
     compiled_memory, compile_reason = compiling(space, chosen)
     compiled = compiled_memory is not None
+    shares, sharing_reason = sharing(space, chosen)
     time = chosen.time
     if compiled and time is not None:
         time = compiled_time(time, steps)
@@ -384,6 +389,7 @@ def _plan(
         _packing_reason(data),
         _images_reason(data),
         compile_reason,
+        sharing_reason,
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host
@@ -428,6 +434,7 @@ def _plan(
         chunked_loss=made.chunked_loss,
         compiled=compiled,
         heap=made.heap,
+        prefix_sharing=shares,
     )
 
 
@@ -457,6 +464,7 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         label_accuracy="on" if plan.label_accuracy else "off",
         chunked_cross_entropy="auto" if plan.chunked_loss else "off",
         torch_compile="on" if plan.compiled else "off",
+        prefix_sharing="auto" if plan.prefix_sharing else "off",
     )
 
 

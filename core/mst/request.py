@@ -415,6 +415,13 @@ class TrainRequest:
         group="memory",
         choices=("auto", "off"),
     )
+    prefix_sharing: str = option(
+        "auto",
+        "what rows of a micro-batch begin with alike is computed once, wherever the model computes"
+        " the same then",
+        group="memory",
+        choices=("auto", "off"),
+    )
     attn_implementation: str = option(
         "auto",
         "attention of transformers: auto, or one that the backend offers",

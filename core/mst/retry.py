@@ -12,6 +12,7 @@ from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
 from mst.quantities import gib
 from mst.request import TrainRequest
+from mst.sharing_choice import counted_on
 from mst.workload import DataFacts, largest_step, layout_in, objective_costs
 
 # The next plan must be smaller by more than the forecast is usually wrong.
@@ -109,6 +110,7 @@ def _forecast(
         request.seed,
         plan.total_steps,
         layout_in(data, plan.attention),
+        plan.prefix_sharing and counted_on(model, data, request, plan.attention),
     )
     on_host = plan.torch_devices[0] == "cpu"
     kind = plan.torch_devices[0].partition(":")[0]

@@ -38,6 +38,26 @@ def test_files_and_class_say_the_same(tiny_model: Path, tmp_path: Path) -> None:
     assert (files.source, built.source, len(said)) == ("headers", "trace", 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 128}, 128),
+        ({"sliding_window": 128, "use_sliding_window": False}, None),
+        ({"sliding_window": 128, "layer_types": ["full_attention"] * 2}, None),
+        ({"sliding_window": 128, "layer_types": ["full_attention", "sliding_attention"]}, 128),
+        ({"attention_chunk_size": 64, "layer_types": ["chunked_attention"] * 2}, 64),
+    ],
+)
+def test_layers_that_see_less_than_everything_are_known(
+    copy: Path, values: dict[str, Any], window: int | None
+) -> None:
+    change(copy, **values)
+
+    assert read_facts(copy).window == window
+
+
 def test_a_class_is_asked_once_for_a_config(copy: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").unlink()
     said: list[str] = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,8 @@ from mst.model.facts import LinearShape, ModelFacts
 from mst.plan import Plan
 from mst.planner import as_explicit, plan
 from mst.request import TrainRequest
-from mst.workload import DataFacts, largest_step, packed
+from mst.training.prefixes import beginnings
+from mst.workload import DataFacts, largest_step, packed, spared_share
 
 GIB = 2**30
 CPU = Capabilities("cpu", "gloo", attention=("sdpa", "eager"))
@@ -251,6 +255,98 @@ def test_many_rows_are_planned_in_lines_as_wide_as_the_longest() -> None:
 
     assert (lines.rows, lines.width) == (2, 2048)
     assert (padded.rows, padded.width) == (16, 2000)
+
+
+def alike(prompt: int, lengths: Sequence[int], **more: Any) -> DataFacts:
+    """Return rows of these lengths after a prompt that all of them have."""
+    start = array("i", range(prompt))
+    rows = [start + array("i", [10_000 + n] * length) for n, length in enumerate(lengths)]
+    sizes = tuple(map(len, rows))
+    facts = DataFacts(sizes, (5,) * len(rows), 0, None, max(sizes), max(sizes), 0)
+    return replace(facts, beginnings=beginnings(rows), **more)
+
+
+def why_shared(found: Plan) -> str:
+    return next((one.why for one in found.reasons if one.choice == "prefix_sharing"), "")
+
+
+def test_what_rows_begin_with_alike_is_counted_once() -> None:
+    data = alike(60, (40, 50, 60, 70) * 64)
+    found = planned(AMX, SMOLLM2, data)
+    plain = planned(AMX, SMOLLM2, data, TrainRequest(prefix_sharing="off"))
+    size = found.per_device_train_batch_size
+    sizes = size, found.global_batch, 42
+    shared = largest_step(data, *sizes, 9, shares=True)
+
+    assert size > 1
+    assert found.prefix_sharing
+    assert not plain.prefix_sharing
+    assert why_shared(found).startswith(f"{spared_share(data, *sizes):.0%} of a step's tokens")
+    assert why_shared(plain) == ""
+    assert found.memory.activations_bytes < plain.memory.activations_bytes
+    assert found.time is not None
+    assert plain.time is not None
+    assert found.time.step_seconds < 0.8 * plain.time.step_seconds
+    # The longest rows of a micro-batch, and the prompt before them once.
+    assert shared.tokens < largest_step(data, *sizes, 9).tokens
+    assert as_explicit(TrainRequest(), found).prefix_sharing == "auto"
+    assert as_explicit(TrainRequest(), plain).prefix_sharing == "off"
+
+
+def test_the_share_that_is_spared_is_that_of_micro_batches() -> None:
+    data = alike(60, (40,) * 64)
+
+    assert spared_share(data, 1, 16, 42) == 0
+    assert spared_share(data, 4, 16, 42) == pytest.approx(3 * 60 / 400)
+    assert spared_share(replace(data, beginnings=None), 4, 16, 42) == 0
+    # Both conversations of a preference begin with the prompt.
+    pairs = replace(data, parts=((100, 100),) * 32, lengths=(200,) * 32, label_tokens=(5,) * 32)
+    assert spared_share(pairs, 2, 16, 42) == pytest.approx(3 * 60 / 400)
+
+
+@pytest.mark.parametrize(
+    ("request_", "model", "more", "says"),
+    [
+        (TrainRequest(lora_dropout=0.1, tuner="lora"), SMOLLM2, {}, "--lora-dropout would be"),
+        (TrainRequest(attn_implementation="eager"), SMOLLM2, {}, "eager attention takes no mask"),
+        (TrainRequest(), replace(SMOLLM2, window=64), {}, "some layers see 64 tokens back"),
+        (TrainRequest(per_device_train_batch_size=1), SMOLLM2, {}, "no rows that meet"),
+        (TrainRequest(packing=True), SMOLLM2, {"packed_rows": 64}, "--packing fills blocks"),
+        (TrainRequest(), SMOLLM2, {"images": 64}, "the rows are padded"),
+    ],
+)
+def test_a_plan_says_why_beginnings_are_not_shared(
+    request_: TrainRequest, model: ModelFacts, more: dict[str, Any], says: str
+) -> None:
+    found = planned(ZEN5, model, alike(60, (40,) * 64, **more), request_)
+
+    assert not found.prefix_sharing
+    assert says in why_shared(found)
+
+
+def test_rows_that_begin_in_their_own_ways_are_told_so() -> None:
+    found = planned(ZEN5, SMOLLM2, alike(0, (40,) * 64))
+
+    assert not found.prefix_sharing
+    assert why_shared(found).startswith("no two rows begin with the same")
+
+
+def test_forecasts_count_on_sharing_where_it_was_verified() -> None:
+    data = alike(60, (40,) * 64)
+    falcon = replace(SMOLLM2, model_type="falcon")
+    found = planned(ZEN5, falcon, data)
+    plain = planned(ZEN5, falcon, data, TrainRequest(prefix_sharing="off"))
+
+    assert found.prefix_sharing
+    assert "not verified for falcon" in why_shared(found)
+    assert found.memory == plain.memory
+
+
+def test_plans_of_before_share_nothing() -> None:
+    stored = serial.to_json(planned(ZEN5, SMOLLM2, alike(60, (40,) * 64)))
+    assert stored.pop("prefix_sharing") is True
+
+    assert not serial.from_json(Plan, stored).prefix_sharing
 
 
 COMPILING = replace(CPU, compiler="g++")

@@ -162,6 +162,7 @@ def _trace(job: Job) -> TraceEstimate:
     from mst.candidates import attention_kernel
     from mst.memory_trace import trace
     from mst.retry import configuration_of
+    from mst.sharing_choice import counted_on
     from mst.training.batches import layout_of
     from mst.workload import largest_step
 
@@ -173,6 +174,7 @@ def _trace(job: Job) -> TraceEstimate:
         job.request.seed,
         plan.total_steps,
         layout_of(True, plan.attention),
+        plan.prefix_sharing and counted_on(job.model, job.data, job.request, plan.attention),
     )
     return trace(
         Path(job.manifest.model_path),

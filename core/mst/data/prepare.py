@@ -25,6 +25,7 @@ from mst.privacy.units import grouped
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training.objectives import find_objective
+from mst.training.prefixes import beginnings
 from mst.workload import DataFacts, packed
 
 # Without --max-length: long enough for most chats, short enough not to be a surprise in memory.
@@ -247,9 +248,10 @@ def data_facts(prepared: Prepared, private: bool = False) -> DataFacts:
     streamed = prepared.sample is not None
     examples, objective = prepared.sample or prepared.train.examples, prepared.objective
     longest = prepared.train.stats.longest
-    parts, counts = [], []
+    parts, counts, sequences = [], [], []
     for each in examples:
         read = objective.sequences(each)
+        sequences += [one.input_ids for one in read]
         parts.append(tuple(len(one.input_ids) for one in read))
         counts.append(0 if objective.scores else sum(map(label_count, read)))
     facts = DataFacts(
@@ -266,6 +268,7 @@ def data_facts(prepared: Prepared, private: bool = False) -> DataFacts:
         sampled_from=len(prepared.train.examples) if streamed else None,
         units=len(grouped(each.row for each in examples)) if private else 0,
         objective=objective_work(objective),
+        beginnings=beginnings(sequences),
         **_image_facts(prepared),
     )
     return packed(facts, prepared.max_length) if prepared.packing else facts

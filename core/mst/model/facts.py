@@ -59,6 +59,7 @@ class ModelFacts:
         expert_parameters: in mixture-of-experts layers, all experts.
         experts: in a layer; 0 in dense models.
         experts_per_token: of these, how many a token meets.
+        window: tokens back that some of its layers see; None where all see everything.
         source: "headers" when the files told, "trace" when the model's class was asked.
     """
 
@@ -83,6 +84,7 @@ class ModelFacts:
     expert_parameters: int = 0
     experts: int = 0
     experts_per_token: int = 0
+    window: int | None = None
     source: str = "headers"
 
 
@@ -127,7 +129,19 @@ def read_facts(
     if weights:
         _check_agree(directory, found, headers)
         found = replace(found, **on_disk(headers))
-    return replace(found, path=str(directory))
+    return replace(found, path=str(directory), window=_window(text_part(config)))
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Return how far back the layers see that don't see everything."""
+    kinds = config.get("layer_types")
+    everything = isinstance(kinds, list) and not any(
+        "sliding" in str(each) or "chunked" in str(each) for each in kinds
+    )
+    if everything or config.get("use_sliding_window") is False:
+        return None
+    found = [config.get(name) for name in ("sliding_window", "attention_chunk_size")]
+    return min((each for each in found if isinstance(each, int) and each > 0), default=None)
 
 
 def _cache_dir() -> Path:

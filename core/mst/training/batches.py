@@ -61,13 +61,18 @@ class Batch:
         input_ids: (lines, width) int64.
         position_ids: the same shape; restarts with each row of a packed line.
         attention_mask: (lines, width), 1 for tokens; None where positions keep rows apart, or
-            nothing is padded. transformers goes by position_ids only when there is no mask.
+            nothing is padded. transformers goes by position_ids only when there is no mask. Where
+            rows share their beginnings (lines, 1, width, width), which place sees which.
         keep: (kept,) positions along the width whose logits some line needs.
-        targets: (lines, kept) the token that each kept position should predict, or -100.
-        labelled: (label_tokens,) places in `targets`, flattened, of those that are not -100.
+        targets: (lines, kept) the token that each kept position should predict, or -100; one of
+            them where there are several.
+        labelled: (label_tokens,) places in `targets`, flattened, of those that are not -100, row
+            by row as the rows lie in the lines; a place comes as often as it has labels.
         tokens: tokens that are not padding.
         label_tokens: targets that are not -100.
         images: what the model sees images by, as arguments of its forward pass.
+        labels: (label_tokens,) the token that each of `labelled` should predict, where a place may
+            have several because rows share their beginnings; else None.
     """
 
     input_ids: torch.Tensor
@@ -79,6 +84,7 @@ class Batch:
     tokens: int
     label_tokens: int
     images: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    labels: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on `device`."""
@@ -93,6 +99,7 @@ class Batch:
             self.tokens,
             self.label_tokens,
             {name: each.to(device) for name, each in self.images.items()},
+            None if self.labels is None else self.labels.to(device),
         )
 
 
@@ -111,17 +118,18 @@ def lines_of(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     least = math.inf
     for width in sorted({longest, min(2 * longest, whole), whole}):
         # Full lines would be the fewest.
-        if _cost(-(-sum(lengths) // width), width) >= least:
+        if cost(-(-sum(lengths) // width), width) >= least:
             continue
         found = first_fit_decreasing(lengths, width)
-        if _cost(len(found), width) < least:
-            lines, least = found, _cost(len(found), width)
+        if cost(len(found), width) < least:
+            lines, least = found, cost(len(found), width)
     if layout == "alike" and len(lines) == 1:
         return even_shares(lengths, -(-len(lengths) // 2))
     return lines
 
 
-def _cost(lines: int, width: int) -> float:
+def cost(lines: int, width: int) -> float:
+    """Return what a micro-batch costs: its tokens, and their attention over their line's width."""
     return lines * width * (1 + width / ATTENTION_WIDTH)
 
 

@@ -11,7 +11,7 @@ from mst.training.batches import KEPT_MULTIPLE, chunk_rows, rounded
 from mst.training.output_head import HeadForm, shaped
 
 
-def label_log_probs(
+def chunked_log_probs(
     hidden: torch.Tensor,
     head: torch.nn.Linear,
     targets: torch.Tensor,
@@ -63,7 +63,7 @@ def _log_probs(
 
 
 class _LabelLogProbs(torch.autograd.Function):
-    """`label_log_probs` of states and weights in the products' dtype."""
+    """`chunked_log_probs` of states and weights in the products' dtype."""
 
     @staticmethod
     def forward(

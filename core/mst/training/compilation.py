@@ -86,16 +86,20 @@ class TensorKind:
     masked: bool
 
 
-def tensor_kind(plan: Plan, request: TrainRequest, sequences: int) -> TensorKind:
+def tensor_kind(
+    plan: Plan, request: TrainRequest, sequences: int, shares: bool = False
+) -> TensorKind:
     """Return what most of a plan's micro-batches are.
 
     Args:
         plan: says how many rows a micro-batch has.
         request: says whether these are blocks of rows.
         sequences: that the model reads of a row.
+        shares: what they begin with alike is computed once: two of them lie in one line then.
     """
-    several = plan.per_device_train_batch_size * sequences > 1
-    return TensorKind(several, several or request.packing or plan.attention == "eager")
+    together = plan.per_device_train_batch_size * sequences
+    several = together > (2 if shares else 1)
+    return TensorKind(several, together > 1 or request.packing or plan.attention == "eager")
 
 
 def compile_layers(

@@ -1,14 +1,34 @@
-"""Does this model keep packed rows apart? Asked of the model itself, before the first step."""
+"""Does this model keep rows apart that lie in one line? Asked of the model, before the first step.
+
+Where it draws or sees something that the question can't show, a rule answers.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mst.data.encode import IGNORE, Example
+from mst.data.rows import Row
+from mst.training.adapters import under_adapters
+from mst.training.batches import Batch, collate
+from mst.training.faults import is_out_of_memory
+from mst.training.loss import compute_in, label_log_probs, logits_of
+from mst.training.prefixes import Line, collate_shared, paths
 
 if TYPE_CHECKING:
     import torch
 
-# A packed row's error must be this much smaller than the error when rows do see each other.
-_MARGIN = 0.1
+# A packed row's error must be this much smaller than the error when rows do see each other; in
+# float32, where rounding is small, that of rows that share their beginnings smaller yet.
+_MARGIN, _MARGIN_IN_FLOAT32 = 0.1, 1e-2
+# Where modules of transformers that are no dropout layers hold a rate.
+_DROPOUTS = ("attention_dropout", "attn_dropout", "dropout", "dropout_prob", "hidden_dropout")
+# Rows that part after 24 tokens, and two of them after 30.
+_FIRST, _SECOND = 24, 30
+_ENDS = (11, 13, 7)
 
 
 def rows_stay_apart(
@@ -55,3 +75,158 @@ def rows_stay_apart(
         model.train(training)
     contamination = (mixed - alone).abs().mean()
     return bool((packed - alone).abs().mean() <= _MARGIN * contamination)
+
+
+def sharing_obstacle(
+    model: torch.nn.Module,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    longest: int,
+) -> str:
+    """Return why a model's rows can't share their beginnings, or "".
+
+    Args:
+        model: a causal language model of transformers, ready to be trained.
+        vocab_size: ids are below it.
+        device: where the model is.
+        dtype: of the matrix products.
+        longest: row in tokens.
+    """
+    if _drops(model):
+        return "dropout would be drawn once for several rows"
+    if window := _window(model, longest):
+        return f"some of its layers see {window} tokens back, and rows have up to {longest}"
+    if _router_counts(model):
+        return "its experts are chosen by what else is in a micro-batch"
+    if not prefixes_can_be_shared(model, vocab_size, device, dtype):
+        return "it does not compute the same under a mask of its own for each row"
+    return ""
+
+
+def _drops(model: torch.nn.Module) -> bool:
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return True
+        for name in _DROPOUTS:
+            value = getattr(module, name, None)
+            if isinstance(value, float) and value > 0:
+                return True
+    return False
+
+
+def _config(model: torch.nn.Module) -> Any:
+    whole: Any = under_adapters(model)
+    return whole.config.get_text_config()
+
+
+def _window(model: torch.nn.Module, longest: int) -> int:
+    """Return how far back some layers see, where that is less than a row; else 0.
+
+    Under a mask of our own they would see all of a row. GPT-Neo's windows count along the line.
+    """
+    config = _config(model)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not any("sliding" in each or "chunked" in each for each in kinds):
+        return 0
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    shorter = [each for each in found if isinstance(each, int) and 0 < each < longest]
+    if isinstance(whole := getattr(config, "window_size", None), int):
+        shorter.append(whole)
+    return min(shorter, default=0)
+
+
+def _router_counts(model: torch.nn.Module) -> bool:
+    config = _config(model)
+    names = ("output_router_logits", "router_jitter_noise", "input_jitter_noise", "expert_capacity")
+    return any(getattr(config, name, None) for name in names)
+
+
+def prefixes_can_be_shared(
+    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Return whether rows that share their beginnings give what each gives alone.
+
+    Log-probabilities and the gradients of the embedded tokens are compared, through the layout
+    that training uses; a run in which rows do see each other gives the scale.
+
+    Args: as of `sharing_obstacle`.
+    """
+    import torch
+
+    rows = _rows(vocab_size)
+    sequences = [*rows, *reversed(rows)]
+    lengths = [len(each.input_ids) for each in sequences]
+    lines = [Line((0, 1, 2), (0, _FIRST, _SECOND)), Line((3, 4, 5), (0, _SECOND, _FIRST))]
+    batch = collate_shared(sequences, lines, 0).to(device)
+    width = batch.input_ids.shape[1]
+    causal = torch.ones(len(lines), 1, width, width, dtype=torch.bool, device=device).tril()
+    training = model.training
+    model.eval()
+    try:
+        with compute_in(model, device.type, dtype):
+            each_alone = [_asked(model, collate([each], 0, "padded").to(device)) for each in rows]
+            shared = _asked(model, batch)
+            mixed = _asked(model, replace(batch, attention_mask=causal))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # the forward pass takes no such mask
+    finally:
+        model.train(training)
+    each_alone += reversed(each_alone)
+    values = torch.cat([each for each, _ in each_alone])
+    slopes = torch.zeros_like(shared[1])
+    for number, line in enumerate(lines):
+        for row, path in zip(line.rows, paths(line, lengths), strict=True):
+            places = [place for part in path for place in part]
+            slopes[number, places] += each_alone[row][1][0, : len(places)]
+    margin = _MARGIN_IN_FLOAT32 if dtype == torch.float32 else _MARGIN
+    return all(
+        float((found - right).abs().mean()) <= margin * float((wrong - right).abs().mean())
+        for found, wrong, right in zip(shared, mixed, (values, slopes), strict=True)
+    )
+
+
+def _rows(vocab_size: int) -> Sequence[Example]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(length: int) -> list[int]:
+        found: list[int] = torch.randint(0, vocab_size, (length,), generator=generator).tolist()
+        return found
+
+    first, *ends = drawn(_FIRST), *(drawn(length) for length in _ENDS)
+    ids = [first + ends[0], first + ends[1], first + ends[1][: _SECOND - _FIRST] + ends[2]]
+    return [
+        Example(array("i", each), array("i", [IGNORE, *each[1:]]), Row((), "", 0)) for each in ids
+    ]
+
+
+def _asked(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities of labels, and their gradient with respect to the embeddings.
+
+    Later labels count for more, lest one be taken for another.
+    """
+    import torch
+
+    held: list[torch.Tensor] = []
+
+    def detached(_: torch.nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
+        held.append(out.detach().requires_grad_())
+        return held[-1]
+
+    inner: Any = under_adapters(model)
+    hook = inner.get_input_embeddings().register_forward_hook(detached)
+    try:
+        values = label_log_probs(model, batch, logits_of(model))
+        factors = 1 + batch.targets.flatten()[batch.labelled] % 3
+        if batch.labels is not None:
+            factors = 1 + batch.labels % 3
+        (slopes,) = torch.autograd.grad((values * factors).sum(), held[:1])
+    finally:
+        hook.remove()
+    return values.detach(), slopes.float()

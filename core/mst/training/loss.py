@@ -86,8 +86,11 @@ def forward_arguments(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
         arguments |= {
             name: value for name, value in batch.images.items() if name != TYPES or name in named
         }
-    if batch.attention_mask is not None:
-        arguments["attention_mask"] = batch.attention_mask
+    mask = batch.attention_mask
+    if mask is not None:
+        # A mask for every row is a view, as those that transformers makes: compiled layers tell
+        # views from other tensors, and would be compiled anew.
+        arguments["attention_mask"] = mask.view_as(mask) if mask.dim() == 4 else mask
     return arguments
 
 
@@ -101,16 +104,16 @@ def logits_of(model: torch.nn.Module) -> Logits:
     return "kept" if keeps_logits(model) else "all"
 
 
-def token_log_probs(
+def label_log_probs(
     model: torch.nn.Module, batch: Batch, how: Logits, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Return the log-probability of each of a micro-batch's targets (rows, kept), as float32.
+    """Return the log-probability of each of a micro-batch's labels (label tokens,), as float32.
 
-    Those without a label are 0.
+    They come in the order of `Batch.labelled`.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
-        batch: from `collate`.
+        batch: from `collate`, or from `mst.training.prefixes.collate_shared`.
         how: logits are had.
         temperature: that the logits are divided by.
     """
@@ -124,13 +127,33 @@ def token_log_probs(
     else:
         logits = model(**arguments).logits[:, batch.keep]
     logits = logits.flatten(0, 1).float()
+    if temperature != 1:
+        logits = logits / temperature
+    if batch.labels is not None:
+        found: torch.Tensor = functional.log_softmax(logits, dim=-1)[batch.labelled, batch.labels]
+        return found
     losses = functional.cross_entropy(
-        logits if temperature == 1 else logits / temperature,
-        batch.targets.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
+        logits, batch.targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return -losses.view_as(batch.targets)
+    return -losses[batch.labelled]
+
+
+def token_log_probs(
+    model: torch.nn.Module, batch: Batch, how: Logits, temperature: float = 1.0
+) -> torch.Tensor:
+    """Return the log-probability of each of a micro-batch's targets (rows, kept), as float32.
+
+    Those without a label are 0.
+
+    Args:
+        model: as of `label_log_probs`.
+        batch: from `collate`; no rows share their beginnings.
+        how: logits are had.
+        temperature: that the logits are divided by.
+    """
+    values = label_log_probs(model, batch, how, temperature)
+    spread = values.new_zeros(batch.targets.numel())
+    return spread.scatter(0, batch.labelled, values).view_as(batch.targets)
 
 
 def _from_hidden_states(
@@ -140,21 +163,19 @@ def _from_hidden_states(
     temperature: float,
     arguments: Mapping[str, Any],
 ) -> torch.Tensor:
-    from mst.training.chunked_loss import label_log_probs
+    from mst.training.chunked_loss import chunked_log_probs
 
     decoder, head = decoder_and_head(model)
     lines = batch.labelled // len(batch.keep)
     columns = batch.keep[batch.labelled % len(batch.keep)]
     hidden = decoder(**arguments).last_hidden_state[lines, columns]
-    labels = batch.targets.flatten()[batch.labelled]
-    values = label_log_probs(hidden, head, labels, form, temperature)
-    spread = values.new_zeros(batch.targets.numel())
-    return spread.scatter(0, batch.labelled, values).view_as(batch.targets)
+    labels = batch.targets.flatten()[batch.labelled] if batch.labels is None else batch.labels
+    return chunked_log_probs(hidden, head, labels, form, temperature)
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch, how: Logits) -> torch.Tensor:
     """Return the sum of the cross-entropies of a micro-batch's label tokens, as float32.
 
-    Args: as `token_log_probs`.
+    Args: as `label_log_probs`.
     """
-    return -token_log_probs(model, batch, how).sum()
+    return -label_log_probs(model, batch, how).sum()

@@ -70,7 +70,9 @@ def share_of(session: Session, step: Sequence[Example], every: Sequence[Items]) 
 def _laid(
     session: Session, sequences: Sequence[Example], lines: Sequence[Sequence[int]] | None = None
 ) -> Laid:
-    laid = lay_out(sequences, session.pad_token_id, session.layout, lines, session.processor)
+    laid = lay_out(
+        sequences, session.pad_token_id, session.layout, lines, session.processor, session.shares
+    )
     return laid.to(session.device)
 
 

@@ -117,7 +117,9 @@ def precomputed(session: Session, examples: Sequence[Example]) -> dict[int, torc
         for start in starts + [0] * fillers:
             rows = examples[start : start + size]
             parts = [one for each in rows for one in sequences(each)]
-            laid = lay_out(parts, session.pad_token_id, session.layout).to(session.device)
+            laid = lay_out(parts, session.pad_token_id, session.layout, shares=session.shares).to(
+                session.device
+            )
             with (
                 compute_in(session.model, session.device.type, session.dtype),
                 as_before(session.model),

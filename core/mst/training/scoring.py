@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from mst.data.encode import IGNORE, Example
 from mst.objective import Scored, label_count
 from mst.training.batches import Batch, Layout, collate_lines, lines_of
-from mst.training.loss import Logits, forward_arguments, token_log_probs
+from mst.training.loss import Logits, forward_arguments, label_log_probs
+from mst.training.prefixes import Line, beginnings, collate_shared, shared_lines
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ def lay_out(
     layout: Layout,
     lines: Sequence[Sequence[int]] | None = None,
     processor: Path | None = None,
+    shares: bool = False,
 ) -> Laid:
     """Return sequences as one micro-batch.
 
@@ -54,26 +56,30 @@ def lay_out(
         layout: of the tensors.
         lines: which sequences lie in each line; default as `lines_of` says.
         processor: directory of the model that reads the sequences' images.
+        shares: what sequences begin with alike is computed once, unless `lines` are given; of
+            "lines" and "alike" only.
     """
     import torch
 
-    if lines is None:
-        lines = lines_of([len(each.input_ids) for each in sequences], layout)
-    batch = collate_lines(
-        [[sequences[i] for i in line] for line in lines], pad_token_id, layout, processor
-    )
-    owners = torch.zeros(batch.input_ids.shape, dtype=torch.long)
-    for row, line in zip(owners, lines, strict=True):
-        start = 0
-        for number in line:
-            end = start + len(sequences[number].input_ids)
-            row[start:end] = number
-            start = end
-    of = owners[:, batch.keep].flatten()[batch.labelled]
+    lengths = [len(each.input_ids) for each in sequences]
     counts = torch.tensor([label_count(each) for each in sequences])
+    found: list[Line] = []
+    if lines is None and shares:
+        known = beginnings([each.input_ids for each in sequences])
+        found = shared_lines(range(len(sequences)), lengths, known, layout)
+        lines = [each.rows for each in found]
+    if lines is None:
+        lines = lines_of(lengths, layout)
+    order = torch.tensor([number for line in lines for number in line])
+    if any(any(each.shared) for each in found):
+        batch = collate_shared(sequences, found, pad_token_id)
+        of = order.repeat_interleave(counts[order])
+    else:
+        laid = [[sequences[i] for i in line] for line in lines]
+        batch = collate_lines(laid, pad_token_id, layout, processor)
+        of = _owners(batch, lines, lengths)
     longest = max(1, int(counts.max()))
     # Targets lie in the order of the lines, and those of one sequence side by side.
-    order = torch.tensor([number for line in lines for number in line])
     first = torch.zeros_like(counts)
     first[order] = counts[order].cumsum(0) - counts[order]
     within = torch.arange(batch.label_tokens) - first[of]
@@ -84,6 +90,20 @@ def lay_out(
             pairs = zip(each.weights, each.labels, strict=True)
             row[:count] = torch.tensor([weight for weight, label in pairs if label != IGNORE])
     return Laid(batch, of * longest + within, weights)
+
+
+def _owners(batch: Batch, lines: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
+    """Return which sequence each label is of, (label tokens,)."""
+    import torch
+
+    owners = torch.zeros(batch.input_ids.shape, dtype=torch.long)
+    for row, line in zip(owners, lines, strict=True):
+        start = 0
+        for number in line:
+            end = start + lengths[number]
+            row[start:end] = number
+            start = end
+    return owners[:, batch.keep].flatten()[batch.labelled]
 
 
 def scored(
@@ -104,7 +124,6 @@ def scored(
         found = model(**forward_arguments(model, laid.batch)).logits
         nothing = weights.new_zeros(weights.shape)
         return Scored(nothing, weights, lengths, found[:, 0].float())
-    values = token_log_probs(model, laid.batch, how, temperature)
-    values = values.flatten()[laid.batch.labelled]
+    values = label_log_probs(model, laid.batch, how, temperature)
     spread = values.new_zeros(weights.numel()).scatter(0, laid.places, values)
     return Scored(spread.view_as(weights), weights, lengths)

@@ -46,6 +46,7 @@ class Session:
         val: held-out rows, may be empty.
         pad_token_id: fills padded batches.
         layout: how the rows of a micro-batch lie in its tensors.
+        shares: what they begin with alike is computed once.
         sizes: of the training rows, by which they are arranged.
         logits: how they are had.
         plan: sizes and steps.
@@ -88,6 +89,7 @@ class Session:
     zero: sharded.Zero | None = None
     private: Private | None = None
     keys: KeyRing = NO_KEYS
+    shares: bool = False
 
 
 def make_session(
@@ -109,6 +111,7 @@ def make_session(
     processor: Path | None = None,
     keys: KeyRing = NO_KEYS,
     compiled: bool = False,
+    shares: bool = False,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
@@ -141,6 +144,7 @@ def make_session(
         pad_token_id=pad_token_id,
         # A classifier of transformers looks for one score a row of its tensors.
         layout=layout_of(packing and not objective.scores, plan.attention, compiled),
+        shares=shares and packing,
         sizes=row_sizes(train, plan.max_length if request.packing else None),
         logits=logits_in(model, device, plan),
         plan=plan,

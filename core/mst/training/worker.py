@@ -351,7 +351,8 @@ def _session(training: Training) -> Session:
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()
-    compiled = plan.compiled and _compiled(training, packing)
+    shares = packing and plan.prefix_sharing and _shares(training)
+    compiled = plan.compiled and _compiled(training, packing, shares)
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -372,6 +373,7 @@ def _session(training: Training) -> Session:
             prepared.template.images,
             training.keys,
             compiled,
+            shares,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))
@@ -390,7 +392,29 @@ def _session(training: Training) -> Session:
     return session
 
 
-def _compiled(training: Training, packing: bool) -> bool:
+def _shares(training: Training) -> bool:
+    """Return whether rows share their beginnings, or say why they don't."""
+    import torch
+
+    from mst.training.isolation import sharing_obstacle
+
+    plan, prepared = training.plan, training.prepared
+    with named(training.device, "in a first pass forward and back"):
+        reason = sharing_obstacle(
+            training.model,
+            prepared.tokenizer.vocab_size,
+            training.device,
+            getattr(torch, plan.compute_dtype),
+            plan.max_length,
+        )
+    if reason:
+        training.console.print(
+            f"note    what rows begin with alike is computed for each of them: {reason}"
+        )
+    return not reason
+
+
+def _compiled(training: Training, packing: bool, shares: bool) -> bool:
     """Compile the model's layers, or say why they run as they are."""
     import torch
 
@@ -410,7 +434,7 @@ def _compiled(training: Training, packing: bool) -> bool:
             training.device,
             getattr(torch, plan.compute_dtype),
             layout_of(packing and not objective.scores, plan.attention, compiled=True),
-            tensor_kind(plan, training.request, sequences),
+            tensor_kind(plan, training.request, sequences, shares),
             logits_in(training.model, training.device, plan),
             objective.scores,
             cache_dir(),

@@ -151,7 +151,7 @@ def begin(
     """Return a function that makes a session of the tiny model, anew and always the same.
 
     Keywords that Plan knows change the plan; the others change the request. `packing` says that
-    the model keeps rows apart, `blocks` asks for `--packing`.
+    the model keeps rows apart, `blocks` asks for `--packing`, `shares` computes beginnings once.
     """
 
     def make(
@@ -160,6 +160,7 @@ def begin(
         packing: bool = True,
         blocks: bool = False,
         train: Sequence[Example] | None = None,
+        shares: bool = False,
         **changes: Any,
     ) -> Session:
         import torch
@@ -204,6 +205,7 @@ def begin(
             tmp_path / "checkpoints",
             record,
             stop,
+            shares=shares,
         )
 
     return make
