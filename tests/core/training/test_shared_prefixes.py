@@ -18,6 +18,7 @@ from mst import rundir
 from mst.data.encode import Example
 from mst.plan import Plan
 from mst.request import TrainRequest
+from mst.resume import resumed_request
 from mst.training import checkpoint
 from mst.training.adapters import (
     enable_checkpointing,
@@ -377,6 +378,22 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(
     assert state.step == 2
     for name, value in trained_parameters(rest.model):
         assert torch.equal(value, expected[name])
+
+
+def test_a_run_of_before_goes_on_without(tiny_model: Path, tmp_path: Path) -> None:
+    request = TrainRequest(output_dir=str(tmp_path), max_length=64)
+    asked = replace(request, resume="last"), frozenset({"resume", "output_dir"})
+    rundir.write_document(tmp_path, rundir.REQUEST, request)
+    for shares in (True, False):
+        rundir.write_document(tmp_path, rundir.PLAN, tiny_plan(tiny_model, prefix_sharing=shares))
+
+        assert resumed_request(*asked)[1].prefix_sharing == ("auto" if shares else "off")
+    for name in (rundir.REQUEST, rundir.PLAN):
+        stored = json.loads((tmp_path / name).read_text())
+        del stored["prefix_sharing"]
+        (tmp_path / name).write_text(json.dumps(stored))
+
+    assert resumed_request(*asked)[1].prefix_sharing == "off"
 
 
 @pytest.mark.slow
