@@ -8,7 +8,7 @@ beginning; its tokens see the shared ones under a mask, and its positions go on 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from mst.training.batches import (
     lines_of,
     rounded,
 )
-from mst.training.packing import first_fit_decreasing
+from mst.training.packing import even_shares, first_fit_decreasing
 
 if TYPE_CHECKING:
     from array import array
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Shorter beginnings are a template's first marks, and spare nothing to speak of.
 LEAST_SHARED = 8
+# Micro-batches of kindred rows are less even, and so must spare a part of the tokens.
+_WORTH = 0.95
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,9 @@ def shared_lines(
         known: of all sequences.
         layout: "lines", or "alike": two lines at least, except that two sequences share one.
     """
-    ordered = sorted(numbers, key=known.places.__getitem__)
-    joins = [0]
-    for one, other in pairwise(ordered):
-        # Rows may have been cut since.
-        found = min(shared_tokens(known, one, other), lengths[one], lengths[other])
-        joins.append(found if found >= LEAST_SHARED else 0)
+    ordered, joins = _in_order(numbers, lengths, known)
     if layout == "alike" and len(ordered) == 2:
-        return [Line(tuple(ordered), tuple(joins))]
+        return [Line(ordered, joins)]
     sizes = [lengths[number] for number in numbers]
     best = [
         Line(tuple(numbers[place] for place in line), (0,) * len(line))
@@ -173,6 +170,52 @@ def shared_lines(
         if (price := lines_cost(filled, lengths)) < least:
             best, least = filled, price
     return best
+
+
+def kindred_shares(
+    rows: Sequence[Sequence[int]], lengths: Sequence[int], known: Beginnings, most_rows: int
+) -> list[list[int]]:
+    """Return shares of rows as `even_shares` does, or with rows that begin alike together.
+
+    They are together where that leaves clearly less to compute, and no share is larger than the
+    largest would be if nothing were shared.
+
+    Args:
+        rows: the numbers of each row's sequences.
+        lengths: of all sequences.
+        known: of all sequences.
+        most_rows: of a share.
+    """
+    tokens = [sum(lengths[number] for number in row) for row in rows]
+    even = even_shares(tokens, most_rows)
+    if len(even) == 1:
+        return even
+    ordered = sorted(range(len(rows)), key=lambda row: known.places[rows[row][0]])
+    cuts = [len(rows) * share // len(even) for share in range(len(even) + 1)]
+    kindred = [sorted(ordered[one:other]) for one, other in pairwise(cuts)]
+
+    def computed(share: Sequence[int]) -> int:
+        numbers = (number for row in share for number in rows[row])
+        line = Line(*_in_order(numbers, lengths, known))
+        return line_tokens(line, lengths)
+
+    found = [computed(each) for each in kindred]
+    largest = max(sum(tokens[row] for row in each) for each in even)
+    less = sum(found) <= _WORTH * sum(computed(each) for each in even)
+    return kindred if less and max(found) <= largest else even
+
+
+def _in_order(
+    numbers: Iterable[int], lengths: Sequence[int], known: Beginnings
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return sequences in lexicographic order, and what each has from the one before it."""
+    ordered = sorted(numbers, key=known.places.__getitem__)
+    joins = [0]
+    for one, other in pairwise(ordered):
+        # Rows may have been cut since.
+        found = min(shared_tokens(known, one, other), lengths[one], lengths[other])
+        joins.append(found if found >= LEAST_SHARED else 0)
+    return tuple(ordered), tuple(joins)
 
 
 def lines_cost(lines: Sequence[Line], lengths: Sequence[int]) -> float:

@@ -19,6 +19,7 @@ from mst.training.prefixes import (
     beginnings,
     collate_shared,
     common_length,
+    kindred_shares,
     line_tokens,
     paths,
     shared_lines,
@@ -214,6 +215,41 @@ def test_alike_lines_are_two_of_even_width_where_one_would_do() -> None:
     # Two sequences share one line, so that the compiled layers always get one.
     assert len(shared(rows[:2], "alike")) == 1
     assert len(shared([[1, 2], [3, 4]], "alike")) == 1
+
+
+def shares_of(rows: list[list[list[int]]], most: int) -> list[list[int]]:
+    """Return shares of rows, each of which is one sequence or several."""
+    sequences = [array("i", each) for parts in rows for each in parts]
+    counter = iter(range(len(sequences)))
+    numbers = [[next(counter) for _ in parts] for parts in rows]
+    return kindred_shares(numbers, list(map(len, sequences)), beginnings(sequences), most)
+
+
+@given(many_rows(), st.integers(1, 5))
+def test_every_row_is_in_one_share(rows: list[Example], most: int) -> None:
+    found = shares_of([[list(each.input_ids)] for each in rows], most)
+
+    assert sorted(place for share in found for place in share) == list(range(len(rows)))
+    assert max(map(len, found)) <= most
+    assert len(found) == -(-len(rows) // most)
+
+
+def test_rows_with_one_beginning_meet() -> None:
+    starts = [list(range(first, first + 50)) for first in (100, 200, 300)]
+    rows = [[[*starts[number % 3], *range(number, number + 5)]] for number in range(12)]
+    pairs = [[[*ids, 1, 2], [*ids, 3]] for [ids] in rows]
+
+    assert shares_of(rows, 4) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert shares_of(pairs, 4) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+
+
+def test_they_do_not_meet_where_a_share_would_outgrow_the_even_ones() -> None:
+    start = list(range(100, 110))
+    long = [[[*start, *range(number * 1000, number * 1000 + 90)]] for number in range(1, 5)]
+    short = [[[*range(number * 1000, number * 1000 + 10)]] for number in range(5, 9)]
+
+    # Together the long ones would have 370 tokens left.
+    assert [len({0, 1, 2, 3} & set(share)) for share in shares_of(long + short, 4)] == [2, 2]
 
 
 def test_rows_that_are_the_same_are_computed_once() -> None:
