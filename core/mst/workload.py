@@ -15,13 +15,8 @@ from mst.request import TrainRequest
 from mst.training.batches import BatchShape, Layout, batch_shape, layout_of, lines_of
 from mst.training.order import Arrange, RowSizes, step_micro_batches
 from mst.training.packing import first_fit_decreasing
-from mst.training.prefixes import (
-    Beginnings,
-    kindred_shares,
-    line_tokens,
-    shared_lines,
-    shared_shape,
-)
+from mst.training.prefixes import Beginnings
+from mst.training.shared_lines import kindred_shares, line_tokens, shared_lines, shared_shape
 
 # Micro-batches of so many rows at the most are looked at for the largest; epochs only repeat it.
 ROWS_LOOKED_AT = 300_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -20,13 +20,13 @@ from mst.training.micro_batches import (
     Share,
     add,
     counted,
+    kindred,
     part_of,
     preludes,
     share_of,
     summed_names,
 )
-from mst.training.order import Arrange, step_micro_batches, step_rows
-from mst.training.prefixes import beginnings, kindred_shares
+from mst.training.order import step_micro_batches, step_rows
 from mst.training.private_step import clipped_sums, set_noisy_gradients
 from mst.training.report import EvalMetrics, StepMetrics
 from mst.training.schedule import learning_rate_factor, warmup_steps
@@ -139,26 +139,10 @@ def _share(session: Session, state: TrainState) -> Share:
     micros = [
         tuple(tuple(place[row] for row in item) for item in items)
         for items in step_micro_batches(
-            sizes, state.step, size, batch, seed, session.layout, _kindred(session)
+            sizes, state.step, size, batch, seed, session.layout, kindred(session)
         )
     ]
     return share_of(session, [session.train[row] for row in rows], micros)
-
-
-def _kindred(session: Session) -> Arrange | None:
-    """Return how rows that share their beginnings meet; None where none do."""
-    if not session.shares:
-        return None
-
-    def arranged(chosen: Sequence[tuple[int, ...]], most: int) -> list[list[int]]:
-        read = session.objective.sequences
-        parts = [[one for row in item for one in read(session.train[row])] for item in chosen]
-        sequences = [one.input_ids for each in parts for one in each]
-        numbers = iter(range(len(sequences)))
-        rows = [[next(numbers) for _ in each] for each in parts]
-        return kindred_shares(rows, list(map(len, sequences)), beginnings(sequences), most)
-
-    return arranged
 
 
 def _set_rate(session: Session, step: int) -> float:

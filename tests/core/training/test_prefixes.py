@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 
 from mst.data.encode import IGNORE, Example
 from mst.data.rows import Row
-from mst.training import prefixes
 from mst.training.batches import KEPT_MULTIPLE, TOKENS_MULTIPLE, Layout
-from mst.training.prefixes import (
-    LEAST_SHARED,
+from mst.training.prefixes import LEAST_SHARED, beginnings, common_length, shared_tokens
+from mst.training.scoring import lay_out
+from mst.training.shared_lines import (
     Line,
-    beginnings,
     collate_shared,
-    common_length,
     kindred_shares,
     line_tokens,
+    lines_cost,
     paths,
     shared_lines,
-    shared_tokens,
 )
-from mst.training.scoring import lay_out
 
 PAD = 99
 LAYOUTS: tuple[Layout, ...] = ("lines", "alike")
@@ -269,4 +266,4 @@ def test_a_width_that_spares_less_than_it_costs_is_not_taken() -> None:
     lines = shared(rows)
 
     assert len(lines) == 8
-    assert prefixes.lines_cost(lines, list(map(len, rows))) == 8 * 2048 * 2
+    assert lines_cost(lines, list(map(len, rows))) == 8 * 2048 * 2

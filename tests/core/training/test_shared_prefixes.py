@@ -33,8 +33,9 @@ from mst.training.isolation import prefixes_can_be_shared, sharing_obstacle
 from mst.training.loop import run
 from mst.training.loss import Logits, logits_of
 from mst.training.output_head import HeadForm
-from mst.training.prefixes import beginnings, line_tokens, shared_lines
+from mst.training.prefixes import beginnings
 from mst.training.scoring import lay_out, scored
+from mst.training.shared_lines import line_tokens, shared_lines
 from mst.workload import DataFacts, spared_share
 
 if TYPE_CHECKING:
