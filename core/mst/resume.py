@@ -11,6 +11,7 @@ from mst import rundir
 from mst.data.rows import fingerprint
 from mst.errors import RunError
 from mst.job import Job, prepare_job, write_documents
+from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest
 
@@ -52,6 +53,9 @@ def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path,
         )
     path = path.absolute()
     stored = rundir.read_document(TrainRequest, path, rundir.REQUEST)
+    if not rundir.read_document(Plan, path, rundir.PLAN).prefix_sharing:
+        # A run from before there was such an option goes on as it began, to the bit.
+        stored = replace(stored, prefix_sharing="off")
     before, after = asdict(stored), asdict(request)
     changed = sorted(
         name

@@ -39,8 +39,9 @@ def sharing_obstacle(
         return f"{attention} attention takes no mask of its own for each row"
     if request.lora_dropout and request.tuner != "full":
         return "--lora-dropout would be drawn once for several rows"
-    if model.window is not None and model.window < data.max_length:
-        return f"some layers see {model.window} tokens back, and rows have up to {data.max_length}"
+    longest = data.max_length + data.objective.samples
+    if model.window is not None and model.window < longest:
+        return f"some layers see {model.window} tokens back, and rows have up to {longest}"
     return ""
 
 

@@ -16,7 +16,7 @@ from mst.training.adapters import under_adapters
 from mst.training.batches import Batch, collate
 from mst.training.faults import is_out_of_memory
 from mst.training.loss import compute_in, label_log_probs, logits_of
-from mst.training.prefixes import Line, collate_shared, paths
+from mst.training.shared_lines import Line, collate_shared, paths
 
 if TYPE_CHECKING:
     import torch

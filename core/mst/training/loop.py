@@ -20,6 +20,7 @@ from mst.training.micro_batches import (
     Share,
     add,
     counted,
+    kindred,
     part_of,
     preludes,
     share_of,
@@ -137,7 +138,9 @@ def _share(session: Session, state: TrainState) -> Share:
     place = {row: number for number, row in enumerate(rows)}
     micros = [
         tuple(tuple(place[row] for row in item) for item in items)
-        for items in step_micro_batches(sizes, state.step, size, batch, seed, session.layout)
+        for items in step_micro_batches(
+            sizes, state.step, size, batch, seed, session.layout, kindred(session)
+        )
     ]
     return share_of(session, [session.train[row] for row in rows], micros)
 

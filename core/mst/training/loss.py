@@ -113,7 +113,7 @@ def label_log_probs(
 
     Args:
         model: a causal language model of transformers, with or without adapters.
-        batch: from `collate`, or from `mst.training.prefixes.collate_shared`.
+        batch: from `collate`, or from `mst.training.shared_lines.collate_shared`.
         how: logits are had.
         temperature: that the logits are divided by.
     """

@@ -15,9 +15,12 @@ from mst.data.encode import Example
 from mst.objective import Micro, Part, Passes, Scored, sequence_means, totals
 from mst.training import parallel
 from mst.training.loss import compute_in
+from mst.training.order import Arrange
+from mst.training.prefixes import beginnings
 from mst.training.reference import reference_scores
 from mst.training.sampling import sampled, text_of
 from mst.training.scoring import Laid, lay_out, scored
+from mst.training.shared_lines import kindred_shares
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,22 @@ def share_of(session: Session, step: Sequence[Example], every: Sequence[Items]) 
     if session.zero is not None:
         mine += [every[0]] * (-(-len(every) // group.world_size) - own)
     return Share(step, mine, own, len(every) >= group.world_size)
+
+
+def kindred(session: Session) -> Arrange | None:
+    """Return how rows that share their beginnings meet; None where none do."""
+    if not session.shares:
+        return None
+
+    def arranged(chosen: Sequence[tuple[int, ...]], most: int) -> list[list[int]]:
+        read = session.objective.sequences
+        parts = [[one for row in item for one in read(session.train[row])] for item in chosen]
+        sequences = [one.input_ids for each in parts for one in each]
+        numbers = iter(range(len(sequences)))
+        rows = [[next(numbers) for _ in each] for each in parts]
+        return kindred_shares(rows, list(map(len, sequences)), beginnings(sequences), most)
+
+    return arranged
 
 
 def _laid(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -15,6 +15,10 @@ from mst.training.packing import by_length, even_shares, first_fit_decreasing
 
 if TYPE_CHECKING:
     from mst.data.encode import Example
+
+
+# Returns shares of a step's rows, or blocks of rows, by their places; none of more than a number.
+Arrange = Callable[[Sequence[tuple[int, ...]], int], list[list[int]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,13 @@ def _with_tokens(sizes: RowSizes, rows: Sequence[int]) -> tuple[tuple[int, ...],
 
 
 def step_micro_batches(
-    sizes: RowSizes, step: int, micro_batch: int, global_batch: int, seed: int, layout: Layout
+    sizes: RowSizes,
+    step: int,
+    micro_batch: int,
+    global_batch: int,
+    seed: int,
+    layout: Layout,
+    arrange: Arrange | None = None,
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Return the micro-batches of optimizer step `step`, each as rows or blocks of rows.
 
@@ -118,8 +128,12 @@ def step_micro_batches(
         global_batch: those of a step.
         seed: of the order.
         layout: of the micro-batches.
+        arrange: which rows meet, instead of this.
     """
     chosen = step_rows(sizes, step, global_batch, seed)
-    tokens = [sum(sizes.tokens[row] for row in rows) for rows in chosen]
-    arranged = (by_length if layout == "padded" else even_shares)(tokens, micro_batch)
+    if arrange is not None:
+        arranged = arrange(chosen, micro_batch)
+    else:
+        tokens = [sum(sizes.tokens[row] for row in rows) for rows in chosen]
+        arranged = (by_length if layout == "padded" else even_shares)(tokens, micro_batch)
     return tuple(tuple(chosen[place] for place in each) for each in arranged)

@@ -11,7 +11,8 @@ from mst.data.encode import IGNORE, Example
 from mst.objective import Scored, label_count
 from mst.training.batches import Batch, Layout, collate_lines, lines_of
 from mst.training.loss import Logits, forward_arguments, label_log_probs
-from mst.training.prefixes import Line, beginnings, collate_shared, shared_lines
+from mst.training.prefixes import beginnings
+from mst.training.shared_lines import Line, collate_shared, shared_lines
 
 if TYPE_CHECKING:
     import torch

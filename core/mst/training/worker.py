@@ -405,11 +405,12 @@ def _shares(training: Training) -> bool:
             prepared.tokenizer.vocab_size,
             training.device,
             getattr(torch, plan.compute_dtype),
-            plan.max_length,
+            plan.max_length + prepared.objective.samples,
         )
     if reason:
         training.console.print(
-            f"note    what rows begin with alike is computed for each of them: {reason}"
+            f"note    what rows begin with alike is computed for each of them ({reason}); steps may"
+            " take longer and more memory than was forecast"
         )
     return not reason
 

@@ -127,7 +127,7 @@ def test_packed_gradients_equal_those_of_rows_run_alone(
 
 
 def as_they_come(
-    sizes: RowSizes, step: int, micro_batch: int, global_batch: int, seed: int, layout: str
+    sizes: RowSizes, step: int, micro_batch: int, global_batch: int, seed: int, *_: object
 ) -> list[tuple[tuple[int, ...], ...]]:
     """Return a step's micro-batches without any arrangement."""
     chosen = step_rows(sizes, step, global_batch, seed)

@@ -11,20 +11,18 @@ from hypothesis import strategies as st
 
 from mst.data.encode import IGNORE, Example
 from mst.data.rows import Row
-from mst.training import prefixes
 from mst.training.batches import KEPT_MULTIPLE, TOKENS_MULTIPLE, Layout
-from mst.training.prefixes import (
-    LEAST_SHARED,
+from mst.training.prefixes import LEAST_SHARED, beginnings, common_length, shared_tokens
+from mst.training.scoring import lay_out
+from mst.training.shared_lines import (
     Line,
-    beginnings,
     collate_shared,
-    common_length,
+    kindred_shares,
     line_tokens,
+    lines_cost,
     paths,
     shared_lines,
-    shared_tokens,
 )
-from mst.training.scoring import lay_out
 
 PAD = 99
 LAYOUTS: tuple[Layout, ...] = ("lines", "alike")
@@ -216,6 +214,41 @@ def test_alike_lines_are_two_of_even_width_where_one_would_do() -> None:
     assert len(shared([[1, 2], [3, 4]], "alike")) == 1
 
 
+def shares_of(rows: list[list[list[int]]], most: int) -> list[list[int]]:
+    """Return shares of rows, each of which is one sequence or several."""
+    sequences = [array("i", each) for parts in rows for each in parts]
+    counter = iter(range(len(sequences)))
+    numbers = [[next(counter) for _ in parts] for parts in rows]
+    return kindred_shares(numbers, list(map(len, sequences)), beginnings(sequences), most)
+
+
+@given(many_rows(), st.integers(1, 5))
+def test_every_row_is_in_one_share(rows: list[Example], most: int) -> None:
+    found = shares_of([[list(each.input_ids)] for each in rows], most)
+
+    assert sorted(place for share in found for place in share) == list(range(len(rows)))
+    assert max(map(len, found)) <= most
+    assert len(found) == -(-len(rows) // most)
+
+
+def test_rows_with_one_beginning_meet() -> None:
+    starts = [list(range(first, first + 50)) for first in (100, 200, 300)]
+    rows = [[[*starts[number % 3], *range(number, number + 5)]] for number in range(12)]
+    pairs = [[[*ids, 1, 2], [*ids, 3]] for [ids] in rows]
+
+    assert shares_of(rows, 4) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert shares_of(pairs, 4) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+
+
+def test_they_do_not_meet_where_a_share_would_outgrow_the_even_ones() -> None:
+    start = list(range(100, 110))
+    long = [[[*start, *range(number * 1000, number * 1000 + 90)]] for number in range(1, 5)]
+    short = [[[*range(number * 1000, number * 1000 + 10)]] for number in range(5, 9)]
+
+    # Together the long ones would have 370 tokens left.
+    assert [len({0, 1, 2, 3} & set(share)) for share in shares_of(long + short, 4)] == [2, 2]
+
+
 def test_rows_that_are_the_same_are_computed_once() -> None:
     ids = list(range(100, 150))
     (line,) = shared([ids, ids, ids])
@@ -233,4 +266,4 @@ def test_a_width_that_spares_less_than_it_costs_is_not_taken() -> None:
     lines = shared(rows)
 
     assert len(lines) == 8
-    assert prefixes.lines_cost(lines, list(map(len, rows))) == 8 * 2048 * 2
+    assert lines_cost(lines, list(map(len, rows))) == 8 * 2048 * 2

@@ -18,7 +18,8 @@ from mst import rundir
 from mst.data.encode import Example
 from mst.plan import Plan
 from mst.request import TrainRequest
-from mst.training import checkpoint
+from mst.resume import resumed_request
+from mst.training import checkpoint, loop
 from mst.training.adapters import (
     enable_checkpointing,
     lora_config,
@@ -32,7 +33,10 @@ from mst.training.isolation import prefixes_can_be_shared, sharing_obstacle
 from mst.training.loop import run
 from mst.training.loss import Logits, logits_of
 from mst.training.output_head import HeadForm
+from mst.training.prefixes import beginnings
 from mst.training.scoring import lay_out, scored
+from mst.training.shared_lines import line_tokens, shared_lines
+from mst.workload import DataFacts, spared_share
 
 if TYPE_CHECKING:
     import torch
@@ -344,6 +348,45 @@ def test_steps_have_the_losses_that_they_have_without(
     assert found[1] == pytest.approx(found[0], rel=2e-5)
 
 
+def test_rows_of_several_prompts_meet_by_prompt_and_learn_the_same(
+    begin: Callable[..., Any], record: Any, examples: list[Example]
+) -> None:
+    prompts = [[place * n % 5000 + 4 for place in range(40)] for n in (7, 11, 13)]
+    rows = [
+        example([*prompts[number % 3], *each.input_ids], _answer(each))
+        for number, each in enumerate([*examples, *reversed(examples)])
+    ]
+    lengths = tuple(len(each.input_ids) for each in rows)
+    known = beginnings([each.input_ids for each in rows])
+    data = DataFacts(lengths, (1,) * len(rows), 0, None, 128, 128, 0, beginnings=known)
+    losses, met, computed = [], [], 0
+    for shares in (False, True):
+        record.steps.clear()
+        session = begin(
+            train=rows, shares=shares, total_steps=3, steps_per_epoch=2, max_length=128,
+            per_device_train_batch_size=3, gradient_accumulation_steps=3,
+        )  # fmt: skip
+        steps = [loop._share(session, TrainState(step=step)) for step in (0, 1)]
+        micros = [[each.step[i] for (i,) in items] for each in steps for items in each.micros]
+        met.append(sum(len({row.input_ids[1] for row in micro}) for micro in micros))
+        computed = sum(map(computed_tokens, micros))
+        run(session, TrainState())
+        losses.append([each.loss for each in record.steps])
+
+    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
+    assert met[1] < met[0]
+    # The planner has foreseen which rows meet.
+    assert spared_share(data, 3, 9, 42) == pytest.approx(1 - computed / sum(lengths))
+
+
+def computed_tokens(rows: list[Example]) -> int:
+    """Return how many tokens of a micro-batch are computed where beginnings are shared."""
+    ids = [each.input_ids for each in rows]
+    lengths = list(map(len, ids))
+    lines = shared_lines(range(len(ids)), lengths, beginnings(ids), "lines")
+    return sum(line_tokens(each, lengths) for each in lines)
+
+
 def test_notes_of_a_reference_are_the_same(begin: Callable[..., Any], pairs: list[Example]) -> None:
     import torch
 
@@ -377,6 +420,22 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(
     assert state.step == 2
     for name, value in trained_parameters(rest.model):
         assert torch.equal(value, expected[name])
+
+
+def test_a_run_of_before_goes_on_without(tiny_model: Path, tmp_path: Path) -> None:
+    request = TrainRequest(output_dir=str(tmp_path), max_length=64)
+    asked = replace(request, resume="last"), frozenset({"resume", "output_dir"})
+    rundir.write_document(tmp_path, rundir.REQUEST, request)
+    for shares in (True, False):
+        rundir.write_document(tmp_path, rundir.PLAN, tiny_plan(tiny_model, prefix_sharing=shares))
+
+        assert resumed_request(*asked)[1].prefix_sharing == ("auto" if shares else "off")
+    for name in (rundir.REQUEST, rundir.PLAN):
+        stored = json.loads((tmp_path / name).read_text())
+        del stored["prefix_sharing"]
+        (tmp_path / name).write_text(json.dumps(stored))
+
+    assert resumed_request(*asked)[1].prefix_sharing == "off"
 
 
 @pytest.mark.slow
