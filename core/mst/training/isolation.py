@@ -14,7 +14,7 @@ from mst.data.encode import IGNORE, Example
 from mst.data.rows import Row
 from mst.training.adapters import under_adapters
 from mst.training.batches import Batch, collate
-from mst.training.faults import is_out_of_memory
+from mst.training.faults import free_memory, is_out_of_memory
 from mst.training.loss import compute_in, label_log_probs, logits_of
 from mst.training.shared_lines import Line, collate_shared, paths
 
@@ -99,8 +99,15 @@ def sharing_obstacle(
         return f"some of its layers see {window} tokens back, and rows have up to {longest}"
     if _router_counts(model):
         return "its experts are chosen by what else is in a micro-batch"
-    if not prefixes_can_be_shared(model, vocab_size, device, dtype):
-        return "it does not compute the same under a mask of its own for each row"
+    try:
+        if not prefixes_can_be_shared(model, vocab_size, device, dtype):
+            return "it does not compute the same under a mask of its own for each row"
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # The first step says best what is short, and what to lower.
+        free_memory(device)
+        return "memory ran out while it was tried"
     return ""
 
 
