@@ -1,4 +1,4 @@
-"""What an engine is asked, what it tells, and how it fails; both sides of `mst serve` agree here."""
+"""What an engine is asked, what it tells and how it fails: where both sides of `mst serve` meet."""
 
 from __future__ import annotations
 
