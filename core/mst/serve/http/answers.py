@@ -199,8 +199,8 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-# Clients look for these also where they are null.
-_NULLS = frozenset({"finish_reason", "logprobs", "refusal", "content", "bytes"})
+# Clients look for these also where they are null; for content in whole messages alone.
+_NULLS = frozenset({"finish_reason", "logprobs", "refusal", "bytes"})
 
 
 def plain(answer: BaseModel) -> dict[str, Any]:
@@ -216,6 +216,6 @@ def _pruned(value: Any) -> Any:
         return {
             name: _pruned(each)
             for name, each in value.items()
-            if each is not None or name in _NULLS
+            if each is not None or name in _NULLS or (name == "content" and "refusal" in value)
         }
     return value

@@ -165,6 +165,4 @@ def log_line(exchange: Exchange) -> str:
     key = f" key={exchange.caller}" if exchange.caller else ""
     seconds = time.monotonic() - exchange.began
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return (
-        f"{when} {exchange.verb} {exchange.route} {exchange.status}{tokens} {seconds:.3f}s{key}"
-    )
+    return f"{when} {exchange.verb} {exchange.route} {exchange.status}{tokens} {seconds:.3f}s{key}"

@@ -67,9 +67,7 @@ async def completions(service: Service, exchange: Exchange, request: CompletionR
     most = request.max_tokens or COMPLETION_TOKENS
     choice = choice_of(service, request, most, request.logprobs)
     prompts = [
-        each
-        for one in ids
-        for each in prompts_of(service, exchange, request, one, choice, adapter)
+        each for one in ids for each in prompts_of(service, exchange, request, one, choice, adapter)
     ]
     echoes = [""] * len(prompts)
     if request.echo:

@@ -51,6 +51,13 @@ class Place:
             return ipaddress.ip_address(self.host).is_loopback
         return False
 
+    def url(self, tls: bool) -> str:
+        """Return what callers are given as the base of the API."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if tls else 'http'}://{host}:{self.port}/v1"
+
 
 @dataclass(frozen=True)
 class Listening:

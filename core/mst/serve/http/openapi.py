@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import mst
@@ -30,12 +31,9 @@ def document() -> dict[str, Any]:
     requests = [each.request for each in POSTS.values()]
     given = [each.answer for each in POSTS.values()]
     shown = [answer for _, answer in GETS.values() if answer is not None]
+    kinds: list[type[BaseModel]] = [*requests, *dict.fromkeys([*given, *shown, ErrorAnswer])]
     _, definitions = models_json_schema(
-        [
-            *((each, "validation") for each in requests),
-            *((each, "validation") for each in {*given, *shown, ErrorAnswer}),
-        ],
-        ref_template="#/components/schemas/{model}",
+        [(each, "validation") for each in kinds], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, Any] = {}
     for path, endpoint in POSTS.items():

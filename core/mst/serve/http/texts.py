@@ -56,9 +56,7 @@ class Held:
         whole = self._waiting + text
         places = [(whole.find(each), each) for each in self._marks]
         # Where two begin at one place, the longer one was meant.
-        met = min(
-            ((at, -len(each), each) for at, each in places if at >= 0), default=(-1, 0, "")
-        )
+        met = min(((at, -len(each), each) for at, each in places if at >= 0), default=(-1, 0, ""))
         if met[0] >= 0:
             self.found, self._waiting = met[2], whole[met[0] + len(met[2]) :]
             return whole[: met[0]]
