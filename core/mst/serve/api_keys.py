@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -95,7 +96,8 @@ def read(path: Path) -> tuple[ApiKey, ...]:
             f" chmod 600 {path}"
         )
     try:
-        found = serial.loads(KeyFile, text)
+        plain = json.loads(text)
+        found = serial.from_json(KeyFile, plain if isinstance(plain, dict) else {})
     except ValueError:
         found = KeyFile(0)
     if found.version != _VERSION:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mst.serve.engine import Choice, Prompt, Token
 from mst.serve.http.answers import (
@@ -41,6 +42,9 @@ from mst.serve.http.token_text import logprob_of
 from mst.serve.http.tool_calls import FoundCall, Watch, schema_of
 from mst.serve.http.wire import Events, Exchange, answer_json
 
+# A model that is held to JSON may write white space for ever, where nothing forbids it: what
+# indented JSON needs is allowed, and no more. llguidance reads it from the schema itself.
+_SPACES = r"\n {0,20}| ?"
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -110,18 +114,23 @@ def _choice(service: Service, request: ChatRequest) -> Choice:
 def _schema(request: ChatRequest) -> str | None:
     """Return what an answer is held to; None for nothing."""
     wanted, tool = request.response_format, request.tool_choice
+    schema: Mapping[str, Any] | None = None
+    if request.tools and isinstance(tool, NamedTool):
+        schema = schema_of(request.tools, tool.function.name)
+    elif request.tools and tool == "required":
+        schema = schema_of(request.tools)
+    elif wanted is not None and wanted.type != "text":
+        schema = {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+    if schema is None:
+        return None
     try:
-        if request.tools and isinstance(tool, NamedTool):
-            return schema_of(request.tools, tool.function.name)
-        if request.tools and tool == "required":
-            return schema_of(request.tools)
-        if wanted is not None and wanted.json_schema is not None:
-            return json.dumps(wanted.json_schema.schema_, allow_nan=False)
+        return json.dumps(
+            {"x-guidance": {"whitespace_pattern": _SPACES}, **schema}, allow_nan=False
+        )
     except (ValueError, RecursionError):
         raise wrong(
             "a schema has a number that JSON does not have, or is too deep.", "response_format"
         ) from None
-    return "{}" if wanted is not None and wanted.type == "json_object" else None
 
 
 def _answers(service: Service, request: ChatRequest) -> list[_Answer]:

@@ -18,7 +18,9 @@ from mst.serve.engine import (
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
+_FIELD = re.compile(r"[a-z_][a-z0-9_]{0,40}")
+# In a place these are pydantic's, for the type that was tried.
+_TYPES = frozenset({"str", "int", "float", "bool"})
 # When an engine's queue is full, an answer of a few dozen tokens later there is room.
 _BUSY_SECONDS = 2
 
@@ -76,11 +78,15 @@ def of_engine(error: Exception) -> Refusal | None:
 
 def of_validation(error: ValidationError) -> Refusal:
     """Return what is wrong with a request's JSON: its place and the rule, and never the value."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of a field that may be of several types there is an error for each; a rule of ours says most.
+    first = next((each for each in found if each["type"] == "value_error"), found[0])
     if first["type"] == "json_invalid":
         return wrong("the body is not JSON. Send an object as the OpenAI API documents it.")
     place = ".".join(
-        str(each) for each in first["loc"] if isinstance(each, int) or _FIELD.fullmatch(each)
+        str(each)
+        for each in first["loc"]
+        if isinstance(each, int) or (_FIELD.fullmatch(each) and each not in _TYPES)
     )
     if first["type"] == "extra_forbidden":
         return wrong(

@@ -66,7 +66,8 @@ def _json(text: str) -> Any:
 
 
 def _call(value: Any, names: Collection[str]) -> FoundCall | None:
-    if not isinstance(value, dict) or value.get("name") not in names:
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in names:
         return None
     # Llama 3.1 writes "parameters".
     arguments = value.get("arguments", value.get("parameters"))
@@ -75,7 +76,7 @@ def _call(value: Any, names: Collection[str]) -> FoundCall | None:
     if not isinstance(arguments, dict):
         return None
     text = json.dumps(arguments, ensure_ascii=False)
-    return FoundCall(f"call_{secrets.token_hex(12)}", value["name"], text)
+    return FoundCall(f"call_{secrets.token_hex(12)}", name, text)
 
 
 class Watch:
@@ -113,7 +114,7 @@ class Watch:
         return calls_in("".join(self._kept), names)
 
 
-def schema_of(tools: Sequence[Tool], only: str | None = None) -> str:
+def schema_of(tools: Sequence[Tool], only: str | None = None) -> Mapping[str, Any]:
     """Return the JSON schema of a call, for an answer that has to be one.
 
     Args:
@@ -133,4 +134,4 @@ def schema_of(tools: Sequence[Tool], only: str | None = None) -> str:
         for each in tools
         if only in (None, each.function.name)
     ]
-    return json.dumps(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, allow_nan=False)
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
