@@ -1,15 +1,10 @@
-"""Does this model give in a batch what it gives alone? Asked of the model, before anybody else is.
-
-Only what runs models imports this module: it needs torch and transformers.
-"""
+"""Does this model give in a batch what it gives alone? Asked of the model itself, beforehand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mst.serve.answers import Answer
 from mst.serve.decoders import AloneDecoder, BatchedDecoder, Decoder, Served
@@ -17,6 +12,9 @@ from mst.serve.engine import Choice, Prompt
 from mst.serve.row_adapters import MixedRows
 from mst.training.adapters import under_adapters
 from mst.training.faults import is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
 
 # An answer's error must be this much smaller than the error when it does see what is not its own:
 # in front, or among its last tokens, which matters to windows that are shorter than a probe.
@@ -32,10 +30,12 @@ class Way:
 
     Attributes:
         decoder: that computes them.
+        vocab_size: of the model's logits.
         reason: why not all in one batch; None if they are.
     """
 
     decoder: Decoder
+    vocab_size: int
     reason: str | None = None
 
 
@@ -46,11 +46,13 @@ def way_of(served: Served, context: int) -> Way:
         served: the model.
         context: longest conversation.
 
-    A short conversation is computed without a cache, which is what the model was trained to do; then
-    in a batch that others join, and alone with the model's own cache. As in
-    `mst.training.isolation`, errors are measured against what the model gives where it sees
-    what is not its own, because in bfloat16 no absolute tolerance would do.
+    A few tokens are computed without a cache, as the model was trained; then in a batch that others
+    join, and alone with the model's own cache. As in `mst.training.isolation`, errors are measured
+    against what the model gives where it sees what is not its own: in bfloat16 no absolute
+    tolerance would do.
     """
+    import torch
+
     probes = [_probe(served, place, length) for place, length in enumerate((*_FIRST, _LATER))]
     expected = torch.stack([_whole(served, each) for each in probes])
     allowed = torch.maximum(
@@ -61,7 +63,7 @@ def way_of(served: Served, context: int) -> Way:
     if reason is None:
         try:
             if _agree(BatchedDecoder(served), probes, expected, allowed):
-                return Way(BatchedDecoder(served))
+                return Way(BatchedDecoder(served), expected.shape[-1])
             reason = "its answers in a batch differ from those alone"
         except ValueError as error:
             reason = str(error)
@@ -79,7 +81,7 @@ def way_of(served: Served, context: int) -> Way:
         cached = False
     if not cached:
         reason += ", and those from its own cache from those without one"
-    return Way(AloneDecoder(served, cached), reason)
+    return Way(AloneDecoder(served, cached), expected.shape[-1], reason)
 
 
 def _by_length(config: Any, context: int) -> str | None:
@@ -95,6 +97,8 @@ def _by_length(config: Any, context: int) -> str | None:
 
 def _probe(served: Served, place: int, length: int) -> Answer:
     """Return an answer with random tokens, those of its steps included."""
+    import torch
+
     vocab_size = under_adapters(served.model).get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(place)
     ids = torch.randint(0, vocab_size, (length + _STEPS,), generator=generator).tolist()
@@ -111,6 +115,8 @@ def _whole(served: Served, probe: Answer) -> torch.Tensor:
 
 def _contaminated(served: Served, probes: Sequence[Answer], place: int) -> torch.Tensor:
     """Return the logits of each probe with tokens that are not its own before a place in it."""
+    import torch
+
     other = probes[0].ids[:5]
     rows = [
         served.logits(

@@ -1,8 +1,7 @@
 """Answers that fit a JSON schema: which tokens may come next, by llguidance.
 
-llguidance (Microsoft, MIT) turns a schema into a grammar over the tokenizer's own tokens and says in
-about 50 µs which may follow; what it does not know of JSON schema it refuses, instead of leaving it
-out in silence.
+llguidance turns a schema into a grammar over the tokenizer's own tokens and says which may follow.
+What it does not know of JSON schema it refuses, instead of leaving it out in silence.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ class ContinuousEngine:
         constraint = None
         if prompt.choice.json_schema is not None:
             if self._constrainer is None:
-                raise SchemaRefused("this engine has no tokenizer, so that it can't follow schemas.")
+                raise SchemaRefused(
+                    "this engine has no tokenizer, so that it can't follow schemas."
+                )
             constraint = self._constrainer.constraint(prompt.choice.json_schema)
         with self._changed:
             work = self._work
@@ -321,7 +323,7 @@ class ContinuousEngine:
             self._group = None
 
     def _next_prefill(self) -> Prefill | None:
-        """Return short prompts that fit one pass, or the long one: in turns where there are both."""
+        """Return short prompts that fit one pass, or the long one; in turns if there are both."""
         if self._long is None or self._short_turn:
             self._short_turn = False
             taken = self._taken()
@@ -387,23 +389,26 @@ class ContinuousEngine:
     def _tell_next(self, logits: torch.Tensor, first: int) -> None:
         """Choose and tell the next tokens of the running answers from a row on."""
         answers = self._decoder.answers[first:]
-        ended = []
-        told = finished = failed = 0
-        for row, (answer, what) in enumerate(zip(answers, choose(logits, answers), strict=True)):
+        news: list[Token | EngineFailure] = []
+        for answer, what in zip(answers, choose(logits, answers), strict=True):
             if isinstance(what, EngineFailure):
-                failed += 1
-                ended.append(first + row)
-                self._tell(answer, what)
+                news.append(what)
                 continue
             answer.ids.append(what.id)
             finish = answer.finish_with(what.id)
-            told += 1
-            if finish is not None:
-                finished += 1
-                ended.append(first + row)
-            self._tell(answer, Token(what.id, what.logprob, what.top, finish, answer.cached))
-        self._add(generated_tokens=told, finished=finished, failed=failed)
-        self._leave(ended)
+            news.append(Token(what.id, what.logprob, what.top, finish, answer.cached))
+        tokens = [each for each in news if isinstance(each, Token)]
+        ended = [isinstance(each, EngineFailure) or each.finish is not None for each in news]
+        # Taken out first: who hears the last token finds an engine that is done with it.
+        self._leave([first + row for row, over in enumerate(ended) if over])
+        self._add(
+            generated_tokens=len(tokens),
+            finished=sum(each.finish is not None for each in tokens),
+            failed=len(news) - len(tokens),
+        )
+        self._count()
+        for answer, each in zip(answers, news, strict=True):
+            self._tell(answer, each)
 
     def _leave(self, rows: Sequence[int]) -> None:
         """Take answers out, and keep what was computed of them for prompts that go on from it."""
@@ -412,7 +417,7 @@ class ContinuousEngine:
             answer, kept = self._decoder.answers[row], self._decoder.kept(row)
             if kept:
                 try:
-                    length = kept[0][0].shape[1]
+                    length = next(iter(kept.values()))[0].shape[1]
                     self._prefixes.keep(answer.prompt, answer.ids[:length], kept)
                 except Exception as error:
                     if not is_out_of_memory(error):

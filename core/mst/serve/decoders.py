@@ -1,22 +1,21 @@
-"""Passes through the model for many answers at once, or for one at a time where a model needs it.
-
-Only what runs models imports this module: it needs torch and transformers.
-"""
+"""Passes through the model for many answers at once, or for each alone where it must be."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mst.serve.answers import Answer
 from mst.serve.row_adapters import RowAdapters
-from mst.serve.slots import Kept, Slots
 from mst.training.adapters import under_adapters
 from mst.training.loss import accepts, compute_in, last_logits
+
+if TYPE_CHECKING:
+    import torch
+
+    from mst.serve.slots import Kept, Slots
 
 
 # Mamba's forward pass has another name for what it keeps.
@@ -66,6 +65,8 @@ class Served:
             names: each row's adapter.
             arguments: of the forward pass; what the model doesn't take is left out.
         """
+        import torch
+
         model: Any = self.model
         taken = {name: each for name, each in arguments.items() if self._accepts(name)}
         with self._running(names, len(ids[0])):
@@ -74,6 +75,8 @@ class Served:
 
     def hidden_states(self, ids: Sequence[int]) -> torch.Tensor:
         """Return a text's last hidden states (tokens, hidden size)."""
+        import torch
+
         decoder: Any = under_adapters(self.model).base_model
         with self._running([None], len(ids)):
             tokens = torch.tensor([list(ids)], device=self.device)
@@ -82,6 +85,8 @@ class Served:
 
     @contextlib.contextmanager
     def _running(self, names: Sequence[str | None], columns: int) -> Iterator[None]:
+        import torch
+
         with (
             torch.inference_mode(),
             self.adapters.chosen(names, columns),
@@ -161,9 +166,13 @@ class BatchedDecoder:
             ValueError: the model's layers keep something else than keys and values.
         """
         self._served = served
-        self._inner = under_adapters(served.model)
         self.answers: list[Answer] = []
-        self._slots = Slots(self._inner)
+        self._slots = self._empty()
+
+    def _empty(self) -> Slots:
+        from mst.serve.slots import Slots
+
+        return Slots(under_adapters(self._served.model))
 
     def begin(self, answers: Sequence[Answer], kept: Sequence[Kept | None]) -> Prefill:
         """Lay what is kept beside each other, so that all rows compute the same columns.
@@ -171,7 +180,7 @@ class BatchedDecoder:
         A row may compute some of what is kept of it again, because a gap between kept and new
         tokens would move those apart that a sliding window counts.
         """
-        slots = Slots(self._inner)
+        slots = self._empty()
         columns = max(len(each.ids) - each.cached for each in answers)
         for answer, own in zip(answers, kept, strict=True):
             answer.cached = max(0, len(answer.ids) - columns)
@@ -209,6 +218,8 @@ class BatchedDecoder:
         own: Sequence[int],
         answers: Sequence[Answer],
     ) -> torch.Tensor:
+        import torch
+
         columns, device = len(ids[0]), self._served.device
         slots.reserve(columns)
         ends = torch.tensor(
@@ -242,7 +253,7 @@ class BatchedDecoder:
     def clear(self) -> None:
         """Take all out and hold nothing."""
         self.answers = []
-        self._slots = Slots(self._inner)
+        self._slots = self._empty()
 
     def bytes(self) -> int:
         """Return what the running block takes, with the room to grow."""
@@ -295,6 +306,8 @@ class AloneDecoder:
 
     def step(self) -> torch.Tensor:
         """Compute each running answer's newest token and return the logits after it."""
+        import torch
+
         pairs = zip(self.answers, self._caches, strict=True)
         return torch.cat([self._logits(each, each.ids[-1:], cache) for each, cache in pairs])
 
@@ -304,10 +317,9 @@ class AloneDecoder:
 
     def leave(self, row: int) -> None:
         """Take an answer out; the last one takes its row."""
-        for each in (self.answers, self._caches):
-            last = each.pop()
-            if row < len(each):
-                each[row] = last
+        last, cache = self.answers.pop(), self._caches.pop()
+        if row < len(self.answers):
+            self.answers[row], self._caches[row] = last, cache
 
     def clear(self) -> None:
         """Take all out and hold nothing."""
@@ -315,6 +327,8 @@ class AloneDecoder:
 
     def bytes(self) -> int:
         """Return what the caches' tensors take."""
+        import torch
+
         layers = [
             layer
             for cache in self._caches

@@ -55,7 +55,7 @@ class PrefixCache:
             kept: keys and values; views are fine.
         """
         owner, tokens = (prompt.caller, prompt.adapter), tuple(ids)
-        size = sum(part.nbytes for pair in kept for part in pair)
+        size = sum(part.nbytes for pair in kept.values() for part in pair)
         if size > self._budget or not tokens:
             return
         for key in [each for each in self._entries if each[0] == owner]:
@@ -67,7 +67,9 @@ class PrefixCache:
                 self._drop(key)
         while self.bytes + size > self._budget:
             self._drop(next(iter(self._entries)))
-        self._entries[owner, tokens] = [(_own(keys), _own(values)) for keys, values in kept]
+        self._entries[owner, tokens] = {
+            place: (_own(keys), _own(values)) for place, (keys, values) in kept.items()
+        }
         self.bytes += size
 
     def clear(self) -> None:
@@ -76,7 +78,7 @@ class PrefixCache:
         self.bytes = 0
 
     def _drop(self, key: tuple[_Owner, tuple[int, ...]]) -> None:
-        self.bytes -= sum(part.nbytes for pair in self._entries.pop(key) for part in pair)
+        self.bytes -= sum(part.nbytes for pair in self._entries.pop(key).values() for part in pair)
 
 
 def _own(part: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.errors import ModelError
-from mst.seal.supply.model_files import read_bounded_json
 from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.seal.supply.model_files import read_bounded_json
 from mst.training.adapters import with_adapter
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Keys and values of many sequences in one block that every layer's attention reads as it is.
 
-Only what runs models imports this module: it needs torch and transformers.
+Only functions that run models import this module: it needs torch and transformers.
 
 All rows end at the same column, and shorter ones begin later:
 
@@ -29,9 +29,9 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-# Keys and values of one sequence: of each layer that keeps any, two tensors
+# Keys and values of one sequence: of each layer that keeps any, by its place, two tensors
 # (heads, tokens, head size).
-Kept = list[tuple[torch.Tensor, torch.Tensor]]
+Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 _FIRST_COLUMNS = 64
 
@@ -51,7 +51,8 @@ class Frame:
         return max(self.lengths, default=0)
 
 
-class SlotLayer(CacheLayerMixin):
+# transformers' classes for caches have methods without types.
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values (rows, heads, columns, head size)."""
 
     # Windows are kept whole, so that a row's beginning can be kept for a later prompt.
@@ -59,7 +60,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, frame: Frame) -> None:
         """Lie in a frame; the tensors are made when the first keys come."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.frame = frame
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -123,11 +124,14 @@ class Slots(Cache):
         for kind in kinds:
             if kind not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
                 raise ValueError(f"its layers keep what transformers calls {kind.__name__}")
+        empty: Any = DummyLayer
         layers: list[Any] = [
-            DummyLayer() if kind is DummyLayer else SlotLayer(self.frame) for kind in kinds
+            empty() if kind is DummyLayer else SlotLayer(self.frame) for kind in kinds
         ]
         super().__init__(layers=layers)
-        self._held = [each for each in layers if isinstance(each, SlotLayer)]
+        self._held = {
+            place: each for place, each in enumerate(layers) if isinstance(each, SlotLayer)
+        }
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -136,8 +140,11 @@ class Slots(Cache):
 
     def bytes(self) -> int:
         """Return what the block takes, with the room to grow."""
-        made = [each for each in self._held if each.is_initialized]
-        return sum(part.nbytes for each in made for part in each.tensors())
+        return sum(part.nbytes for _, each in self._made() for part in each.tensors())
+
+    def _made(self) -> list[tuple[int, SlotLayer]]:
+        """Return the layers that hold anything: some read what another has written."""
+        return [pair for pair in self._held.items() if pair[1].is_initialized]
 
     def mask(self, columns: int, computed: Sequence[int], device: torch.device) -> torch.Tensor:
         """Return which columns of a pass hold tokens, 1 or 0 (rows, width + columns).
@@ -188,7 +195,8 @@ class Slots(Cache):
         begin = frame.end - length
         if kept is None:
             return
-        for layer, pair in zip(self._held, kept, strict=True):
+        for place, pair in kept.items():
+            layer = self._held[place]
             if not layer.is_initialized:
                 layer.lazy_initialization(pair[0][None], pair[1][None])
             for block, own in zip(layer.tensors(), pair, strict=True):
@@ -196,20 +204,22 @@ class Slots(Cache):
                 # Left of it another sequence may have lain; a longer row moves the window there.
                 block[row, :, :begin] = 0
 
-    def kept(self, row: int, first: int = 0) -> Kept:
-        """Return a row's keys and values from a token on; they lie in the block itself."""
-        begin = self.frame.end - self.frame.lengths[row] + first
-        return [
-            (keys[row, :, begin : self.frame.end], values[row, :, begin : self.frame.end])
-            for keys, values in (each.tensors() for each in self._held)
-        ]
+    def kept(self, row: int) -> Kept:
+        """Return a row's keys and values; they lie in the block itself."""
+        begin = self.frame.end - self.frame.lengths[row]
+        end = self.frame.end
+        blocks = {place: each.tensors() for place, each in self._made()}
+        return {
+            place: (keys[row, :, begin:end], values[row, :, begin:end])
+            for place, (keys, values) in blocks.items()
+        }
 
     def remove(self, row: int) -> int:
         """Take a row out; the last one takes its place. Return where that one was."""
         frame = self.frame
         last = len(frame.lengths) - 1
         if row != last:
-            for layer in self._held:
+            for _, layer in self._made():
                 for block in layer.tensors():
                     block[row, :, : frame.end] = block[last, :, : frame.end]
             frame.lengths[row] = frame.lengths[last]
@@ -227,9 +237,7 @@ class Slots(Cache):
         held = min(len(lengths), frame.row_capacity)
         frame.row_capacity = _power_of_two(rows)
         frame.column_capacity = max(_FIRST_COLUMNS, _power_of_two(columns + columns // 4))
-        for layer in self._held:
-            if not layer.is_initialized:
-                continue
+        for _, layer in self._made():
             before = layer.tensors()
             layer.lazy_initialization(*before)
             for old, new in zip(before, layer.tensors(), strict=True):
