@@ -77,6 +77,11 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     known = Limits()
     group = parser.add_argument_group("limits")
+    group.add_argument("--batch", type=int, metavar="N", help="answers computed at once (32)")
+    group.add_argument(
+        "--prefix-cache", metavar="SIZE|off",
+        help="kept of finished answers, for prompts of the same caller that go on from them (1GiB)",
+    )  # fmt: skip
     for flag, value, words in (
         ("--max-tokens", known.most_tokens, "longest answer"),
         ("--max-requests", known.requests, "answered or waiting at once"),
@@ -107,6 +112,9 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
             " leave it out."
         )
     _limits(args)
+    _prefix_bytes(args)
+    if args.batch is not None and args.batch < 1:
+        raise UsageError(f"--batch must be at least 1; found {args.batch}.")
     place = _place(args)
     _access(args, place)
     with listening(place, os.environ) as found:
@@ -124,20 +132,20 @@ def run(args: argparse.Namespace) -> int:
     access = _access(args, place)
     what = What(
         args.target, args.checkpoint, args.served_name, tuple(args.adapter), args.force,
-        args.context,
+        args.context, args.batch, _prefix_bytes(args),
     )  # fmt: skip
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
     job = replace(job, access_log=args.access_log == "on")
-    verify_before_use(Path(job.model.weights), args.model_signature, args.model_public_key)
+    verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
     where = place.url(tls=access.tls_certificate is not None)
     record(
         "serve.begun",
         name=job.name,
-        device=job.torch_device,
-        adapters=[name for name, _ in job.adapters],
+        device=job.engine.torch_device,
+        adapters=sorted(job.engine.adapters),
         where=where,
         api_keys=access.keys_file is not None,
-        **model_facts(job.model),
+        **model_facts(job.engine.model),
     )
     print(f"serve   {job.name} at {where}", flush=True)
     return serve(job, args.listening, os.environ, keys)
@@ -165,6 +173,12 @@ def _limits(args: argparse.Namespace) -> Limits:
         most_tokens=args.max_tokens,
         grace_seconds=args.grace_seconds,
     )
+
+
+def _prefix_bytes(args: argparse.Namespace) -> int | None:
+    if args.prefix_cache is None:
+        return None
+    return 0 if args.prefix_cache == "off" else size_bytes(args.prefix_cache, "--prefix-cache")
 
 
 def _access(args: argparse.Namespace, place: Place) -> Access:

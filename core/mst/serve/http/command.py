@@ -29,7 +29,7 @@ def run(
         environ: the process's environment.
         keys: the user's, for an encrypted run.
     """
-    environment = worker_environment(environ, job.environment)
+    environment = worker_environment(environ, job.engine.environment)
     reading, writing = os.pipe()
     notes = threading.Thread(target=_record_all, args=(reading,), daemon=True)
     notes.start()

@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mst.chat import choose_model, fastest_dtype, run_of
+from mst.chat import run_of
 from mst.errors import ModelError, UsageError
-from mst.facts import torch_names
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.http.limits import Limits
+from mst.serve.job import EngineJob, prepare_engine
 from mst.training.checkpoint import MANIFEST
-from mst.tuned import TunedModel, facts_of, of_run
 
 # Of the `serve` extra.
 PACKAGES = ("uvicorn", "pydantic", "llguidance")
 INSTALL = "python -m pip install 'mst-train[serve]'"
 _PASSED = "passed"
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -52,33 +50,15 @@ class ServeJob:
     """What the worker does.
 
     Attributes:
-        name: by which callers ask for the model.
-        model: what is loaded.
-        adapters: name and what is loaded of each, which callers may ask for too.
-        backend: whose `mst_activate` is called.
-        torch_device: what torch calls the device.
-        dtype: of the base weights and the products.
-        attention: transformers' attention implementation.
-        threads: CPU threads.
-        environment: variables set before the worker's interpreter starts.
-        context: most tokens of a prompt and its answer together; None where nothing is known.
-        dequantized: the base was quantized in training, but this device has no kernels for it.
+        name: by which callers ask for the model; its adapters have their own.
+        engine: what is loaded, and where.
         limits: of requests.
         access: who may ask.
         access_log: a line for each request.
     """
 
     name: str
-    model: TunedModel
-    adapters: tuple[tuple[str, TunedModel], ...]
-    backend: str
-    torch_device: str
-    dtype: str
-    attention: str
-    threads: int
-    environment: Mapping[str, str]
-    context: int | None
-    dequantized: bool
+    engine: EngineJob
     limits: Limits
     access: Access
     access_log: bool = True
@@ -95,6 +75,8 @@ class What:
         adapters: texts such as "ward=runs/ward".
         force: serve an artefact that has failed its comparison.
         context: most tokens of a prompt and its answer together; None for what the model says.
+        batch: most answers at once; None for the engine's own.
+        prefix_bytes: most that is kept of finished answers; None for the engine's own.
     """
 
     target: str | None = None
@@ -103,6 +85,8 @@ class What:
     adapters: tuple[str, ...] = ()
     force: bool = False
     context: int | None = None
+    batch: int | None = None
+    prefix_bytes: int | None = None
 
 
 def check_packages() -> None:
@@ -137,41 +121,50 @@ def prepare(
     Raises:
         MstError: no such model or device, or an artefact that has failed.
     """
-    from mst.probe import backend_environment, machine_facts, select_device
-    from mst.registry import load
-
     target = served_target(what.target, what.force)
-    described, model = choose_model(target, what.checkpoint, environ, keys=keys)
-    run = run_of(target)
-    name = what.name or (described if run is None else run.resolve().name)
-    facts = facts_of(model, keys)
-    registry = load()
-    report, chosen, capabilities = select_device(machine_facts(registry), device)
-    (torch_device,) = torch_names((chosen,), capabilities)
-    return ServeJob(
-        name=name,
-        model=model,
-        adapters=_adapters(what.adapters, name, model, keys),
-        backend=report.name,
-        torch_device=torch_device,
-        dtype=fastest_dtype(chosen),
-        attention=capabilities.attention[0],
-        threads=chosen.compute_units or 1,
-        environment=backend_environment(registry, report.name, (chosen,)),
-        context=_context(what.context, facts.max_position_embeddings),
-        dequantized=model.quantization not in capabilities.quantization,
-        limits=limits,
-        access=access,
+    adapters = _named(what.adapters)
+    engine = prepare_engine(
+        target, device, environ, which=what.checkpoint, adapters=adapters, keys=keys
     )
+    run = run_of(target)
+    name = what.name or (engine.name if run is None else run.resolve().name)
+    if name in adapters:
+        raise UsageError(
+            f"the model and an adapter would both be called {name}. Pass --served-name, or give"
+            " --adapter another NAME."
+        )
+    engine = replace(
+        engine,
+        context=_context(what.context, engine.context),
+        batch=what.batch or engine.batch,
+        prefix_bytes=engine.prefix_bytes if what.prefix_bytes is None else what.prefix_bytes,
+    )
+    return ServeJob(name, engine, limits, access)
 
 
-def _context(asked: int | None, of_model: int | None) -> int | None:
+def _context(asked: int | None, most: int) -> int:
     if asked is None:
-        return of_model
-    if asked < 2 or (of_model is not None and asked > of_model):
-        most = f", and this model reads {of_model} at most" if of_model else ""
-        raise UsageError(f"--context must be at least 2{most}; found {asked}.")
+        return most
+    if not 2 <= asked <= most:
+        raise UsageError(f"--context must be from 2 to {most} with this model; found {asked}.")
     return asked
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """Return the places of adapters by their names.
+
+    Raises:
+        UsageError: one has no name, or two have one.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, place = text.partition("=")
+        if not (name and place):
+            raise UsageError(f"--adapter takes NAME=PATH, not {text!r}.")
+        if name in found:
+            raise UsageError(f"two adapters would be called {name}. Give one another NAME.")
+        found[name] = place
+    return found
 
 
 def served_target(target: str | None, force: bool) -> str | None:
@@ -206,36 +199,3 @@ def _manifest(directory: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and {"format", "status"} <= found.keys() else None
-
-
-def _adapters(
-    given: Sequence[str], served: str, model: TunedModel, keys: KeyRing
-) -> tuple[tuple[str, TunedModel], ...]:
-    found: dict[str, TunedModel] = {}
-    for text in given:
-        name, sign, place = text.partition("=")
-        if not (name and sign and place):
-            raise UsageError(f"--adapter takes NAME=PATH, not {text!r}.")
-        if name == served or name in found:
-            raise UsageError(f"two models would be called {name}. Give --adapter another NAME.")
-        found[name] = _adapter(name, place, model, keys)
-    return tuple(found.items())
-
-
-def _adapter(name: str, place: str, model: TunedModel, keys: KeyRing) -> TunedModel:
-    """Return an adapter on the base that is served: of a run, or a directory that PEFT wrote."""
-    run = run_of(place)
-    if run is not None:
-        found = of_run(run, None, keys)
-        if found.adapter is None or found.weights != model.weights:
-            raise ModelError(
-                f"--adapter {name}={place}: that run has no adapter on the model that is served"
-                f" ({model.weights}). Serve it by itself, or serve its base model."
-            )
-        return found
-    directory = Path(place).expanduser().absolute()
-    if not (directory / _ADAPTER_CONFIG).is_file():
-        raise ModelError(
-            f"--adapter {name}={place} is neither a run nor a directory with {_ADAPTER_CONFIG}."
-        )
-    return replace(model, adapter=str(directory), encrypted_run=None, step=None)

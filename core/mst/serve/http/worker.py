@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mst import serial
 from mst.data.template import load_template
-from mst.data.tokens import TextTokenizer, load_tokenizer
+from mst.data.tokens import load_tokenizer
 from mst.errors import Interrupted
 from mst.extensions import hide_packages
 from mst.seal.keys.ring import KeyRing, inherited
@@ -94,30 +94,6 @@ def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> 
     return App(service, names, keys, job.limits, noted)
 
 
-def _engine(job: ServeJob, tokenizer: TextTokenizer, keys: KeyRing) -> Engine:
-    from mst.probe import activate
-    from mst.registry import load as load_plugins
-
-    activate(load_plugins(), job.backend)
-    import torch
-
-    from mst.serve.asking import way_of
-    from mst.serve.constraint import Constrainer
-    from mst.serve.continuous import ContinuousEngine, Limits
-    from mst.serve.decoders import Served
-    from mst.serve.row_adapters import RowAdapters
-    from mst.tuned import load
-
-    device = torch.device(job.torch_device)
-    torch.set_num_threads(job.threads)
-    model = load(job.model, job.dtype, job.attention, device, keys)
-    served = Served(model, device, torch.float32, RowAdapters(model))
-    constrainer = Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, model.config.vocab_size)
-    context = job.context or 2048
-    decoder = way_of(served, context).decoder
-    return ContinuousEngine(served, decoder, context, Limits(), constrainer)
-
-
 def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -> None:
     """Load the model, and serve it until told to end.
 
@@ -125,11 +101,13 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
         MstError: it can't be loaded.
         Interrupted: Ctrl-C, while it was loading.
     """
-    directory = Path(job.model.tokenizer)
-    tokenizer = load_tokenizer(directory)
-    template = load_template(directory, job.model.template)
+    from mst.serve.loading import load_engine
+
+    model = job.engine.model
+    directory = Path(model.tokenizer)
+    tokenizer, template = load_tokenizer(directory), load_template(directory, model.template)
     try:
-        engine = _engine(job, tokenizer, keys)
+        engine = load_engine(job.engine, keys, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
     notes = Notes(pipe)
@@ -142,7 +120,7 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
     def began() -> None:
         notes.every_hour()
         names = ", ".join(app.service.models)
-        print(f"ready   {names}, {engine.context} tokens, on {job.torch_device}", flush=True)
+        print(f"ready   {names}, {engine.context} tokens, on {job.engine.torch_device}", flush=True)
         os.write(control, READY)
 
     with socket.socket(fileno=listener) as made:
@@ -163,7 +141,7 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ServeJob, json.loads(argv[0]))
-    hide_packages(keep=() if job.model.quantization == "none" else ("bitsandbytes",))
+    hide_packages(keep=() if job.engine.model.quantization == "none" else ("bitsandbytes",))
     listener, control, pipe, *rest = map(int, argv[1:])
     keys = inherited(rest[0] if rest else None)
     return guarded(lambda: work(job, listener, control, pipe, keys))

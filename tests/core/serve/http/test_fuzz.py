@@ -41,7 +41,7 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )  # fmt: skip
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "tiny", "messages": HELLO, "max_tokens": 2},
     "/v1/completions": {"model": "tiny", "prompt": "a text", "max_tokens": 2},
     "/v1/embeddings": {"model": "tiny", "input": "a text"},
@@ -73,7 +73,7 @@ def check(api: Caller, path: str, body: bytes) -> None:
 def test_requests_that_are_almost_right(
     fuzzed: Caller, path: str, changes: dict[str, Any], messages: Any
 ) -> None:
-    body: dict[str, Any] = PATHS[path] | changes
+    body = PATHS[path] | changes
     if messages is not None and "messages" in PATHS[path]:
         body["messages"] = messages
     check(fuzzed, path, json.dumps(body).encode())
