@@ -41,6 +41,7 @@ class Server:
         path: of the unix socket; "" for a port.
         audit: directory of its audit log.
         lines: that it has printed.
+        reader: of what it prints.
     """
 
     process: subprocess.Popen[str]
@@ -48,6 +49,7 @@ class Server:
     path: str
     audit: Path
     lines: list[str] = field(default_factory=list)
+    reader: threading.Thread = field(default_factory=threading.Thread)
 
     def connect(self) -> socket.socket:
         if self.path:
@@ -73,6 +75,13 @@ class Server:
         raw = b"" if body is None else json.dumps(body).encode()
         return answer(self.send(method, path, raw, **{"Connection": "close"} | headers))
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def figure(self, name: str) -> float:
         lines = self.ask("GET", "/metrics")[1].splitlines()
         return next(float(each.split()[-1]) for each in lines if each.startswith(name + " "))
@@ -83,6 +92,15 @@ def answer(made: socket.socket) -> tuple[int, str]:
         whole = made.makefile("rb").read().decode()
     head, _, body = whole.partition("\r\n\r\n")
     return int(head.split()[1]), body
+
+
+def begun(made: socket.socket) -> None:
+    """Wait until an answer has begun to come."""
+    got = b""
+    while b"data: " not in got:
+        block = made.recv(1 << 16)
+        assert block
+        got += block
 
 
 def started(home: Path, *arguments: object) -> Server:
@@ -107,7 +125,8 @@ def started(home: Path, *arguments: object) -> Server:
             break
     else:
         raise AssertionError("".join(server.lines))
-    threading.Thread(target=lambda: server.lines.extend(process.stdout or ()), daemon=True).start()
+    server.reader = threading.Thread(target=lambda: server.lines.extend(process.stdout or ()))
+    server.reader.start()
     return server
 
 
@@ -129,8 +148,7 @@ def server(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "--header-seconds", 1, "--body-seconds", 1, "--grace-seconds", 20,
     )  # fmt: skip
     yield made
-    made.process.kill()
-    made.process.wait()
+    made.end()
 
 
 def body(**more: Any) -> dict[str, Any]:
@@ -265,7 +283,7 @@ def test_a_client_that_goes_away_frees_the_engine(server: Server) -> None:
     before = server.figure("mst_engine_cancelled_total")
     raw = json.dumps(body(max_tokens=15_000, stream=True)).encode()
     made = server.send("POST", CHAT, raw)
-    assert b"data: " in made.recv(1 << 16)
+    begun(made)
     made.close()
     deadline = time.monotonic() + 10
     while server.figure("mst_engine_cancelled_total") == before:
@@ -290,9 +308,9 @@ def test_nothing_of_a_prompt_is_printed(server: Server) -> None:
 
 def test_sigterm_finishes_what_is_under_way(server: Server) -> None:
     """The last of this server: it ends here."""
-    raw = json.dumps(body(max_tokens=1500, stream=True)).encode()
+    raw = json.dumps(body(max_tokens=300, stream=True)).encode()
     made = server.send("POST", CHAT, raw)
-    assert b"data: " in made.recv(1 << 16)
+    begun(made)
     server.process.send_signal(signal.SIGTERM)
     with made:
         rest = made.makefile("rb").read()
@@ -330,11 +348,10 @@ def test_a_socket_of_ones_own_with_keys_and_an_adapter(finished_run: Path, tmp_p
             json.loads(server.ask("POST", CHAT, body(model=name), **right)[1])["choices"][0]
             for name in ("base", "ward")
         ]
-        server.process.send_signal(signal.SIGINT)
         server.process.send_signal(signal.SIGTERM)
         code = server.process.wait(20)
     finally:
-        server.process.kill()
+        server.end()
 
     assert mode == 0o600
     assert [each["id"] for each in listed["data"]] == ["base", "ward"]
