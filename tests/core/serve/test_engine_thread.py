@@ -138,7 +138,7 @@ def test_without_memory_the_batch_is_halved_and_answers_stay_right(
 def test_draws_go_on_where_they_were_when_memory_ran_out(llama: Any, start: Start) -> None:
     engine = start(llama, batch=8)
     ids = [random_ids(6, seed) for seed in range(4)]
-    drawn = {"temperature": 1.0, "new": 40}
+    drawn: dict[str, Any] = {"temperature": 1.0, "new": 40}
     alone = [ask(engine, each, seed=place, **drawn).ids() for place, each in enumerate(ids)]
     broken = Broken(llama, lambda each: len(each) > 3, torch.OutOfMemoryError("none left"))
     try:
