@@ -176,6 +176,12 @@ class ContinuousEngine:
         self._thread.join()
 
     def _run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self._serve()
+
+    def _serve(self) -> None:
         while self._wait():
             for work in (self._drop_cancelled, self._embed_one, self._prefill, self._step):
                 self._guarded(work)

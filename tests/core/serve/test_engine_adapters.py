@@ -45,7 +45,11 @@ def alone(whole: Any, ids: list[int], new: int = 12) -> list[int]:
 def test_answers_with_adapters_in_one_batch_are_those_of_each_alone(
     kind: str, tmp_path: Path, start: Start
 ) -> None:
-    shape: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    shape: dict[str, Any] = {
+        "num_experts": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    }
     model = random_model(kind, **(shape if kind == "qwen2_moe" else {}))
     options = KINDS[kind]
     wholes = {
