@@ -65,8 +65,9 @@ def way_of(served: Served, context: int) -> Way:
     try:
         expected = torch.stack([_whole(served, each) for each in probes])
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        kind = type(under_adapters(served.model)).__name__
         raise ModelError(
-            f"this model ({type(under_adapters(served.model)).__name__}) can't go on from text alone:"
+            f"this model ({kind}) can't go on from text alone:"
             f" its forward pass raises {type(error).__name__}. Serve a causal language model."
         ) from None
     allowed = torch.maximum(

@@ -142,11 +142,14 @@ class Engine(Protocol):
 
     Attributes:
         context: most tokens of a prompt and its answer together.
-        adapters: names that `Prompt.adapter` may be.
     """
 
     context: int
-    adapters: Sequence[str]
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The names that `Prompt.adapter` may be."""
+        ...
 
     def submit(self, prompt: Prompt, told: Callable[[Token | EngineFailure], None]) -> int:
         """Queue a prompt and return its ticket.
