@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mst.errors import ModelError
 from mst.serve.answers import Answer
 from mst.serve.decoders import AloneDecoder, BatchedDecoder, Decoder, Served
 from mst.serve.engine import Choice, Prompt
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # in front, or among its last tokens, which matters to windows that are shorter than a probe.
 _MARGIN_IN_FRONT, _MARGIN_NEAR = 0.1, 0.02
 _FIRST, _LATER, _STEPS = (13, 7), 10, 2
+# What forward passes raise that were not written for this.
+_UNFIT = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError)
 # Rotary frequencies of these depend on how long the longest row is (Phi-3's long contexts).
 _BY_LENGTH = ("dynamic", "longrope")
 
@@ -50,11 +53,23 @@ def way_of(served: Served, context: int) -> Way:
     join, and alone with the model's own cache. As in `mst.training.isolation`, errors are measured
     against what the model gives where it sees what is not its own: in bfloat16 no absolute
     tolerance would do.
+
+    Raises:
+        ModelError: it can't compute plain text.
     """
     import torch
 
+    from mst.serve.slots import OtherCache
+
     probes = [_probe(served, place, length) for place, length in enumerate((*_FIRST, _LATER))]
-    expected = torch.stack([_whole(served, each) for each in probes])
+    try:
+        expected = torch.stack([_whole(served, each) for each in probes])
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        kind = type(under_adapters(served.model)).__name__
+        raise ModelError(
+            f"this model ({kind}) can't go on from text alone:"
+            f" its forward pass raises {type(error).__name__}. Serve a causal language model."
+        ) from None
     allowed = torch.maximum(
         _MARGIN_IN_FRONT * (_contaminated(served, probes, 0) - expected).abs().mean(-1),
         _MARGIN_NEAR * (_contaminated(served, probes, -2) - expected).abs().mean(-1),
@@ -65,17 +80,17 @@ def way_of(served: Served, context: int) -> Way:
             if _agree(BatchedDecoder(served), probes, expected, allowed):
                 return Way(BatchedDecoder(served), expected.shape[-1])
             reason = "its answers in a batch differ from those alone"
-        except ValueError as error:
+        except OtherCache as error:
             reason = str(error)
         except MixedRows:
             reason = "its layers don't keep rows apart, so that adapters can't be mixed"
-        except (TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+        except _UNFIT as error:
             if is_out_of_memory(error):
                 raise
             reason = f"its forward pass can't be run in such a batch ({type(error).__name__})"
     try:
         cached = _agree(AloneDecoder(served), probes, expected, allowed)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+    except _UNFIT as error:
         if is_out_of_memory(error):
             raise
         cached = False

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 INSTALL = "python -m pip install 'mst-train[serve]'"
 _ANY_OBJECT = {"type": "object"}
+# Between JSON's marks. Where any white space may stand, a small model writes nothing else until its
+# answer is cut.
+_WHITESPACE = "[ ]?"
 
 
 class Constraint:
@@ -93,7 +96,9 @@ class Constrainer:
         vocabulary = self._loaded()
         import llguidance
 
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(from_text or _ANY_OBJECT)
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            from_text or _ANY_OBJECT, overrides={"whitespace_pattern": _WHITESPACE}
+        )
         matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
         if matcher.is_error():
             lines = str(matcher.get_error()).splitlines() or ["no reason given"]

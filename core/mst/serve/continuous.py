@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mst.serve.answers import Answer
+from mst.serve.batch import Batch
 from mst.serve.choosing import choose
 from mst.serve.constraint import Constrainer
 from mst.serve.engine import (
@@ -23,7 +24,6 @@ from mst.serve.engine import (
     Token,
     UnknownAdapter,
 )
-from mst.serve.prefix_cache import PrefixCache
 from mst.training.faults import answers as still_computes
 from mst.training.faults import free_memory, is_out_of_memory
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from mst.serve.decoders import Decoder, Prefill, Served
-    from mst.serve.slots import Kept
 
 # Prompts at the head of the queue that are looked at in each step.
 _LOOKED_AT = 64
@@ -85,21 +84,16 @@ class ContinuousEngine:
 
         Args:
             served: the model, which belongs to that thread from here on.
-            decoder: how answers are computed, from `mst.serve.asking.decoder_of`.
+            decoder: how answers are computed, from `mst.serve.asking.way_of`.
             context: most tokens of a prompt and its answer together.
             limits: what it may take.
             constrainer: of the model's tokenizer; without one JSON schemas are refused.
         """
         self.context = context
         self.adapters = tuple(each for each in served.adapters.names if each is not None)
-        self._served, self._decoder = served, decoder
-        self._limits, self._constrainer = limits, constrainer
-        self._batch_limit = limits.batch
-        self._prefixes = PrefixCache(limits.prefix_bytes)
-        # The long prompt that is computed piece by piece, and the short ones of this step.
-        self._long: Prefill | None = None
-        self._group: Prefill | None = None
-        self._short_turn = False
+        self._served, self._constrainer = served, constrainer
+        self._queue_limit = limits.queue
+        self._batch = Batch(decoder, limits.batch, limits.prefill_tokens, limits.prefix_bytes)
         self._figures = EngineFigures(batch_limit=limits.batch)
         self._work = _Work()
         self._changed = threading.Condition()
@@ -131,7 +125,7 @@ class ContinuousEngine:
             work = self._work
             if work.closing:
                 raise Overloaded("the engine is closed. Start it again.")
-            if len(work.waiting) >= self._limits.queue:
+            if len(work.waiting) >= self._queue_limit:
                 raise Overloaded(
                     f"{len(work.waiting)} prompts are waiting already. Ask again in a moment."
                 )
@@ -176,6 +170,12 @@ class ContinuousEngine:
         self._thread.join()
 
     def _run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self._serve()
+
+    def _serve(self) -> None:
         while self._wait():
             for work in (self._drop_cancelled, self._embed_one, self._prefill, self._step):
                 self._guarded(work)
@@ -184,11 +184,11 @@ class ContinuousEngine:
         with self._changed:
             left, texts = list(self._work.waiting), list(self._work.texts)
             self._work.waiting.clear()
-        self._fail([*left, *self._in_hand()], gone)
+        self._fail([*left, *self._batch.in_hand()], gone)
         for _, future in texts:
             future.set_exception(gone)
-        self._forget()
-        self._prefixes.clear()
+        self._batch.forget()
+        self._batch.prefixes.clear()
         self._count()
 
     def _wait(self) -> bool:
@@ -196,17 +196,10 @@ class ContinuousEngine:
         with self._changed:
             work = self._work
             while not (work.closing or work.waiting or work.cancelled or work.texts):
-                if self._in_hand():
+                if self._batch.in_hand():
                     break
                 self._changed.wait()
             return not work.closing
-
-    def _in_hand(self) -> list[Answer]:
-        """Return the answers that are being computed."""
-        begun = [each for each in (self._long, self._group) if each is not None]
-        answers = [*self._decoder.answers, *(one for each in begun for one in each.answers)]
-        # What fails while a group joins the others is in both.
-        return list(dict.fromkeys(answers))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do a part of a step; whatever it raises ends answers, and never the engine.
@@ -216,8 +209,11 @@ class ContinuousEngine:
         try:
             work()
         except Exception as error:
-            hurt = self._in_hand()
-            self._forget()
+            hurt = self._batch.in_hand()
+            self._batch.forget()
+            self._unqueue(hurt)
+            if is_out_of_memory(error):
+                self._batch.prefixes.clear()
             if is_out_of_memory(error) and len(hurt) > 1:
                 self._with_less(hurt)
             else:
@@ -228,11 +224,10 @@ class ContinuousEngine:
 
     def _with_less(self, hurt: Sequence[Answer]) -> None:
         """Halve the batch after memory ran out; all of it waits, to be computed again."""
-        self._prefixes.clear()
-        self._batch_limit = max(1, len(hurt) // 2)
+        self._batch.limit = max(1, len(hurt) // 2)
         again = sorted(hurt, key=lambda each: each.ticket)
         with self._changed:
-            self._figures = replace(self._figures, batch_limit=self._batch_limit)
+            self._figures = replace(self._figures, batch_limit=self._batch.limit)
             self._work.waiting.extendleft(reversed(again))
 
     def _failure(self, error: BaseException) -> EngineFailure:
@@ -256,11 +251,6 @@ class ContinuousEngine:
         for each in hurt:
             self._tell(each, failure)
 
-    def _forget(self) -> None:
-        """Hold nothing of what was being computed."""
-        self._decoder.clear()
-        self._long = self._group = None
-
     def _tell(self, answer: Answer, what: Token | EngineFailure) -> None:
         try:
             answer.told(what)
@@ -275,13 +265,7 @@ class ContinuousEngine:
             dropped = len(self._work.waiting) - len(kept)
             if dropped:
                 self._work.waiting = deque(kept)
-        running = self._decoder.answers
-        rows = [row for row, each in enumerate(running) if each.ticket in tickets]
-        if self._long is not None and self._long.answers[0].ticket in tickets:
-            self._long = None
-            dropped += 1
-        self._add(cancelled=dropped + len(rows))
-        self._leave(rows)
+        self._add(cancelled=dropped + self._batch.cancel(tickets))
 
     def _embed_one(self) -> None:
         """Compute one text: the running answers go on between two."""
@@ -302,75 +286,24 @@ class ContinuousEngine:
         if prefill is None:
             return
         try:
-            logits = self._decoder.advance(prefill, self._limits.prefill_tokens)
+            logits = self._batch.advance(prefill)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             # The running answers are whole.
-            self._drop(prefill)
+            self._batch.drop(prefill)
             self._fail(prefill.answers, self._failure(error))
             return
         if logits is not None:
-            first = len(self._decoder.answers)
-            self._decoder.join(prefill)
-            self._drop(prefill)
-            self._tell_next(logits, first)
-
-    def _drop(self, prefill: Prefill) -> None:
-        if prefill is self._long:
-            self._long = None
-        if prefill is self._group:
-            self._group = None
+            self._tell_next(logits, self._batch.join(prefill))
 
     def _next_prefill(self) -> Prefill | None:
-        """Return short prompts that fit one pass, or the long one; in turns if there are both."""
-        if self._long is None or self._short_turn:
-            self._short_turn = False
-            taken = self._taken()
-            if taken:
-                answers, kept = [each for each, _ in taken], [own for _, own in taken]
-                self._group = self._begun(answers, kept)
-                return self._group
-        self._short_turn = self._long is not None
-        return self._long
-
-    def _taken(self) -> list[tuple[Answer, Kept | None]]:
-        """Take short prompts that fit one pass from the queue, in order, with what is kept of them.
-
-        The first long one that is met becomes the one that is computed piece by piece.
-        """
-        decoder, limit = self._decoder, self._limits.prefill_tokens
-        free = self._batch_limit - len(decoder.answers) - (self._long is not None)
+        """Return the next prompts to compute; those that are begun leave the queue."""
         with self._changed:
             waiting = list(islice(self._work.waiting, _LOOKED_AT))
-        taken: list[tuple[Answer, Kept | None]] = []
-        columns = 0
-        for answer in waiting:
-            if len(taken) >= min(free, decoder.at_once):
-                break
-            kept, answer.cached = self._prefixes.find(answer.prompt, answer.ids)
-            new = len(answer.ids) - answer.cached
-            if new > limit and decoder.at_once > 1:
-                if self._long is None:
-                    self._unqueue([answer])
-                    self._long = self._begun([answer], [kept])
-                    free -= 1
-                continue
-            columns = max(columns, new)
-            if taken and columns * (len(taken) + 1) > limit:
-                break
-            taken.append((answer, kept))
-        self._unqueue([each for each, _ in taken])
-        return taken
-
-    def _unqueue(self, answers: Sequence[Answer]) -> None:
-        with self._changed:
-            for each in answers:
-                self._work.waiting.remove(each)
-
-    def _begun(self, answers: list[Answer], kept: list[Kept | None]) -> Prefill:
-        prefill = self._decoder.begin(answers, kept)
-        new = [each for each in answers if not each.counted]
+        prefill = self._batch.next_prefill(waiting)
+        begun = self._unqueue(self._batch.in_hand())
+        new = [each for each in begun if not each.counted]
         for each in new:
             each.counted = True
         self._add(
@@ -379,16 +312,24 @@ class ContinuousEngine:
         )
         return prefill
 
+    def _unqueue(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Take answers out of the queue; return those that were in it."""
+        with self._changed:
+            found = [each for each in answers if each in self._work.waiting]
+            for each in found:
+                self._work.waiting.remove(each)
+        return found
+
     def _step(self) -> None:
         """Give each running answer its next token."""
-        if self._decoder.answers:
-            logits = self._decoder.step()
+        if self._batch.running:
+            logits = self._batch.step()
             self._add(steps=1)
             self._tell_next(logits, 0)
 
     def _tell_next(self, logits: torch.Tensor, first: int) -> None:
         """Choose and tell the next tokens of the running answers from a row on."""
-        answers = self._decoder.answers[first:]
+        answers = self._batch.running[first:]
         news: list[Token | EngineFailure] = []
         for answer, what in zip(answers, choose(logits, answers), strict=True):
             if isinstance(what, EngineFailure):
@@ -400,7 +341,7 @@ class ContinuousEngine:
         tokens = [each for each in news if isinstance(each, Token)]
         ended = [isinstance(each, EngineFailure) or each.finish is not None for each in news]
         # Taken out first: who hears the last token finds an engine that is done with it.
-        self._leave([first + row for row, over in enumerate(ended) if over])
+        self._batch.leave([first + row for row, over in enumerate(ended) if over])
         self._add(
             generated_tokens=len(tokens),
             finished=sum(each.finish is not None for each in tokens),
@@ -409,21 +350,6 @@ class ContinuousEngine:
         self._count()
         for answer, each in zip(answers, news, strict=True):
             self._tell(answer, each)
-
-    def _leave(self, rows: Sequence[int]) -> None:
-        """Take answers out, and keep what was computed of them for prompts that go on from it."""
-        # From the last on: the row of one that leaves is taken by the last.
-        for row in sorted(rows, reverse=True):
-            answer, kept = self._decoder.answers[row], self._decoder.kept(row)
-            if kept:
-                try:
-                    length = next(iter(kept.values()))[0].shape[1]
-                    self._prefixes.keep(answer.prompt, answer.ids[:length], kept)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    self._prefixes.clear()
-            self._decoder.leave(row)
 
     def _add(self, **counts: int) -> None:
         with self._changed:
@@ -434,7 +360,7 @@ class ContinuousEngine:
         with self._changed:
             self._figures = replace(
                 self._figures,
-                running=len(self._in_hand()),
-                cache_bytes=self._decoder.bytes(),
-                prefix_bytes=self._prefixes.bytes,
+                running=len(self._batch.in_hand()),
+                cache_bytes=self._batch.bytes(),
+                prefix_bytes=self._batch.prefixes.bytes,
             )

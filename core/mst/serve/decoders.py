@@ -163,7 +163,7 @@ class BatchedDecoder:
         """Hold nothing yet.
 
         Raises:
-            ValueError: the model's layers keep something else than keys and values.
+            OtherCache: the model's layers keep something else than keys and values.
         """
         self._served = served
         self.answers: list[Answer] = []

@@ -37,10 +37,10 @@ class PrefixCache:
         owner = (prompt.caller, prompt.adapter)
         best, most = None, 0
         for key in self._entries:
-            if key[0] == owner:
-                common = _common(key[1], ids)
-                if common > most:
-                    best, most = key, common
+            # A longer beginning has at least one more token in common.
+            longer = len(key[1]) > most < len(ids) and key[1][most] == ids[most]
+            if key[0] == owner and longer and (common := _common(key[1], ids)) > most:
+                best, most = key, common
         if best is None:
             return None, 0
         self._entries.move_to_end(best)

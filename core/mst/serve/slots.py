@@ -36,6 +36,10 @@ Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]
 _FIRST_COLUMNS = 64
 
 
+class OtherCache(Exception):
+    """A model's layers keep something else than keys and values; says what."""
+
+
 class Frame:
     """Where the rows lie in the block; shared by all layers."""
 
@@ -115,15 +119,15 @@ class Slots(Cache):
         """Make an empty block for a model.
 
         Raises:
-            ValueError: its layers keep something else than keys and values; says what.
+            OtherCache: its layers keep something else than keys and values.
         """
         self.frame = Frame()
         kinds = [type(each) for each in DynamicCache(config=model.config).layers]
         if not kinds:
-            raise ValueError("transformers does not say what its layers keep")
+            raise OtherCache("transformers does not say what its layers keep")
         for kind in kinds:
             if kind not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
-                raise ValueError(f"its layers keep what transformers calls {kind.__name__}")
+                raise OtherCache(f"its layers keep what transformers calls {kind.__name__}")
         empty: Any = DummyLayer
         layers: list[Any] = [
             empty() if kind is DummyLayer else SlotLayer(self.frame) for kind in kinds

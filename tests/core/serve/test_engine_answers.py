@@ -17,6 +17,7 @@ from tests.core.serve.conftest import (
 )
 from transformers import LlamaForCausalLM
 
+from mst.errors import ModelError
 from mst.serve.asking import way_of
 from mst.serve.decoders import AloneDecoder, BatchedDecoder, Served
 from mst.serve.row_adapters import RowAdapters
@@ -112,6 +113,18 @@ def test_a_model_that_mixes_rows_up_is_found_out(
     assert [each.ids() for each in heard] == [
         transformers_answer(llama, ids, 12) for ids in prompts
     ]
+
+
+class Needy(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+    """A model that reads no text without pictures."""
+
+    def forward(self, pictures: Any, **arguments: Any) -> Any:
+        return super().forward(**arguments)
+
+
+def test_a_model_that_does_not_go_on_from_text_is_refused(llama: Any) -> None:
+    with pytest.raises(ModelError, match=r"\(Needy\) can't go on from text alone"):
+        way(Needy(llama.config))
 
 
 def test_rows_of_other_lengths_do_not_stretch_positions() -> None:

@@ -27,7 +27,7 @@ SCHEMA = {
 def test_the_same_seed_draws_the_same_whatever_is_beside_it(llama: Any, start: Start) -> None:
     engine = start(llama, batch=6)
     ids = random_ids(9, 0)
-    drawn = {"temperature": 1.0, "top_p": 0.95}
+    drawn: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95}
     alone = ask(engine, ids, 16, seed=3, **drawn).ids()
     others = [ask(engine, random_ids(5 + each, each), 30, seed=each, **drawn) for each in range(4)]
     beside = ask(engine, ids, 16, seed=3, **drawn)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.core.serve.conftest import CONTEXT, Start, ask, random_ids, transformers_answer
+from tests.core.serve.conftest import CONTEXT, CPU, Start, ask, random_ids, transformers_answer
 
+from mst.serve.continuous import ContinuousEngine, Limits
+from mst.serve.decoders import BatchedDecoder, Served
 from mst.serve.engine import Choice, EngineFailure, Overloaded, Prompt, PromptTooLong
 from mst.serve.engine import UnknownAdapter as Unknown
+from mst.serve.row_adapters import RowAdapters
 
 SECRET = 77
 
@@ -138,7 +141,7 @@ def test_without_memory_the_batch_is_halved_and_answers_stay_right(
 def test_draws_go_on_where_they_were_when_memory_ran_out(llama: Any, start: Start) -> None:
     engine = start(llama, batch=8)
     ids = [random_ids(6, seed) for seed in range(4)]
-    drawn = {"temperature": 1.0, "new": 40}
+    drawn: dict[str, Any] = {"temperature": 1.0, "new": 40}
     alone = [ask(engine, each, seed=place, **drawn).ids() for place, each in enumerate(ids)]
     broken = Broken(llama, lambda each: len(each) > 3, torch.OutOfMemoryError("none left"))
     try:
@@ -161,6 +164,31 @@ def test_one_answer_that_has_no_memory_fails(llama: Any, start: Start) -> None:
         broken.handle.remove()
 
     assert len(ask(engine, random_ids(6, 0), 3).ids()) == 3
+
+
+class Tight(BatchedDecoder):
+    """A decoder that has no room beside what is kept."""
+
+    def begin(self, answers: Any, kept: Any) -> Any:
+        if any(kept):
+            raise torch.OutOfMemoryError("none left")
+        return super().begin(answers, kept)
+
+
+def test_what_is_kept_makes_room_for_answers(llama: Any) -> None:
+    served = Served(llama, CPU, torch.float32, RowAdapters(llama))
+    engine = ContinuousEngine(served, Tight(served), CONTEXT, Limits(prefill_tokens=16))
+    ids = random_ids(40, 1)
+    try:
+        once = ask(engine, ids, 5).ids()
+        kept = engine.figures().prefix_bytes
+        again = ask(engine, ids, 5).tokens()
+    finally:
+        engine.close()
+
+    assert kept > 0
+    assert [each.id for each in again] == once
+    assert again[0].cached == 0
 
 
 def test_an_answer_that_nobody_hears_is_given_up(llama: Any, start: Start) -> None:
