@@ -33,7 +33,8 @@ def document() -> dict[str, Any]:
     shown = [answer for _, answer in GETS.values() if answer is not None]
     kinds: list[type[BaseModel]] = [*requests, *given, *shown, ErrorAnswer]
     _, definitions = models_json_schema(
-        [(each, "validation") for each in dict.fromkeys(kinds)], ref_template="#/components/schemas/{model}"
+        [(each, "validation") for each in dict.fromkeys(kinds)],
+        ref_template="#/components/schemas/{model}",
     )
     paths: dict[str, Any] = {}
     for path, endpoint in POSTS.items():

@@ -71,9 +71,11 @@ def test_a_unix_listener_is_taken_along_and_accepts(layer: str) -> None:
 
 
 def test_a_listener_of_the_network_is_a_leak() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with started("print('begun')", "auto", listener) as running:
-            out, errors = running.communicate(timeout=60)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        started("print('begun')", "auto", listener) as running,
+    ):
+        out, errors = running.communicate(timeout=60)
 
     assert (running.returncode, out) == (EXIT_LEAK, "")
     assert "served socket turned round (open)" in errors
