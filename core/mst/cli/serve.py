@@ -66,7 +66,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-client-ca", metavar="FILE", help="PEM; only its clients come in")
     group.add_argument(
         "--api-keys", choices=("auto", "require", "off"), default="auto",
-        help="auto asks for one beyond loopback, and wherever --keys-file is given (auto)",
+        help="auto asks for one beyond loopback and wherever --keys-file is given, and lets in you"
+        " alone elsewhere; off lets in every user of this machine (auto)",
     )  # fmt: skip
     group.add_argument(
         "--keys-file", metavar="FILE", help="of `mst apikeys` (mst/api-keys.json in the user's"
@@ -116,8 +117,9 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
     if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch must be at least 1; found {args.batch}.")
     place = _place(args)
-    _access(args, place)
-    with listening(place, os.environ) as found:
+    # Where no key tells users apart, the kernel does.
+    own_user = _access(args, place).keys_file is None and args.api_keys != "off"
+    with listening(place, os.environ, own_user) as found:
         args.listening, args.listeners = found, (found.listener,)
         yield
 

@@ -18,13 +18,16 @@ from pathlib import Path
 import pytest
 
 from mst.serve.http.listening import Listening, Place, listening
-from mst.serve.http.relay import READY, STOP
+from mst.serve.http.relay import READY, STOP, user_of
 
 
 @contextlib.contextmanager
-def answering(place: Place) -> Iterator[Listening]:
+def answering(place: Place, own_user: bool = False) -> Iterator[Listening]:
     """Listen, and answer each connection with what it has said, in capitals."""
-    with listening(place, {}) as found, socket.socket(fileno=os.dup(found.listener)) as inside:
+    with (
+        listening(place, {}, own_user) as found,
+        socket.socket(fileno=os.dup(found.listener)) as inside,
+    ):
 
         def answer(made: socket.socket) -> None:
             with made, contextlib.suppress(OSError):
@@ -212,3 +215,43 @@ def test_files_that_are_no_tls_are_said(tmp_path: Path) -> None:
 
         assert "UsageError" in errors
         assert words in errors
+
+
+CONNECT = """
+import socket, sys
+made = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 20)
+made.sendall(b"abc")
+made.shutdown(socket.SHUT_WR)
+sys.stdout.write(made.makefile("rb").read().decode())
+"""
+
+
+def test_another_user_of_the_machine_is_told_apart(tmp_path: Path) -> None:
+    def connected(port: int, **user: int) -> str:
+        command = ["/usr/bin/env", "python3", "-c", CONNECT, str(port)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, **user).stdout
+
+    with answering(Place(port=0), own_user=True) as found:
+        os.write(found.control, READY)
+        own = connected(found.place.port)
+        other = connected(found.place.port, user=65534) if os.geteuid() == 0 else ""
+
+    assert own == "ABC"
+    if os.geteuid() != 0:
+        pytest.skip("wants root, to be another user")
+    assert other.startswith("HTTP/1.1 403")
+    assert "other_user" in other
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_kernel_says_who_has_connected(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, 0), family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as made,
+    ):
+        assert user_of(made) == os.getuid()
+    one, other = socket.socketpair()
+    with one, other:
+        assert user_of(one) == os.getuid()

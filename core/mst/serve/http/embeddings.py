@@ -14,6 +14,8 @@ from mst.serve.http.service import Service, chosen, count_prompts
 from mst.serve.http.shapes import EmbeddingRequest
 from mst.serve.http.wire import Exchange, answer_json
 
+_AT_ONCE = 8
+
 
 async def embeddings(service: Service, exchange: Exchange, request: EmbeddingRequest) -> None:
     """Answer with the vector of each text: the mean of the model's last hidden states.
@@ -33,7 +35,11 @@ async def embeddings(service: Service, exchange: Exchange, request: EmbeddingReq
         lambda: [plain_ids(service.reader, each, "input") for each in given]
     )
     count_prompts(exchange, ids)
-    vectors = await asyncio.to_thread(service.engine.embed, ids)
+    vectors: list[list[float]] = []
+    # A few at a time: a caller who goes away ends it, and others' prompts need threads too.
+    async with service.embedding:
+        for at in range(0, len(ids), _AT_ONCE):
+            vectors += await asyncio.to_thread(service.engine.embed, ids[at : at + _AT_ONCE])
     shown = _base64 if request.encoding_format == "base64" else list
     answer = Embeddings(
         data=[

@@ -150,12 +150,15 @@ def _answers(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def listening(place: Place, environ: Mapping[str, str]) -> Iterator[Listening]:
+def listening(
+    place: Place, environ: Mapping[str, str], own_user: bool = False
+) -> Iterator[Listening]:
     """Bind, start the relay outside the jail, and yield what goes inside; end the relay after.
 
     Args:
         place: where callers come in.
         environ: of the process.
+        own_user: nobody but this user, and root, may come in.
 
     Raises:
         UsageError: as `bind`.
@@ -174,10 +177,12 @@ def listening(place: Place, environ: Mapping[str, str]) -> Iterator[Listening]:
         bound = place
         if place.path is None:
             bound = Place(place.host, outer.getsockname()[1])
+        owner = os.getuid() if user is None else user[0]
+        users = f"0,{owner}" if own_user else ""
         reading, writing = os.pipe()
         command = [
             sys.executable, "-m", "mst.serve.http.relay",
-            str(outer.fileno()), str(reading), path, *named,
+            str(outer.fileno()), str(reading), users, path, *named,
         ]  # fmt: skip
         relay = _started(command, (outer.fileno(), reading), user)
         os.close(reading)

@@ -39,6 +39,12 @@ def chat_ids(reader: Reader, request: ChatRequest) -> tuple[int, ...]:
     tools: list[dict[str, Any]] = []
     if request.tool_choice != "none":
         tools = [each.model_dump(exclude_none=True) for each in request.tools or ()]
+    if tools and "tools" not in reader.template.source:
+        raise wrong(
+            "this model's chat template has no place for tools, so that the model would never hear"
+            " of them. Serve another model, or leave tools out.",
+            "tools",
+        )
     messages = [_message(reader, each) for each in request.messages]
     try:
         text = render(reader.template, messages, add_generation_prompt=True, tools=tools)

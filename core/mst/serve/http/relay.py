@@ -1,5 +1,5 @@
-"""Run as `python -m mst.serve.http.relay LISTENER CONTROL SERVER [SOCKET]`: carries bytes across
-the jail's wall.
+"""Run as `python -m mst.serve.http.relay LISTENER CONTROL USERS SERVER [SOCKET]`: carries bytes
+across the jail's wall.
 
 A socket of the machine's network must never come into the jail: an accepted one can be taken off
 its peer and connected anywhere (connect(2), AF_UNSPEC). So this process, outside, accepts, and
@@ -12,9 +12,11 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 # What the server writes into the control pipe; its end says that the server has ended.
 READY, STOP = b"r", b"s"
@@ -26,13 +28,31 @@ _MOST = 512
 _LINGER_SECONDS = 2.0
 
 
+# To another user of this machine, where no key tells users apart.
+_STRANGER = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    b'{"error":{"message":"this server asks for no API key, so that it is for the user who has'
+    b' started it alone. Ask that user for one with keys: mst serve --api-keys require.","type":'
+    b'"invalid_request_error","param":null,"code":"other_user"}}'
+)
+# Of one connection's end: address and port in hex, the other's, and whose it is (proc(5)).
+_TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
+
+
 class Relay:
     """Accepts connections and carries their bytes."""
 
-    def __init__(self, listener: socket.socket, server: str) -> None:
-        """Carry from `listener` to the unix socket at the path `server`."""
+    def __init__(self, listener: socket.socket, server: str, users: frozenset[int]) -> None:
+        """Carry from `listener` to the unix socket at the path `server`.
+
+        Args:
+            listener: who connects to it waits until the server has said that it is ready.
+            server: path of the server's socket.
+            users: numbers of the users of this machine who may come in; empty for all.
+        """
         self._listener = listener
         self._server = server
+        self._users = users
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -74,6 +94,9 @@ class Relay:
                 # Tokens are few bytes each, and are to be seen as they come.
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with suppress(OSError):
+                if self._users and user_of(client) not in self._users:
+                    await loop.sock_sendall(client, _STRANGER)
+                    return
                 await loop.sock_connect(server, self._server)
                 asking = loop.create_task(_asked(client, server))
                 try:
@@ -83,6 +106,28 @@ class Relay:
                     with suppress(asyncio.CancelledError):
                         await asking
                 await _linger(client)
+
+
+def user_of(client: socket.socket) -> int | None:
+    """Return the number of the user of this machine who has connected; None if it isn't known."""
+    if client.family == socket.AF_UNIX:
+        found = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("3i", found)[1])
+    theirs, ours = (
+        _in_table(client.family, each()) for each in (client.getpeername, client.getsockname)
+    )
+    for line in Path(_TABLES[socket.AddressFamily(client.family)]).read_text("ascii").splitlines():
+        words = line.split()
+        if words[1:3] == [theirs, ours]:
+            return int(words[7])
+    return None
+
+
+def _in_table(family: int, place: tuple[str, int]) -> str:
+    """Return an address as the kernel's table has it: words of 32 bits in the machine's order."""
+    raw = socket.inet_pton(family, place[0].partition("%")[0])
+    words = struct.unpack(f"={len(raw) // 4}I", raw)
+    return "".join(f"{each:08X}" for each in words) + f":{place[1]:04X}"
 
 
 async def _asked(client: socket.socket, server: socket.socket) -> None:
@@ -117,16 +162,14 @@ async def _linger(client: socket.socket) -> None:
         await asyncio.wait_for(drop(), _LINGER_SECONDS)
 
 
-async def carry(listener: socket.socket, control: int, server: str) -> None:
-    """Carry connections until the control pipe ends.
-
-    Args:
-        listener: who connects to it waits until the server has said that it is ready.
-        control: reading end of the pipe.
-        server: path of the server's unix socket.
+async def carry(
+    listener: socket.socket, control: int, server: str, users: frozenset[int] = frozenset()
+) -> None:
+    """Carry connections until the control pipe ends; `control` is its reading end, and the other
+    arguments are `Relay`'s.
     """
     loop = asyncio.get_running_loop()
-    relay, ended = Relay(listener, server), asyncio.Event()
+    relay, ended = Relay(listener, server, users), asyncio.Event()
 
     def read() -> None:
         words = os.read(control, 64)
@@ -147,11 +190,12 @@ def main(argv: Sequence[str]) -> int:
     # Ctrl-C and SIGTERM are the server's to answer: streams are finished first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    listener, control, server, *path = argv
+    listener, control, users, server, *path = argv
+    known = frozenset(int(each) for each in users.split(",") if each)
     with socket.socket(fileno=int(listener)) as made:
         made.setblocking(False)
         try:
-            asyncio.run(carry(made, int(control), server))
+            asyncio.run(carry(made, int(control), server, known))
         finally:
             for each in (server, *path):
                 with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class Service:
         most_tokens: longest answer that a request may have.
         created: when, in seconds since 1970.
         stopping: nothing new is to be sent here.
+        embedding: how many requests for embeddings are computed at once; others wait.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Service:
     most_tokens: int
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
+    embedding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2), repr=False)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -128,6 +128,18 @@ def test_a_template_that_refuses_is_no_bug(engine: Engine, reader: Reader) -> No
     assert reader.template.origin not in first.text
 
 
+def test_tools_that_the_template_leaves_out_are_refused(engine: Engine, reader: Reader) -> None:
+    from dataclasses import replace
+
+    bare = replace(reader, template=replace(reader.template, source="{{ messages[0].content }}"))
+    api = Caller(App(Service("tiny", engine, bare, 8), Names(), Keys(None), Limits()))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    reply = api.chat(tools=tools)
+
+    assert (reply.status, reply.error["param"]) == (400, "tools")
+    assert api.chat(tools=tools, tool_choice="none").status == 200
+
+
 def test_a_template_that_makes_too_much_is_stopped(engine: Engine, reader: Reader) -> None:
     from dataclasses import replace
 
