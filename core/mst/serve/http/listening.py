@@ -164,6 +164,12 @@ def listening(
         UsageError: as `bind`.
     """
     user = caller_of_sudo(environ) if os.geteuid() == 0 else None
+    if own_user and place.path is None and not os.access("/proc/net/tcp", os.R_OK):
+        raise UsageError(
+            "this system does not say which user has connected to a port (/proc/net/tcp can't be"
+            " read). Pass --socket PATH, --api-keys require, or, to let in all users of this"
+            " machine, --api-keys off."
+        )
     with bind(place) as outer, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
         long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_DIRECTORY
         directory = tempfile.mkdtemp(prefix="mst-serve-", dir="/tmp" if long else None)

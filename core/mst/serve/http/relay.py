@@ -95,7 +95,7 @@ class Relay:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with suppress(OSError):
                 if self._users and user_of(client) not in self._users:
-                    await loop.sock_sendall(client, _STRANGER)
+                    await _turn_away(client)
                     return
                 await loop.sock_connect(server, self._server)
                 asking = loop.create_task(_asked(client, server))
@@ -108,14 +108,19 @@ class Relay:
                 await _linger(client)
 
 
+async def _turn_away(client: socket.socket) -> None:
+    await asyncio.get_running_loop().sock_sendall(client, _STRANGER)
+    client.shutdown(socket.SHUT_WR)
+    await _linger(client)
+
+
 def user_of(client: socket.socket) -> int | None:
     """Return the number of the user of this machine who has connected; None if it isn't known."""
     if client.family == socket.AF_UNIX:
         found = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int(struct.unpack("3i", found)[1])
-    theirs, ours = (
-        _in_table(client.family, each()) for each in (client.getpeername, client.getsockname)
-    )
+    theirs = _in_table(client.family, client.getpeername())
+    ours = _in_table(client.family, client.getsockname())
     for line in Path(_TABLES[socket.AddressFamily(client.family)]).read_text("ascii").splitlines():
         words = line.split()
         if words[1:3] == [theirs, ours]:
