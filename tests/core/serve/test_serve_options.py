@@ -140,6 +140,19 @@ def test_an_artefact_that_has_failed_is_served_by_force_alone(
     assert job_of(What(str(path))).name == "artefact"
 
 
+def test_an_artefact_for_another_engine_names_it(tiny_model: Path, tmp_path: Path) -> None:
+    from mst.errors import ModelError
+
+    path = shutil.copytree(tiny_model, tmp_path / "artefact")
+    manifest = {"format": "gptq", "status": "passed", "serve": ["engine serve {path}"]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    config = json.loads((path / "config.json").read_text())
+    quantized = config | {"quantization_config": {"quant_method": "gptq"}}
+    (path / "config.json").write_text(json.dumps(quantized))
+    with pytest.raises(ModelError, match=rf"format gptq \(engine serve {path}\)"):
+        job_of(What(str(path)))
+
+
 def test_a_job_survives_json_and_has_the_runs_name(finished_run: Path) -> None:
     job = job_of(What(str(finished_run), context=100, batch=3, prefix_bytes=0))
 

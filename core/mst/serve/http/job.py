@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mst.chat import run_of
+from mst.data.special import read_json
 from mst.errors import ModelError, UsageError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.http.limits import Limits
@@ -171,7 +171,7 @@ def served_target(target: str | None, force: bool) -> str | None:
     """Return what is to be loaded of a target: an artefact's GGUF file, or the target itself.
 
     Raises:
-        ModelError: it is an artefact that has failed its comparison.
+        ModelError: it is an artefact that has failed its comparison, or one for another engine.
     """
     if target is None:
         return None
@@ -186,6 +186,14 @@ def served_target(target: str | None, force: bool) -> str | None:
             f"the artefact {directory} has not passed its comparison with what was trained{first}."
             " Export it again with other options, or pass --force to serve it as it is."
         )
+    if "quantization_config" in read_json(directory / "config.json"):
+        commands = [str(each) for each in manifest.get("serve") or ()]
+        other = f" ({commands[0].replace('{path}', str(directory))})" if commands else ""
+        raise ModelError(
+            f"{directory} is for an engine that computes with weights in the format"
+            f" {manifest['format']}{other}; mst serve has no kernels for it. Serve the run itself,"
+            " or an export of the format merged or gguf."
+        )
     files = sorted(directory.glob("*.gguf"))
     if (directory / "config.json").is_file() or len(files) != 1:
         return target
@@ -194,8 +202,5 @@ def served_target(target: str | None, force: bool) -> str | None:
 
 def _manifest(directory: Path) -> Mapping[str, Any] | None:
     """Return the manifest of an export; None where the directory is none."""
-    try:
-        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"format", "status"} <= found.keys() else None
+    found = read_json(directory / MANIFEST)
+    return found if {"format", "status"} <= found.keys() else None

@@ -89,7 +89,8 @@ def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> 
     def noted(exchange: Exchange) -> None:
         notes.add(exchange)
         if job.access_log:
-            print(log_line(exchange), flush=True)
+            with suppress(OSError):  # nobody reads it any more
+                print(log_line(exchange), flush=True)
 
     return App(service, names, keys, job.limits, noted)
 
