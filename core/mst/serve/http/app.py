@@ -66,6 +66,7 @@ class App:
             raise NotImplementedError(scope["type"])
         exchange = exchange_of(scope, receive, send)
         exchange.route = routes.route_of(exchange.path)
+        exchange.send_seconds = self._limits.send_seconds
         try:
             await self._guarded(exchange)
         finally:

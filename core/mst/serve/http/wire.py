@@ -49,6 +49,7 @@ class Exchange:
         first_token_seconds: until the first token of an answer; None before.
         unread: the body was not read to its end.
         events: of an answer that is streamed.
+        send_seconds: that a caller may take to read what was sent before more can be.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Exchange:
     first_token_seconds: float | None = None
     unread: bool = True
     events: Events | None = field(default=None, repr=False)
+    send_seconds: float = 60.0
 
     @property
     def verb(self) -> str:
@@ -155,6 +157,18 @@ async def until_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> Non
                 await each
 
 
+async def _send(exchange: Exchange, message: MutableMapping[str, Any]) -> None:
+    """Send a message of ASGI's; it waits while the caller does not read.
+
+    Raises:
+        Gone: it has waited too long, and others need the place.
+    """
+    try:
+        await asyncio.wait_for(exchange.send(message), exchange.send_seconds)
+    except asyncio.TimeoutError:
+        raise Gone from None
+
+
 async def begin(exchange: Exchange, status: int, kind: str, headers: Mapping[str, str]) -> None:
     """Send the head of an answer."""
     exchange.status = status
@@ -163,7 +177,7 @@ async def begin(exchange: Exchange, status: int, kind: str, headers: Mapping[str
     if exchange.unread and exchange.method == "POST":
         # What is left of the body is not read, so nothing can follow it.
         lines.append((b"connection", b"close"))
-    await exchange.send({"type": "http.response.start", "status": status, "headers": lines})
+    await _send(exchange, {"type": "http.response.start", "status": status, "headers": lines})
 
 
 async def answer_text(exchange: Exchange, text: str, kind: str) -> None:
@@ -183,7 +197,7 @@ async def _whole_answer(
     exchange: Exchange, status: int, body: bytes, kind: str, headers: Mapping[str, str]
 ) -> None:
     await begin(exchange, status, kind, {**headers, "Content-Length": str(len(body))})
-    await exchange.send({"type": "http.response.body", "body": body, "more_body": False})
+    await _send(exchange, {"type": "http.response.body", "body": body, "more_body": False})
 
 
 class Events:
@@ -201,7 +215,8 @@ class Events:
     async def end(self) -> None:
         """Send what ends a stream of OpenAI's."""
         await self._send(b"[DONE]")
-        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+        last = {"type": "http.response.body", "body": b"", "more_body": False}
+        await _send(self._exchange, last)
 
     async def fail(self, refusal: Refusal) -> None:
         """Send a failure in place of the rest; the status is out already."""
@@ -216,6 +231,7 @@ class Events:
     async def _send(self, data: bytes) -> None:
         if not self.begun:
             await begin(self._exchange, 200, "text/event-stream; charset=utf-8", {})
-        await self._exchange.send(
-            {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True}
+        await _send(
+            self._exchange,
+            {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True},
         )

@@ -120,6 +120,7 @@ class Caller:
         leave_after: int | None = None,
         pieces: int = 1,
         stall: bool = False,
+        read: int | None = None,
     ) -> Reply:
         """Call it once.
 
@@ -132,8 +133,11 @@ class Caller:
                 goes before any comes.
             pieces: in which the body comes.
             stall: the last piece never comes.
+            read: messages of the answer after which the caller stays and reads no more.
         """
-        return asyncio.run(self._call(method, path, body, headers, leave_after, pieces, stall))
+        return asyncio.run(
+            self._call(method, path, body, headers, leave_after, pieces, stall, read)
+        )
 
     async def _call(
         self,
@@ -144,6 +148,7 @@ class Caller:
         leave_after: int | None,
         pieces: int,
         stall: bool,
+        read: int | None,
     ) -> Reply:
         left = asyncio.Event()
         if leave_after == 0:
@@ -162,6 +167,8 @@ class Caller:
 
         async def send(message: MutableMapping[str, Any]) -> None:
             nonlocal sent
+            if sent == read:
+                await asyncio.Event().wait()
             sent += 1
             if message["type"] == "http.response.start":
                 reply.status = message["status"]

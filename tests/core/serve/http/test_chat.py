@@ -253,6 +253,16 @@ def test_a_caller_that_waits_for_the_whole_and_leaves_stops_it_too(
         time.sleep(0.01)
 
 
+def test_a_caller_that_does_not_read_is_not_waited_for(called: Callable[..., Caller]) -> None:
+    api = called(send_seconds=0.05)
+    body = {"model": "tiny", "messages": HELLO, "stream": True, "max_tokens": 20}
+    reply = api.post("/v1/chat/completions", body, read=3)
+
+    assert len(reply.chunks) == 2
+    assert api.app.metrics.gone == 1
+    assert api.chat().status == 200
+
+
 def test_an_answer_is_as_long_as_there_is_room(called: Callable[..., Caller]) -> None:
     api = called(most_tokens=5)
 
