@@ -24,7 +24,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
@@ -111,6 +110,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Return -1: the block grows."""
         return -1
 
+    # Its name in transformers 5.5.
+    get_max_cache_shape = get_max_length
+
 
 class Slots(Cache):
     """The block of all layers, as transformers' models take a cache."""
@@ -122,20 +124,23 @@ class Slots(Cache):
             OtherCache: its layers keep something else than keys and values.
         """
         self.frame = Frame()
-        kinds = [type(each) for each in DynamicCache(config=model.config).layers]
-        if not kinds:
+        layers: list[Any] = [self._layer(each) for each in DynamicCache(config=model.config).layers]
+        if not layers:
             raise OtherCache("transformers does not say what its layers keep")
-        for kind in kinds:
-            if kind not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
-                raise OtherCache(f"its layers keep what transformers calls {kind.__name__}")
-        empty: Any = DummyLayer
-        layers: list[Any] = [
-            empty() if kind is DummyLayer else SlotLayer(self.frame) for kind in kinds
-        ]
         super().__init__(layers=layers)
         self._held = {
             place: each for place, each in enumerate(layers) if isinstance(each, SlotLayer)
         }
+
+    def _layer(self, usual: Any) -> Any:
+        """Return a layer that keeps what transformers' own does."""
+        kind = type(usual)
+        if kind in (DynamicLayer, DynamicSlidingWindowLayer):
+            return SlotLayer(self.frame)
+        # Of layers without attention, or that read what another layer has written.
+        if kind.__name__ == "DummyLayer":
+            return usual
+        raise OtherCache(f"its layers keep what transformers calls {kind.__name__}")
 
     @property
     def lengths(self) -> Sequence[int]:

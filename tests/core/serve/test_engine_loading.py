@@ -129,6 +129,7 @@ def test_dora_is_served_alone(tiny_model: Path, tmp_path: Path) -> None:
     other = replace(plain.model, adapter=str(tmp_path / "b"))
 
     assert answers(job, [None, None]) == [expected(whole)] * 2
+    assert len(answers(replace(job, dtype="bfloat16"), [None])[0]) == 10
     with pytest.raises(ModelError, match="use_dora"):
         load_engine(replace(job, adapters={"b": other}))
 
