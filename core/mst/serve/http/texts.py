@@ -55,11 +55,12 @@ class Held:
             return ""
         whole = self._waiting + text
         places = [(whole.find(each), each) for each in self._marks]
-        # Where two begin at one place, the longer one was meant.
-        met = min(((at, -len(each), each) for at, each in places if at >= 0), default=(-1, 0, ""))
-        if met[0] >= 0:
-            self.found, self._waiting = met[2], whole[met[0] + len(met[2]) :]
-            return whole[: met[0]]
+        # The one that is whole first, however the text is cut; of two, the longer.
+        ends = [(at + len(each), at, each) for at, each in places if at >= 0]
+        if ends:
+            end, at, self.found = min(ends)
+            self._waiting = whole[end:]
+            return whole[:at]
         kept = max((_overlap(whole, each) for each in self._marks), default=0)
         self._waiting = whole[len(whole) - kept :]
         return whole[: len(whole) - kept]

@@ -64,7 +64,7 @@ def check(api: Caller, path: str, body: bytes) -> None:
             assert MARK not in reply.text
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     path=st.sampled_from(sorted(PATHS)),
     changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3),
