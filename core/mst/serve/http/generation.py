@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
 from mst.serve.engine import Engine, EngineFailure, Prompt, Token
@@ -18,6 +19,8 @@ class Asked:
         self._prompts = prompts
         self._tickets: dict[int, int] = {}
         self._told: asyncio.Queue[tuple[int, Token | EngineFailure]] = asyncio.Queue()
+        self._left = False
+        self._lock = threading.Lock()
 
     async def __aenter__(self) -> Asked:
         """Submit all; when one is refused, none is left behind."""
@@ -29,11 +32,22 @@ class Asked:
                     loop.call_soon_threadsafe(self._told.put_nowait, (index, item))
 
                 # A schema is compiled in here, which may take a while.
-                self._tickets[index] = await asyncio.to_thread(self._engine.submit, prompt, told)
+                await asyncio.to_thread(self._submit, index, prompt, told)
         except BaseException:
             self._cancel_all()
             raise
         return self
+
+    def _submit(
+        self, index: int, prompt: Prompt, told: Callable[[Token | EngineFailure], None]
+    ) -> None:
+        ticket = self._engine.submit(prompt, told)
+        with self._lock:
+            if not self._left:
+                self._tickets[index] = ticket
+                return
+        # The caller went away meanwhile, which ends the waiting and not this thread.
+        self._engine.cancel(ticket)
 
     async def __aexit__(
         self,
@@ -45,9 +59,11 @@ class Asked:
         self._cancel_all()
 
     def _cancel_all(self) -> None:
-        for ticket in self._tickets.values():
-            self._engine.cancel(ticket)
-        self._tickets.clear()
+        with self._lock:
+            self._left = True
+            for ticket in self._tickets.values():
+                self._engine.cancel(ticket)
+            self._tickets.clear()
 
     def stop(self, index: int) -> None:
         """End one answer; nothing more comes of it."""

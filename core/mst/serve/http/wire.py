@@ -50,6 +50,7 @@ class Exchange:
         unread: the body was not read to its end.
         events: of an answer that is streamed.
         send_seconds: that a caller may take to read what was sent before more can be.
+        sending_since: `time.monotonic` when what is being sent was begun; None while nothing is.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Exchange:
     unread: bool = True
     events: Events | None = field(default=None, repr=False)
     send_seconds: float = 60.0
+    sending_since: float | None = None
 
     @property
     def verb(self) -> str:
@@ -133,7 +135,7 @@ async def _whole(exchange: Exchange, most_bytes: int, too_large: Refusal) -> byt
 
 
 async def until_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, and break it off when the caller goes away.
+    """Do the work, and break it off when the caller goes away, or stays and does not read.
 
     Raises:
         Gone: the caller went away.
@@ -143,30 +145,35 @@ async def until_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> Non
         while (await exchange.receive())["type"] != "http.disconnect":
             pass
 
+    async def stalled() -> None:
+        waited = 0.0
+        while waited < exchange.send_seconds:
+            await asyncio.sleep(min(1.0, exchange.send_seconds))
+            since = exchange.sending_since
+            waited = 0.0 if since is None else time.monotonic() - since
+
     loop = asyncio.get_running_loop()
-    working, watching = loop.create_task(work), loop.create_task(gone())
+    working = loop.create_task(work)
+    tasks = [working, loop.create_task(gone()), loop.create_task(stalled())]
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise Gone
         working.result()
     finally:
-        for each in (working, watching):
+        for each in tasks:
             each.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await each
 
 
 async def _send(exchange: Exchange, message: MutableMapping[str, Any]) -> None:
-    """Send a message of ASGI's; it waits while the caller does not read.
-
-    Raises:
-        Gone: it has waited too long, and others need the place.
-    """
-    try:
-        await asyncio.wait_for(exchange.send(message), exchange.send_seconds)
-    except asyncio.TimeoutError:
-        raise Gone from None
+    """Send a message of ASGI's; it waits while the caller does not read."""
+    # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and
+    # an answer would go on for a caller who is gone.
+    exchange.sending_since = time.monotonic()
+    await exchange.send(message)
+    exchange.sending_since = None
 
 
 async def begin(exchange: Exchange, status: int, kind: str, headers: Mapping[str, str]) -> None:

@@ -130,7 +130,7 @@ class Caller:
             body: all of it.
             headers: beside Host.
             leave_after: messages of the answer after which the caller goes away; 0 for one that
-                goes before any comes.
+                goes when the engine has begun.
             pieces: in which the body comes.
             stall: the last piece never comes.
             read: messages of the answer after which the caller stays and reads no more.
@@ -151,8 +151,6 @@ class Caller:
         read: int | None,
     ) -> Reply:
         left = asyncio.Event()
-        if leave_after == 0:
-            asyncio.get_running_loop().call_later(0.02, left.set)
         size = -(-len(body) // pieces) or 1
         waiting = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
         reply = Reply(0, {})
@@ -187,8 +185,17 @@ class Caller:
             "type": "http", "method": method, "path": path, "scheme": "http",
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         }  # fmt: skip
+        leaving = asyncio.create_task(self._leave(left)) if leave_after == 0 else None
         await self.app(scope, receive, send)
+        if leaving is not None:
+            leaving.cancel()
         return reply
+
+    async def _leave(self, left: asyncio.Event) -> None:
+        """Go away when the engine has begun."""
+        while not self.app.service.engine.figures().running:
+            await asyncio.sleep(0.005)
+        left.set()
 
 
 @pytest.fixture(scope="session")

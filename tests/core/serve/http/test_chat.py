@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,8 @@ from tests.core.serve.http.conftest import HELLO, Caller
 from mst.data.rows import Message
 from mst.data.template import load_template, render
 from mst.data.tokens import TextTokenizer
-from mst.serve.engine import Engine
+from mst.serve.engine import Choice, Engine, EngineFailure, Prompt, Token
+from mst.serve.http.generation import Asked
 
 TOOL = {
     "type": "function",
@@ -259,6 +262,32 @@ def test_a_caller_that_waits_for_the_whole_and_leaves_stops_it_too(
     wait_for_cancelled(engine, before)
 
     assert reply.status == 0
+
+
+def test_a_caller_that_leaves_while_its_prompt_is_queued_is_not_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = engine.figures().cancelled
+    real, left = engine.submit, threading.Event()
+
+    def slow(prompt: Prompt, told: Callable[[Token | EngineFailure], None]) -> int:
+        left.wait(20)
+        return real(prompt, told)
+
+    async def gone() -> None:
+        asked = Asked(engine, [Prompt((5, 6, 7), Choice(LONG, temperature=0))])
+        begun = asyncio.create_task(asked.__aenter__())
+        await asyncio.sleep(0.05)
+        begun.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+        left.set()
+
+    monkeypatch.setattr(engine, "submit", slow)
+    asyncio.run(gone())
+    wait_for_cancelled(engine, before)
+
+    assert engine.figures().running == 0
 
 
 def test_a_caller_that_does_not_read_is_not_waited_for(called: Callable[..., Caller]) -> None:
