@@ -55,7 +55,7 @@ def load_engine(
         served = load_served(job, device, keys)
         way = way_of(served, job.context)
     if way.reason is not None:
-        say(f"Answers are computed one by one, because of this model {way.reason}.")
+        say(f"This model answers one prompt after the other: {way.reason}.")
     return ContinuousEngine(
         served,
         way.decoder,
