@@ -95,7 +95,7 @@ def way_of(served: Served, context: int) -> Way:
             raise
         cached = False
     if not cached:
-        reason += ", and those from its own cache from those without one"
+        reason += ", and its own cache makes other answers than none"
     return Way(AloneDecoder(served, cached), expected.shape[-1], reason)
 
 

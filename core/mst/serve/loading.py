@@ -30,7 +30,7 @@ def load_engine(
     Args:
         job: from `mst.serve.job.prepare_engine`.
         keys: the user's, for encrypted runs.
-        say: is called with a line for the user, such as why answers are computed one by one.
+        say: is called with a line for the user, such as why answers share no passes.
 
     Raises:
         ModelError: the model or an adapter can't be loaded, or not in this combination.
@@ -55,7 +55,7 @@ def load_engine(
         served = load_served(job, device, keys)
         way = way_of(served, job.context)
     if way.reason is not None:
-        say(f"Answers are computed one by one, because of this model {way.reason}.")
+        say(f"Each answer of this model takes passes of its own: {way.reason}.")
     return ContinuousEngine(
         served,
         way.decoder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,12 +59,45 @@ def transformers_answer(model: Any, ids: Sequence[int], new: int, **options: Any
     return answer
 
 
+class Gate:
+    """Holds an engine up before its next pass, so that tests need not be quicker than it."""
+
+    def __init__(self, model: Any) -> None:
+        self._open = threading.Event()
+        self._handle = model.register_forward_pre_hook(lambda *_: self._pass())
+
+    def _pass(self) -> None:
+        assert self._open.wait(60)
+
+    def shut(self) -> None:
+        """Let no pass begin."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let passes begin."""
+        self._open.set()
+
+    def remove(self) -> None:
+        """Open it for good."""
+        self._open.set()
+        self._handle.remove()
+
+
 class Heard:
     """What an engine tells of one prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_first: Callable[[], None] | None = None) -> None:
+        """Call `at_first` in the engine's thread with the first token."""
         self.news: queue.Queue[Token | EngineFailure] = queue.Queue()
         self.ticket = 0
+        self._at_first = at_first
+
+    def told(self, news: Token | EngineFailure) -> None:
+        """Be told by the engine."""
+        at_first, self._at_first = self._at_first, None
+        if at_first is not None:
+            at_first()
+        self.news.put(news)
 
     def next(self) -> Token:
         """Wait for a token."""
@@ -90,12 +124,13 @@ def ask(
     new: int = 12,
     adapter: str | None = None,
     caller: str = "",
+    at_first: Callable[[], None] | None = None,
     **choice: Any,
 ) -> Heard:
     """Submit a prompt; greedy unless told otherwise."""
-    heard = Heard()
+    heard = Heard(at_first)
     chosen = Choice(new, **{"temperature": 0.0} | choice)
-    heard.ticket = engine.submit(Prompt(tuple(ids), chosen, adapter, caller), heard.news.put)
+    heard.ticket = engine.submit(Prompt(tuple(ids), chosen, adapter, caller), heard.told)
     return heard
 
 
@@ -128,3 +163,12 @@ def start() -> Iterator[Start]:
 def llama() -> Any:
     """A Llama that no test changes."""
     return random_model("llama")
+
+
+@pytest.fixture
+def gate(llama: Any, start: Start) -> Iterator[Gate]:
+    """A gate before the Llama's passes, which is open until a test shuts it."""
+    found = Gate(llama)
+    found.open()
+    yield found
+    found.remove()

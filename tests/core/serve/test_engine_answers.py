@@ -9,6 +9,7 @@ import torch
 from tests.core.serve.conftest import (
     CONTEXT,
     CPU,
+    Gate,
     Start,
     ask,
     random_ids,
@@ -96,7 +97,10 @@ class Forgetful(LlamaForCausalLM):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize(
     ("broken", "why"),
-    [(Unmasked, "in a batch differ from those alone"), (Forgetful, "those from its own cache")],
+    [
+        (Unmasked, "in a batch differ from those alone"),
+        (Forgetful, "its own cache makes other answers"),
+    ],
 )
 def test_a_model_that_mixes_rows_up_is_found_out(
     broken: Any, why: str, llama: Any, start: Start
@@ -139,14 +143,16 @@ def test_rows_of_other_lengths_do_not_stretch_positions() -> None:
     assert isinstance(way(model, context=64).decoder, BatchedDecoder)
 
 
-def test_many_answers_take_one_pass_each_step(llama: Any, start: Start) -> None:
+def test_many_answers_take_one_pass_each_step(llama: Any, start: Start, gate: Gate) -> None:
     engine = start(llama, batch=16)
     passes: list[int] = []
     handle = llama.register_forward_pre_hook(
         lambda _, args, kwargs: passes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     try:
+        gate.shut()
         heard = [ask(engine, random_ids(8, seed), 20) for seed in range(16)]
+        gate.open()
         [each.ids() for each in heard]
     finally:
         handle.remove()

@@ -179,7 +179,7 @@ def test_what_can_not_run_in_a_batch_is_said(tmp_path: Path, tiny_model: Path) -
 
     assert [len(each) for each in answers(job, [None, None], say=said.append)] == [10, 10]
     assert len(said) == 1
-    assert "one by one" in said[0]
+    assert "passes of its own" in said[0]
     assert "LinearAttentionLayer" in said[0]
     assert job.context == 32_768
 
