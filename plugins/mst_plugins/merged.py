@@ -45,7 +45,12 @@ def mst_export_check(request: ExportRequest) -> ExportPlan:
         disk_bytes=4 * facts.parameters,
         memory_bytes=4 * facts.parameters,
         reasons=unused,
-        serve=("mst chat {path}", "vllm serve {path}", "lmdeploy serve api_server {path}"),
+        serve=(
+            "mst serve {path}",
+            "mst chat {path}",
+            "vllm serve {path}",
+            "lmdeploy serve api_server {path}",
+        ),
     )
 
 

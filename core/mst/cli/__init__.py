@@ -32,6 +32,8 @@ COMMANDS = {
     "sign": ("sign", "sign a model directory with your own key, offline"),
     "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),
+    "serve": ("serve", "serve a model or a run as OpenAI's API, on this machine, in the jail"),
+    "apikeys": ("apikeys", "make, list and remove the keys of callers of `mst serve`"),
     "audit": ("audit", "show, verify and keep the log of who did what with which data and model"),
     "runs": ("runs", "list, show and compare runs"),
     "config": ("config", "translate the configuration of another trainer"),
@@ -79,7 +81,8 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     jail.add_arguments(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    run = jail.inside(name, os.environ, module.run, own_process)
+    outside = getattr(module, "outside", None)
+    run = jail.inside(name, os.environ, module.run, own_process, outside)
     return run_logged(name, parser, args, run)
 
 

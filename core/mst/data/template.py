@@ -27,6 +27,20 @@ PLAIN_TEMPLATE = (
 PLAIN_ORIGIN = "mst's built-in plain template"
 
 
+class ConversationRefused(DataError):
+    """A template has refused a conversation.
+
+    Attributes:
+        reason: in the template's own words, or by the kind of what went wrong; never a text of
+            the conversation.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        """Keep the reason apart from where the template lies."""
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A template and the tokens that it may write.
@@ -89,7 +103,8 @@ def render(
         tools: JSON schemas of the tools that the conversation may call.
 
     Raises:
-        DataError: when the template refuses the conversation. The caller adds which row it was.
+        ConversationRefused: the template refuses the conversation. The caller adds which row it
+            was.
     """
     return render_marked(template, messages, add_generation_prompt, tools)[0]
 
@@ -127,9 +142,10 @@ def render_marked(
     except Exception as error:
         reason = type(error).__name__
     roles = ", ".join(message.role for message in messages)
-    raise DataError(
+    raise ConversationRefused(
         f"the chat template in {template.origin} refused the conversation ({roles}): {reason}. "
-        "Mend the row, or pass another --template."
+        "Mend the row, or pass another --template.",
+        reason,
     )
 
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import base64
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mst.chat import Sampling
 from mst.cli import main
+from mst.errors import EncryptionError
+from mst.generate import generate
 from mst.rundir import read_manifest, update_manifest
 from mst.seal.keys.key_file import make_key_file, read_key_file
 from mst.seal.keys.ring import NO_KEYS, KeyRing, ring_of
 from mst.seal.keys.run_key import RUN_KEY, run_keys
+from mst.serve.engine import Choice, EngineFailure, Prompt, Token
+from mst.serve.job import EngineJob, prepare_engine
+from mst.serve.loading import load_engine
 from mst.training import tensor_files
+from mst.tuned import load, of_run
 
 if TYPE_CHECKING:
     import torch
@@ -177,6 +186,39 @@ def test_eval_chat_and_merge_read_a_run_with_its_key(
         assert_the_same(tensors_of(merged, NO_KEYS), tensors_of(run / "model", own))
         asked = ("--prompt", "where is it", "--max-new-tokens", 2, "--device", "cpu")
         assert mst("chat", run, *asked, *key(place)).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_an_engine_serves_a_run_with_its_key(
+    place: Path, tiny_model: Path, tuner: str, request: pytest.FixtureRequest
+) -> None:
+    import torch
+
+    run: Path = request.getfixturevalue("whole" if tuner == "full" else "adapters")
+    keys, ids = user_keys(place), [1, 320, 275, 201]
+    model = load(of_run(run, None, keys), "float32", "sdpa", torch.device("cpu"), keys)
+    expected = list(generate(model, ids, (), Sampling(max_new_tokens=8)))
+    jobs: list[tuple[EngineJob, str | None]]
+    jobs = [(prepare_engine(str(run), "cpu", os.environ, keys=keys), None)]
+    if tuner == "lora":
+        beside = {"own": str(run)}
+        job = prepare_engine(str(tiny_model), "cpu", os.environ, adapters=beside, keys=keys)
+        jobs.append((job, "own"))
+    threads = torch.get_num_threads()
+    try:
+        for job, name in jobs:
+            engine = load_engine(replace(job, dtype="float32", threads=1), keys)
+            told: queue.Queue[Token | EngineFailure] = queue.Queue()
+            engine.submit(Prompt(tuple(ids), Choice(8, temperature=0), name), told.put)
+            found = [told.get(timeout=60) for _ in expected]
+            engine.close()
+
+            assert [each.id for each in found if isinstance(each, Token)] == expected
+        with pytest.raises(EncryptionError):
+            load_engine(jobs[0][0])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

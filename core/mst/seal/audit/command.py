@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # the machine, at run directories or at configuration.
 LOGGED = frozenset(
     {
-        "bench", "bundle", "chat", "data", "eval", "export", "merge", "model", "plan", "preview",
-        "serve", "sign", "train",
+        "apikeys", "bench", "bundle", "chat", "data", "eval", "export", "merge", "model", "plan",
+        "preview", "serve", "sign", "train",
     }
 )  # fmt: skip
 

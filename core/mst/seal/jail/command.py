@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def asked(
     )
     if name != "train":
         request = JailRequest(args.jail, args.jail_reason, tuple(args.allow_net or ()))
-        scene = Scene(outputs=outputs)
+        scene = Scene(outputs=outputs, listeners=getattr(args, "listeners", ()))
     else:
         from mst.cli.options import train_request
         from mst.placement import placement
@@ -122,6 +123,7 @@ def inside(
     environ: MutableMapping[str, str],
     run: Callable[[argparse.Namespace], int],
     own_process: bool,
+    outside: Callable[[argparse.Namespace], AbstractContextManager[None]] | None = None,
 ) -> Callable[[argparse.Namespace], int]:
     """Return a command that seals itself before it begins; `run` itself if it isn't a sealed one.
 
@@ -133,9 +135,15 @@ def inside(
         environ: the process's environment, to which what the job needs is added.
         run: the command.
         own_process: the process is the command's own. Otherwise what it starts is sealed.
+        outside: what the command does before it is sealed, and undoes in the end. Listening
+            sockets that it is to take with it are put into `args.listeners`.
     """
 
     def sealed(args: argparse.Namespace) -> int:
+        with contextlib.nullcontext() if outside is None else outside(args):
+            return entered(args)
+
+    def entered(args: argparse.Namespace) -> int:
         if own_process:
             record("jail.entered", **enter(name, args, environ).to_json())
             return run(args)

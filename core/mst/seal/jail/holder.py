@@ -99,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
                 None if meeting is None else (meeting[0], meeting[1]),
                 scene["nnodes"],
                 tuple(scene["outputs"]),
+                tuple(scene["listeners"]),
             ),
             os.environ,
         )

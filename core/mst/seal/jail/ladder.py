@@ -68,7 +68,7 @@ def enter(request: JailRequest, scene: Scene, environ: MutableMapping[str, str])
             "this process has several threads, and only one that has a single thread can be sealed."
             " Something that Python loads at its start makes them: a sitecustomize, or a profiler."
         )
-    closed = hygiene.close_sockets()
+    closed = hygiene.close_sockets(keep=scene.listeners)
     core_dumps_off()
     seal = _climb(request, scene, environ)
     seal = replace(seal, closed_sockets=closed, kernel=words, allow_net=request.allow_net)
@@ -112,7 +112,9 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
             refused.append(("unix sockets", f"no broker: {fault}"))
         _fall_shut(layer, rules, broker, diag)
         # In a namespace that was given, loopback outside is loopback inside.
-        ways = try_all(broker.outside, loopback=layer != GIVEN, own=broker.talk.fileno())
+        ways = try_all(
+            broker.outside, layer != GIVEN, broker.talk.fileno(), listeners=scene.listeners
+        )
         broker.talk.close()
         hygiene.clean_environment(environ)
         return Seal(

@@ -49,12 +49,15 @@ class Scene:
         meeting: (address, port) where they meet; None when nobody else does.
         nnodes: machines.
         outputs: paths that the user named, under which the job may write.
+        listeners: descriptors of listening unix sockets that the job takes with it, as a server
+            must. Such a socket can be connected to, and can never connect.
     """
 
     shared: bool = False
     meeting: tuple[str, int] | None = None
     nnodes: int = 1
     outputs: tuple[str, ...] = ()
+    listeners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,9 +146,19 @@ def _ring() -> None:
     os.close(number)
 
 
-def _inherited(own: int) -> None:
-    if set(hygiene.open_sockets()) <= {own}:
+def _inherited(known: Collection[int]) -> None:
+    if set(hygiene.open_sockets()) <= set(known):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _turned_round(listener: int, address: str) -> None:
+    """Connect with a socket that is there to be connected to, or find that it isn't such a one."""
+    with socket.socket(fileno=os.dup(listener)) as made:
+        listens = made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if made.family != socket.AF_UNIX or not listens:
+            return
+        made.settimeout(_SECONDS)
+        made.connect(address)
 
 
 def _namespace_of(process: int) -> None:
@@ -204,13 +214,16 @@ class Attempt:
     here: bool = False
 
 
-def attempts(outside: Mapping[str, object], loopback: bool, own: int = -1) -> Iterator[Attempt]:
+def attempts(
+    outside: Mapping[str, object], loopback: bool, own: int = -1, listeners: Collection[int] = ()
+) -> Iterator[Attempt]:
     """Yield every way out that this machine has.
 
     Args:
         outside: what `Outside.facts` says.
         loopback: 127.0.0.1 outside is another one than inside, or is judged.
         own: a socket that isn't inherited.
+        listeners: listening unix sockets that the job takes with it.
     """
     port, process = int(str(outside["port"])), int(str(outside["process"]))
     yield Attempt("tcp", lambda: _tcp(NOWHERE, 443))
@@ -235,15 +248,23 @@ def attempts(outside: Mapping[str, object], loopback: bool, own: int = -1) -> It
     yield Attempt("vsock", lambda: _family(_AF_VSOCK, socket.SOCK_STREAM))
     yield Attempt("bluetooth, alg, rds, tipc, xdp", _families)
     yield Attempt("io_uring", _ring)
-    yield Attempt("inherited socket", lambda: _inherited(own))
+    yield Attempt("inherited socket", lambda: _inherited({own, *listeners}))
+    for each in listeners:
+        path = str(outside["path"])
+        yield Attempt("served socket turned round", partial(_turned_round, each, path))
     yield Attempt("network namespace of another process", lambda: _namespace_of(process))
     yield Attempt("memory of a process outside", lambda: _memory_of(process))
     yield Attempt("typing into the terminal", _type_into_terminal)
 
 
-def try_all(outside: Mapping[str, object], loopback: bool = True, own: int = -1) -> tuple[Way, ...]:
+def try_all(
+    outside: Mapping[str, object],
+    loopback: bool = True,
+    own: int = -1,
+    listeners: Collection[int] = (),
+) -> tuple[Way, ...]:
     """Try every way out and return what came of each; arguments as of `attempts`."""
-    return tuple(_tried(each) for each in attempts(outside, loopback, own))
+    return tuple(_tried(each) for each in attempts(outside, loopback, own, listeners))
 
 
 def _tried(attempt: Attempt) -> Way:

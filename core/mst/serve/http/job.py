@@ -1,0 +1,206 @@
+"""What is served, to whom and how: decided before torch is loaded, and handed to the worker."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mst.chat import run_of
+from mst.data.special import read_json
+from mst.errors import ModelError, UsageError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.serve.http.limits import Limits
+from mst.serve.job import EngineJob, prepare_engine
+from mst.training.checkpoint import MANIFEST
+
+# Of the `serve` extra.
+PACKAGES = ("uvicorn", "pydantic", "llguidance")
+INSTALL = "python -m pip install 'mst-train[serve]'"
+_PASSED = "passed"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        hosts: what a request may call this server, in lower case.
+        any_address: a number may stand in place of a name.
+        any_name: no name is looked at: it is a unix socket.
+        keys_file: of API keys; None asks for none.
+        tls_certificate: PEM; None for plain HTTP.
+        tls_key: PEM.
+        tls_client_ca: PEM; None for any client.
+    """
+
+    hosts: tuple[str, ...]
+    any_address: bool = False
+    any_name: bool = False
+    keys_file: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+
+
+@dataclass(frozen=True)
+class ServeJob:
+    """What the worker does.
+
+    Attributes:
+        name: by which callers ask for the model; its adapters have their own.
+        engine: what is loaded, and where.
+        limits: of requests.
+        access: who may ask.
+        access_log: a line for each request.
+    """
+
+    name: str
+    engine: EngineJob
+    limits: Limits
+    access: Access
+    access_log: bool = True
+
+
+@dataclass(frozen=True)
+class What:
+    """What the user asked to be served.
+
+    Attributes:
+        target: run, artefact, model or GGUF file; None for the newest run, or the default model.
+        checkpoint: of the run.
+        name: for callers; None for the target's own.
+        adapters: texts such as "ward=runs/ward".
+        force: serve an artefact that has failed its comparison.
+        context: most tokens of a prompt and its answer together; None for what the model says.
+        batch: most answers at once; None for the engine's own.
+        prefix_bytes: most that is kept of finished answers; None for the engine's own.
+    """
+
+    target: str | None = None
+    checkpoint: str | None = None
+    name: str | None = None
+    adapters: tuple[str, ...] = ()
+    force: bool = False
+    context: int | None = None
+    batch: int | None = None
+    prefix_bytes: int | None = None
+
+
+def check_packages() -> None:
+    """Refuse to begin where the `serve` extra is missing.
+
+    Raises:
+        ModelError: with the command that installs it.
+    """
+    missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
+    if missing:
+        raise ModelError(f"mst serve needs {', '.join(missing)}, not here. Type: {INSTALL}")
+
+
+def prepare(
+    what: What,
+    device: str,
+    limits: Limits,
+    access: Access,
+    environ: Mapping[str, str],
+    keys: KeyRing = NO_KEYS,
+) -> ServeJob:
+    """Choose the model and the device, without torch.
+
+    Args:
+        what: is served.
+        device: as `mst.probe.select_device` takes it.
+        limits: of requests.
+        access: who may ask.
+        environ: the process's environment.
+        keys: the user's, for an encrypted run.
+
+    Raises:
+        MstError: no such model or device, or an artefact that has failed.
+    """
+    target = served_target(what.target, what.force)
+    adapters = _named(what.adapters)
+    engine = prepare_engine(
+        target, device, environ, which=what.checkpoint, adapters=adapters, keys=keys
+    )
+    run = run_of(target)
+    name = what.name or (engine.name if run is None else run.resolve().name)
+    if name in adapters:
+        raise UsageError(
+            f"the model and an adapter would both be called {name}. Pass --served-name, or give"
+            " --adapter another NAME."
+        )
+    engine = replace(
+        engine,
+        context=_context(what.context, engine.context),
+        batch=what.batch or engine.batch,
+        prefix_bytes=engine.prefix_bytes if what.prefix_bytes is None else what.prefix_bytes,
+    )
+    return ServeJob(name, engine, limits, access)
+
+
+def _context(asked: int | None, most: int) -> int:
+    if asked is None:
+        return most
+    if not 2 <= asked <= most:
+        raise UsageError(f"--context must be from 2 to {most} with this model; found {asked}.")
+    return asked
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """Return the places of adapters by their names.
+
+    Raises:
+        UsageError: one has no name, or two have one.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, place = text.partition("=")
+        if not (name and place):
+            raise UsageError(f"--adapter takes NAME=PATH, not {text!r}.")
+        if name in found:
+            raise UsageError(f"two adapters would be called {name}. Give one another NAME.")
+        found[name] = place
+    return found
+
+
+def served_target(target: str | None, force: bool) -> str | None:
+    """Return what is to be loaded of a target: an artefact's GGUF file, or the target itself.
+
+    Raises:
+        ModelError: it is an artefact that has failed its comparison, or one for another engine.
+    """
+    if target is None:
+        return None
+    directory = Path(target).expanduser()
+    manifest = _manifest(directory)
+    if manifest is None:
+        return target
+    if manifest.get("status") != _PASSED and not force:
+        faults = manifest.get("faults")
+        first = f" ({faults[0]})" if isinstance(faults, list) and faults else ""
+        raise ModelError(
+            f"the artefact {directory} has not passed its comparison with what was trained{first}."
+            " Export it again with other options, or pass --force to serve it as it is."
+        )
+    if "quantization_config" in read_json(directory / "config.json"):
+        commands = [str(each) for each in manifest.get("serve") or ()]
+        other = f" ({commands[0].replace('{path}', str(directory))})" if commands else ""
+        raise ModelError(
+            f"{directory} is for an engine that computes with weights in the format"
+            f" {manifest['format']}{other}; mst serve has no kernels for it. Serve the run itself,"
+            " or an export of the format merged or gguf."
+        )
+    files = sorted(directory.glob("*.gguf"))
+    if (directory / "config.json").is_file() or len(files) != 1:
+        return target
+    return str(files[0])
+
+
+def _manifest(directory: Path) -> Mapping[str, Any] | None:
+    """Return the manifest of an export; None where the directory is none."""
+    found = read_json(directory / MANIFEST)
+    return found if {"format", "status"} <= found.keys() else None

@@ -1,0 +1,230 @@
+"""Where a server listens: bound before the jail is entered, and kept apart from it by the relay."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mst.errors import UsageError
+from mst.seal.jail.namespaces import caller_of_sudo
+
+BACKLOG = 128
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# A socket's name has room for 107 bytes (unix(7)).
+_LONGEST_PATH = 107
+_LONGEST_DIRECTORY = 80
+# After the server has ended, for what a slow client still reads.
+_RELAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where callers come in.
+
+    Attributes:
+        host: address or name to bind; "" with `path`.
+        port: 0 lets the kernel choose.
+        path: of a unix socket, instead.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    path: str | None = None
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        if self.path is not None or self.host in LOOPBACK:
+            return True
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return False
+
+    def url(self, tls: bool) -> str:
+        """Return what callers are given as the base of the API."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if tls else 'http'}://{host}:{self.port}/v1"
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What a server takes into the jail.
+
+    Attributes:
+        place: as bound, with the port that the kernel chose.
+        listener: descriptor of the unix socket from which the server accepts.
+        control: writing end of the pipe to the relay.
+    """
+
+    place: Place
+    listener: int
+    control: int
+
+
+def bind(place: Place) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UsageError: the port or path is taken, or can't be had.
+    """
+    return _bind_port(place) if place.path is None else _bind_path(Path(place.path))
+
+
+def _bind_port(place: Place) -> socket.socket:
+    where = f"{place.host} port {place.port}"
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError:
+        raise UsageError(
+            f"--host {place.host} is no address of this machine. Leave it out to listen on"
+            " 127.0.0.1."
+        ) from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        # At once, not when the model is loaded: who connects meanwhile waits, and two servers
+        # that load at the same time don't both believe that the port is theirs.
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"{where} is in use by another program. Pass another --port, or 0 for a free one."
+            ) from None
+        raise UsageError(
+            f"{where} can't be listened on: {error.strerror}. Pass another --host or --port."
+        ) from None
+    return made
+
+
+def _bind_path(path: Path) -> socket.socket:
+    if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+        raise UsageError(
+            f"--socket {path} is longer than the {_LONGEST_PATH} bytes that the kernel takes."
+            " Choose a shorter path."
+        )
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
+            path.unlink()  # left behind by a server that was killed
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # From the first moment nobody else may connect.
+    before = os.umask(0o177)
+    try:
+        made.bind(str(path))
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"--socket {path} is there already. Remove it, or choose another path."
+            ) from None
+        raise UsageError(f"--socket {path} can't be made: {error.strerror}.") from None
+    finally:
+        os.umask(before)
+    return made
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.settimeout(1.0)
+        try:
+            made.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def listening(
+    place: Place, environ: Mapping[str, str], own_user: bool = False
+) -> Iterator[Listening]:
+    """Bind, start the relay outside the jail, and yield what goes inside; end the relay after.
+
+    Args:
+        place: where callers come in.
+        environ: of the process.
+        own_user: nobody but this user, and root, may come in.
+
+    Raises:
+        UsageError: as `bind`.
+    """
+    user = caller_of_sudo(environ) if os.geteuid() == 0 else None
+    if own_user and place.path is None and not os.access("/proc/net/tcp", os.R_OK):
+        raise UsageError(
+            "this system does not say which user has connected to a port (/proc/net/tcp can't be"
+            " read). Pass --socket PATH, --api-keys require, or, to let in all users of this"
+            " machine, --api-keys off."
+        )
+    with bind(place) as outer, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+        long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_DIRECTORY
+        directory = tempfile.mkdtemp(prefix="mst-serve-", dir="/tmp" if long else None)
+        path = f"{directory}/server"
+        inner.bind(path)
+        inner.listen(socket.SOMAXCONN)
+        named = [] if place.path is None else [str(Path(place.path).absolute())]
+        if user:
+            for each in (directory, path, *named):
+                os.chown(each, user[0], user[1])
+        bound = place
+        if place.path is None:
+            bound = Place(place.host, outer.getsockname()[1])
+        owner = os.getuid() if user is None else user[0]
+        users = f"0,{owner}" if own_user else ""
+        reading, writing = os.pipe()
+        command = [
+            sys.executable, "-m", "mst.serve.http.relay",
+            str(outer.fileno()), str(reading), users, path, *named,
+        ]  # fmt: skip
+        relay = _started(command, (outer.fileno(), reading), user)
+        os.close(reading)
+        outer.close()
+        try:
+            yield Listening(bound, inner.fileno(), writing)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(writing)
+            _ended(relay)
+
+
+def _started(
+    command: list[str], keep: tuple[int, ...], user: tuple[int, int, str] | None
+) -> subprocess.Popen[bytes]:
+    """Start the relay, under sudo as the user who called it."""
+    # It ignores Ctrl-C, but only once it runs.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        if user is None:
+            return subprocess.Popen(command, pass_fds=keep, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command,
+            pass_fds=keep,
+            stdin=subprocess.DEVNULL,
+            user=user[0],
+            group=user[1],
+            extra_groups=[],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ended(relay: subprocess.Popen[bytes]) -> None:
+    try:
+        relay.wait(_RELAY_SECONDS)
+    except subprocess.TimeoutExpired:
+        relay.kill()
+        relay.wait()

@@ -1,0 +1,168 @@
+"""Speaking HTTP on a unix socket until told to end: uvicorn, with limits of time that it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mst.errors import UsageError
+from mst.serve.http.app import App
+from mst.serve.http.limits import Limits
+
+_HEAD_BYTES = 32 << 10
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files of TLS.
+
+    Attributes:
+        certificate: of the server, with its chain, PEM.
+        key: private, PEM.
+        client_ca: whose clients alone may connect; None for any.
+    """
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+
+def _protocol(head_seconds: float) -> type[H11Protocol]:
+    """Return uvicorn's protocol, which ends a connection whose request's head is too slow."""
+
+    class Timed(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect()
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self._expect()
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget()
+
+        def on_response_complete(self) -> None:
+            # Its own timer of idle connections takes over.
+            self._forget()
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def _expect(self) -> None:
+            if self._late is None:
+                self._late = self.loop.call_later(head_seconds, self.transport.close)
+
+        def _forget(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Timed
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals that end it and nothing else."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `serve`: uvicorn raises them again, and would not return 0."""
+        yield
+
+
+def serve(
+    app: App,
+    listener: socket.socket,
+    limits: Limits,
+    tls: Tls | None,
+    began: Callable[[], None],
+    ending: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; answers under way are finished within the grace period.
+
+    Args:
+        app: what answers.
+        listener: a listening socket.
+        limits: of time.
+        tls: None for plain HTTP.
+        began: is called when requests are taken.
+        ending: is called when no more are.
+
+    Raises:
+        UsageError: the files of TLS can't be used.
+    """
+    # It would tell of callers' mistakes, and the application has its own log.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
+    given: dict[str, Any] = {}
+    if tls is not None:
+        import ssl
+
+        given = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+        if tls.client_ca is not None:
+            given |= {"ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    config = uvicorn.Config(
+        app,
+        http=_protocol(limits.header_seconds),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=math.ceil(limits.keep_alive_seconds),
+        timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        **given,
+    )
+    _load(config, tls)
+    server = _Server(config)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if app.service.stopping:
+                server.force_exit = True
+                return
+            app.service.stopping = True
+            ending()
+            server.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        loop.call_soon(began)
+        await server.serve(sockets=[listener])
+
+    asyncio.run(run())
+
+
+def _load(config: uvicorn.Config, tls: Tls | None) -> None:
+    import ssl
+
+    try:
+        config.load()
+    except (OSError, ssl.SSLError):
+        assert tls is not None
+        files = [each for each in (tls.certificate, tls.key, tls.client_ca) if each]
+        missing = [each for each in files if not Path(each).is_file()]
+        what = f"{missing[0]} is not there" if missing else "they are no certificate and its key"
+        raise UsageError(
+            f"TLS can't be had with {', '.join(files)}: {what}. Pass PEM files that belong together"
+            " to --tls-cert and --tls-key, the key without a passphrase."
+        ) from None

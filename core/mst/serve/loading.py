@@ -1,0 +1,108 @@
+"""From a job to an engine that answers: the model, its adapters, and how it is best run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.errors import ModelError
+from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.serve.continuous import ContinuousEngine, Limits
+from mst.serve.job import EngineJob
+from mst.tuned import TunedModel, load, load_dequantized, tuned_keys
+
+if TYPE_CHECKING:
+    import torch
+
+    from mst.serve.decoders import Served
+
+
+def load_engine(
+    job: EngineJob, keys: KeyRing = NO_KEYS, say: Callable[[str], None] = lambda line: None
+) -> ContinuousEngine:
+    """Load the model and return an engine that runs in a thread of this process.
+
+    Like the chat's worker, the process has hidden the packages that its job doesn't need
+    (`mst.extensions.hide_packages`).
+
+    Args:
+        job: from `mst.serve.job.prepare_engine`.
+        keys: the user's, for encrypted runs.
+        say: is called with a line for the user, such as why answers share no passes.
+
+    Raises:
+        ModelError: the model or an adapter can't be loaded, or not in this combination.
+        EncryptionError: an encrypted run doesn't open.
+    """
+    from mst.probe import activate
+    from mst.registry import load as load_plugins
+
+    activate(load_plugins(), job.backend)
+    import torch
+
+    from mst.data.tokens import load_tokenizer
+    from mst.serve.asking import way_of
+    from mst.serve.constraint import Constrainer
+    from mst.training.faults import named
+
+    device = torch.device(job.torch_device)
+    if device.type == "cpu":
+        torch.set_num_threads(job.threads)
+    tokenizer = load_tokenizer(Path(job.model.tokenizer))
+    with named(device, "while loading the model"):
+        served = load_served(job, device, keys)
+        way = way_of(served, job.context)
+    if way.reason is not None:
+        say(f"Each answer of this model takes passes of its own: {way.reason}.")
+    return ContinuousEngine(
+        served,
+        way.decoder,
+        job.context,
+        Limits(job.batch, job.queue, job.prefill_tokens, job.prefix_bytes),
+        Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, way.vocab_size),
+    )
+
+
+def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -> Served:
+    """Load the model with all adapters beside it.
+
+    Raises: as `load_engine`.
+    """
+    import torch
+
+    from mst.serve.decoders import Served
+    from mst.serve.row_adapters import RowAdapters, read_layers, why_not_plain
+
+    own = job.model.adapter
+    fault = None if own is None else why_not_plain(own)
+    if fault is not None:
+        # PEFT knows what else such an adapter does.
+        if job.adapters:
+            raise ModelError(
+                f"the adapter of {job.name} can't be mixed with others in one batch: {fault}."
+                " Serve it alone, or merge it (mst merge) and serve what that makes."
+            )
+        whole = _loaded(job, job.model, device, keys)
+        return Served(whole, device, getattr(torch, job.dtype), RowAdapters(whole))
+    # What an adapter's run has encrypted is the adapter; the base below it is plain.
+    bare = job.model if own is None else replace(job.model, adapter=None, encrypted_run=None)
+    base = _loaded(job, bare, device, keys)
+    rows = RowAdapters(base)
+    dtype = getattr(torch, job.dtype)
+    adapters: dict[str | None, TunedModel] = {None: job.model}
+    adapters.update(job.adapters)
+    for name, each in adapters.items():
+        if each.adapter is not None:
+            rows.add(name, read_layers(base, each.adapter, dtype, tuned_keys(each, keys)))
+    base.eval().requires_grad_(False)
+    return Served(base, device, torch.float32, rows)
+
+
+def _loaded(
+    job: EngineJob, model: TunedModel, device: torch.device, keys: KeyRing
+) -> torch.nn.Module:
+    if job.dequantized:
+        return load_dequantized(model, job.attention, device, job.dtype, keys)
+    return load(model, job.dtype, job.attention, device, keys)
