@@ -15,7 +15,7 @@ from mst.data.rows import Row
 from mst.training.adapters import under_adapters
 from mst.training.batches import Batch, collate
 from mst.training.faults import free_memory, is_out_of_memory
-from mst.training.loss import compute_in, label_log_probs, logits_of
+from mst.training.loss import Logits, compute_in, label_log_probs, logits_of
 from mst.training.shared_lines import Line, collate_shared, paths
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def sharing_obstacle(
     device: torch.device,
     dtype: torch.dtype,
     longest: int,
+    how: Logits | None = None,
 ) -> str:
     """Return why a model's rows can't share their beginnings, or "".
 
@@ -92,6 +93,7 @@ def sharing_obstacle(
         device: where the model is.
         dtype: of the matrix products.
         longest: row in tokens.
+        how: logits are had; default as the model has them.
     """
     if _drops(model):
         return "dropout would be drawn once for several rows"
@@ -100,7 +102,7 @@ def sharing_obstacle(
     if _router_counts(model):
         return "its experts are chosen by what else is in a micro-batch"
     try:
-        if not prefixes_can_be_shared(model, vocab_size, device, dtype):
+        if not prefixes_can_be_shared(model, vocab_size, device, dtype, how):
             return "it does not compute the same under a mask of its own for each row"
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -152,7 +154,11 @@ def _router_counts(model: torch.nn.Module) -> bool:
 
 
 def prefixes_can_be_shared(
-    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype
+    model: torch.nn.Module,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    how: Logits | None = None,
 ) -> bool:
     """Return whether rows that share their beginnings give what each gives alone.
 
@@ -164,32 +170,31 @@ def prefixes_can_be_shared(
     import torch
 
     rows = _rows(vocab_size)
-    sequences = [*rows, *reversed(rows)]
-    lengths = [len(each.input_ids) for each in sequences]
-    lines = [Line((0, 1, 2), (0, _FIRST, _SECOND)), Line((3, 4, 5), (0, _SECOND, _FIRST))]
-    batch = collate_shared(sequences, lines, 0).to(device)
+    line = Line((0, 1, 2), (0, _FIRST, _SECOND))
+    batch = collate_shared(rows, [line], 0).to(device)
     width = batch.input_ids.shape[1]
-    causal = torch.ones(len(lines), 1, width, width, dtype=torch.bool, device=device).tril()
+    causal = torch.ones(1, 1, width, width, dtype=torch.bool, device=device).tril()
+    how = how or logits_of(model)
     training = model.training
     model.eval()
     try:
         with compute_in(model, device.type, dtype):
-            each_alone = [_asked(model, collate([each], 0, "padded").to(device)) for each in rows]
-            shared = _asked(model, batch)
-            mixed = _asked(model, replace(batch, attention_mask=causal))
+            alone = [_asked(model, collate([one], 0, "padded").to(device), how) for one in rows]
+            shared = _asked(model, batch, how)
+            mixed = _asked(model, replace(batch, attention_mask=causal), how)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         return False  # the forward pass takes no such mask
     finally:
         model.train(training)
-    each_alone += reversed(each_alone)
-    values = torch.cat([each for each, _ in each_alone])
+    values = torch.cat([each for each, _ in alone])
     slopes = torch.zeros_like(shared[1])
-    for number, line in enumerate(lines):
-        for row, path in zip(line.rows, paths(line, lengths), strict=True):
-            places = [place for part in path for place in part]
-            slopes[number, places] += each_alone[row][1][0, : len(places)]
+    for (_, own), path in zip(
+        alone, paths(line, [len(one.input_ids) for one in rows]), strict=True
+    ):
+        places = [place for part in path for place in part]
+        slopes[0, places] += own[0, : len(places)]
     margin = _MARGIN_IN_FLOAT32 if dtype == torch.float32 else _MARGIN
     return all(
         float((found - right).abs().mean()) <= margin * float((wrong - right).abs().mean())
@@ -208,12 +213,15 @@ def _rows(vocab_size: int) -> Sequence[Example]:
 
     first, *ends = drawn(_FIRST), *(drawn(length) for length in _ENDS)
     ids = [first + ends[0], first + ends[1], first + ends[1][: _SECOND - _FIRST] + ends[2]]
+    # Few labels, for there are logits of each.
+    unlabelled = [IGNORE] * _FIRST
     return [
-        Example(array("i", each), array("i", [IGNORE, *each[1:]]), Row((), "", 0)) for each in ids
+        Example(array("i", each), array("i", unlabelled + each[_FIRST:]), Row((), "", 0))
+        for each in ids
     ]
 
 
-def _asked(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _asked(model: torch.nn.Module, batch: Batch, how: Logits) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities of labels, and their gradient with respect to the embeddings.
 
     Later labels count for more, lest one be taken for another.
@@ -229,7 +237,7 @@ def _asked(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Te
     inner: Any = under_adapters(model)
     hook = inner.get_input_embeddings().register_forward_hook(detached)
     try:
-        values = label_log_probs(model, batch, logits_of(model))
+        values = label_log_probs(model, batch, how)
         factors = 1 + batch.targets.flatten()[batch.labelled] % 3
         if batch.labels is not None:
             factors = 1 + batch.labels % 3

@@ -397,6 +397,7 @@ def _shares(training: Training) -> bool:
     import torch
 
     from mst.training.isolation import sharing_obstacle
+    from mst.training.session import logits_in
 
     plan, prepared = training.plan, training.prepared
     with named(training.device, "in a first pass forward and back"):
@@ -406,6 +407,7 @@ def _shares(training: Training) -> bool:
             training.device,
             getattr(torch, plan.compute_dtype),
             plan.max_length + prepared.objective.samples,
+            logits_in(training.model, training.device, plan),
         )
     if reason:
         training.console.print(
