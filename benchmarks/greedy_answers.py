@@ -13,17 +13,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.chat_clients import Answer
 from mst import serial
 from mst.chat import Sampling
 from mst.data.rows import Message
-from mst.data.template import load_template, render
+from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
+from mst.extensions import hide_packages
 from mst.generate import generate
 from mst.launch import worker_environment
 from mst.serve.job import EngineJob
@@ -52,36 +53,53 @@ class Verdicts:
     wrong: int = 0
 
 
-def verdicts(job: EngineJob, answers: Sequence[Answer]) -> Verdicts:
+def verdicts(job: EngineJob, cases: Mapping[str, Sequence[Answer]]) -> dict[str, Verdicts]:
     """Generate offline, in a process of its own, what whole answers should be.
 
     Args:
         job: what the server has loaded.
-        answers: that it gave.
+        cases: answers that it gave, by any names.
+
+    Returns:
+        What was found, by the same names.
     """
-    asked: dict[str, dict[str, int]] = {}
-    for each in answers:
-        if not each.fault:
-            texts = asked.setdefault(json.dumps(asdict(each.question)), {})
-            texts[each.text] = texts.get(each.text, 0) + 1
-    if not asked:
-        return Verdicts()
+    asked = {name: _by_question(answers) for name, answers in cases.items()}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.greedy_answers", serial.dumps(job)],
         env=worker_environment(os.environ, job.environment), input=json.dumps(asked),
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return Verdicts(**json.loads(done.stdout.splitlines()[-1]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: Verdicts(**each) for name, each in found.items()}
 
 
-def judge(job: EngineJob, asked: dict[str, dict[str, int]]) -> Verdicts:
-    """Judge all answers, those of the same text once."""
+def _by_question(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
+    """Return how often each text was answered, for each question."""
+    found: dict[str, dict[str, int]] = {}
+    for each in answers:
+        if not each.fault:
+            texts = found.setdefault(json.dumps(asdict(each.question)), {})
+            texts[each.text] = texts.get(each.text, 0) + 1
+    return found
+
+
+def judge(job: EngineJob, cases: dict[str, dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Judge all cases' answers, those of the same text once."""
     import torch
 
     torch.set_num_threads(job.threads)
     directory = Path(job.model.tokenizer)
     template, tokenizer = load_template(directory), load_tokenizer(directory)
     model = load(job.model, job.dtype, job.attention, torch.device(job.torch_device))
+    return {
+        name: asdict(_judged(model, tokenizer, template, asked)) for name, asked in cases.items()
+    }
+
+
+def _judged(
+    model: torch.nn.Module, tokenizer: TextTokenizer, template: ChatTemplate,
+    asked: dict[str, dict[str, int]],
+) -> Verdicts:  # fmt: skip
     found = dict.fromkeys(("equal", "near_ties", "wrong"), 0)
     for question, texts in asked.items():
         given = json.loads(question)
@@ -166,8 +184,8 @@ def _shown(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
 
 def main() -> None:
     """Judge what standard input has."""
-    job: Any = serial.loads(EngineJob, sys.argv[1])
-    print(json.dumps(asdict(judge(job, json.load(sys.stdin)))))
+    hide_packages()
+    print(json.dumps(judge(serial.loads(EngineJob, sys.argv[1]), json.load(sys.stdin))))
 
 
 if __name__ == "__main__":

