@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +45,14 @@ class Verdicts:
         equal: the same text as offline.
         near_ties: the same but for near ties.
         wrong: others.
+        widest_tie: steps of the dtype between the likeliest token and one that came instead.
     """
 
     checked: int = 0
     equal: int = 0
     near_ties: int = 0
     wrong: int = 0
+    widest_tie: float = 0.0
 
 
 def verdicts(job: EngineJob, cases: Mapping[str, Sequence[Answer]]) -> dict[str, Verdicts]:
@@ -100,7 +102,7 @@ def _judged(
     model: torch.nn.Module, tokenizer: TextTokenizer, template: ChatTemplate,
     asked: dict[str, dict[str, int]],
 ) -> Verdicts:  # fmt: skip
-    found = dict.fromkeys(("equal", "near_ties", "wrong"), 0)
+    found, widest = dict.fromkeys(("equal", "near_ties", "wrong"), 0), 0.0
     for question, texts in asked.items():
         given = json.loads(question)
         messages = [Message(each["role"], each["content"]) for each in given["messages"]]
@@ -109,13 +111,14 @@ def _judged(
         for answer, count in texts.items():
             ties = near_ties(model, tokenizer, prompt, answer, given["tokens"])
             found["wrong" if ties is None else "near_ties" if ties else "equal"] += count
-    return Verdicts(sum(found.values()), **found)
+            widest = max(widest, *(ties or ()), 0.0)
+    return Verdicts(sum(found.values()), **found, widest_tie=round(widest, 2))
 
 
 def near_ties(
     model: torch.nn.Module, tokenizer: TextTokenizer, prompt: list[int], text: str, tokens: int
-) -> int | None:
-    """Return at how many near ties an answer parts from offline generation; None if it is wrong.
+) -> list[float] | None:
+    """Return the near ties at which an answer parts from offline generation; None if it is wrong.
 
     Args:
         model: that answered.
@@ -123,29 +126,33 @@ def near_ties(
         prompt: token ids.
         text: of the answer.
         tokens: longest answer.
+
+    Returns:
+        Steps of the dtype between the likeliest token and the one that came, at each.
     """
     text, stop = text.rstrip("\ufffd"), tokenizer.eos_token_ids
     ids: list[int] = []
-    count = 0
+    found: list[float] = []
     while True:
         floor = len(ids)
         left = Sampling(max_new_tokens=tokens - len(ids))
         ids += generate(model, [*prompt, *ids], stop, left)
         if _shown(tokenizer, ids) == text:
-            return count
+            return found
         turned = _turned(model, tokenizer, prompt, ids, text, floor, tokens)
         if turned is None:
             return None
-        ids, count = turned, count + 1
+        ids, steps = turned
+        found.append(steps)
         if ids[-1] in stop:
-            return count
+            return found
 
 
 def _turned(
     model: torch.nn.Module, tokenizer: TextTokenizer, prompt: list[int], ids: list[int], text: str,
     floor: int, tokens: int,
-) -> list[int] | None:  # fmt: skip
-    """Return the beginning of ids up to a near tie, with the token that the text goes on with."""
+) -> tuple[list[int], float] | None:  # fmt: skip
+    """Return ids up to a near tie with the token that the text goes on with, and how near it is."""
     import torch
 
     kept = next(
@@ -159,22 +166,19 @@ def _turned(
     # Two tokens may show the same beginning, so that the tie may lie before where texts part.
     for place in range(min(kept, tokens - 1), floor - 1, -1):
         row = logits[place].float()
-        best = row.max()
-        for each in row.argsort(descending=True).tolist():
-            if row[each] < best - _STEPS * eps * best.abs():
+        steps = (row.max() - row) / (eps * row.max().abs())
+        for each in steps.argsort().tolist():
+            if steps[each] > _STEPS:
                 break
-            if each not in ids[place : place + 1] and _goes_on(
-                tokenizer, [*ids[:place], each], text, tokenizer.eos_token_ids
-            ):
-                return [*ids[:place], each]
+            turned = [*ids[:place], each]
+            if each not in ids[place : place + 1] and _goes_on(tokenizer, turned, text):
+                return turned, float(steps[each])
     return None
 
 
-def _goes_on(
-    tokenizer: TextTokenizer, ids: Sequence[int], text: str, stop: Collection[int]
-) -> bool:
+def _goes_on(tokenizer: TextTokenizer, ids: Sequence[int], text: str) -> bool:
     shown = _shown(tokenizer, ids)
-    return shown == text if ids[-1] in stop else text.startswith(shown)
+    return shown == text if ids[-1] in tokenizer.eos_token_ids else text.startswith(shown)
 
 
 def _shown(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:

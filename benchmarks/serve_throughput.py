@@ -62,7 +62,10 @@ _BATCHING_OPTIONS = "--continuous-batching --cb-num-blocks 64 --cb-max-batch-tok
 SECOND_TURN = "second turn"
 _SOAK_STREAMS, _SOAK_PROMPTS, _SOAK_TOKENS = 32, 64, 16
 _SECOND_TURN_WORDS, _SECOND_TURN_TOKENS = 32, 8
-_RATIOS = ("tokens_per_second", "first_token_seconds_median", "peak_rss_bytes")
+_RATIOS = (
+    "tokens_per_second", "first_token_seconds_median", "peak_rss_bytes", "first_turn_seconds",
+    "second_turn_seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,8 @@ def medians(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> dict[str, float]:
     """Return the medians of our figures over theirs, and the share of answers that are the same."""
-    names = ("ratio",) if "ratio" in ours[0].figures else _RATIOS
     found = {}
-    for name in names:
+    for name in _RATIOS:
         pairs = [(a.figures, b.figures) for a, b in zip(ours, theirs, strict=True)]
         both = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
         if both:
