@@ -149,10 +149,10 @@ def _added(pid: int, name: str) -> int:
 def descendants(pid: int) -> list[int]:
     """Return a process and all below it (proc_pid_stat(5), field ppid)."""
     parents: dict[int, int] = {}
-    for each in Path("/proc").glob("[0-9]*/stat"):
+    for file in Path("/proc").glob("[0-9]*/stat"):
         # One that has ended since is no longer below anything.
         with contextlib.suppress(OSError):
-            parents[int(each.parent.name)] = int(each.read_text().rpartition(")")[2].split()[1])
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
     found = [pid]
     for each in found:
         found += [child for child, parent in parents.items() if parent == each]
