@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mst.seal.jail import kernel
@@ -46,6 +47,24 @@ def abi() -> int:
         return 0
 
 
+def cache_of(environ: Mapping[str, str]) -> Path:
+    """Return the user's directory for caches, by the XDG Base Directory Specification."""
+    home = Path(environ.get("HOME") or "/nonexistent")
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+
+
+def make_cache(environ: Mapping[str, str]) -> None:
+    """Make that directory for its user alone, as the specification has it, where it is not there.
+
+    A new user has none, and a job that may write under it can't make it itself. Where it can't be
+    made, what is to be kept there says so.
+    """
+    cache = cache_of(environ)
+    if environ.get("XDG_CACHE_HOME") or cache.parent.is_dir():
+        with suppress(OSError):
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def writable(environ: Mapping[str, str], named: Iterable[Path], rdma: bool = False) -> list[Path]:
     """Return the directories and nodes under which a job may write.
 
@@ -56,8 +75,7 @@ def writable(environ: Mapping[str, str], named: Iterable[Path], rdma: bool = Fal
         rdma: the job spans machines, so InfiniBand's nodes are among them.
     """
     home = Path(environ.get("HOME") or "/nonexistent")
-    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    found = [Path.cwd(), Path(tempfile.gettempdir()), cache]
+    found = [Path.cwd(), Path(tempfile.gettempdir()), cache_of(environ)]
     found += [Path(environ[name]) for name in ("HF_HOME", "TRITON_CACHE_DIR") if environ.get(name)]
     # Compilers and drivers of chips keep what they made at these places.
     found += [home / name for name in (".triton", ".nv", ".nvidia", "ascend", "atc_data")]

@@ -123,6 +123,27 @@ print(seal.files)
     assert "Landlock" in done.stdout
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_new_users_cache_can_be_written(tmp_path: Path, given: bool) -> None:
+    here, home, named = (tmp_path / each for each in ("here", "home", "named/cache"))
+    here.mkdir()
+    home.mkdir()
+    code = """
+from mst.job import cache_dir
+cache_dir().mkdir(parents=True)
+(cache_dir() / "kept").write_text("x")
+"""
+    environ = {**os.environ, "HOME": str(home)} | ({"XDG_CACHE_HOME": str(named)} if given else {})
+    if not given:
+        environ.pop("XDG_CACHE_HOME", None)
+    done = inside(code, cwd=here, env=environ)
+    cache = named if given else home / ".cache"
+
+    assert done.returncode == 0, done.stderr
+    assert (cache / "mst" / "kept").read_text() == "x"
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_temporary_directory_may_have_a_long_name(tmp_path: Path) -> None:
     temporary = tmp_path / ("d" * 100)
     temporary.mkdir()
