@@ -25,11 +25,13 @@ import torch
 from mst.chat import Sampling
 from mst.generate import generate
 from mst.model.locate import default_model
-from mst.serve.asking import way_of
+from mst.serve.asking import Way, way_of
 from mst.serve.continuous import ContinuousEngine, Limits
+from mst.serve.decoders import Served
 from mst.serve.engine import Choice, EngineFailure, Prompt, Token
 from mst.serve.job import EngineJob, prepare_engine
 from mst.serve.loading import load_served
+from mst.serve.own_thread import OwnThread
 from mst.training.adapters import under_adapters
 
 _NEW_TOKENS_OF_A_TURN = 32
@@ -88,51 +90,58 @@ def peak_rss_bytes() -> int:
 
 def measure(job: EngineJob, streams: list[int], tokens: int) -> None:
     """Print the cases' lines."""
-    torch.set_num_threads(job.threads)
-    served = load_served(job, torch.device(job.torch_device))
-    model = served.model
+
+    def loaded() -> tuple[Served, Way]:
+        torch.set_num_threads(job.threads)
+        served = load_served(job, torch.device(job.torch_device))
+        alone_tokens_per_second(served.model, [5] * tokens, 4)  # the first pass makes its kernels
+        return served, way_of(served, job.context)
+
+    # A thread that has computed holds a pool of threads for as long as it lives: see `OwnThread`.
+    loading = OwnThread()
+    served, way = loading.result(loaded)
+    loading.join()
+    model, limits = served.model, Limits(batch=max(streams))
     vocabulary = under_adapters(model).get_input_embeddings().num_embeddings
-    engine = ContinuousEngine(
-        served, way_of(served, job.context).decoder, job.context, Limits(batch=max(streams))
-    )
     shared = {
         "model": job.name, "device": job.torch_device, "dtype": job.dtype, "threads": job.threads,
         "tokens": tokens, "torch": torch.__version__,
     }  # fmt: skip
-    alone_tokens_per_second(model, [5] * tokens, 4)  # the first pass makes its kernels
-    try:
-        for place, count in enumerate(streams):
-            prompts = random_prompts(count, tokens, vocabulary, place)
-            alone = alone_tokens_per_second(model, prompts[0], tokens)
-            found = Asked(engine, prompts, tokens)
-            speed = count * tokens / found.seconds
-            waits = sorted(found.first_token_seconds)
-            print(json.dumps({
-                "case": f"{count} streams", **shared,
-                "tokens_per_second": round(speed, 2),
-                "alone_tokens_per_second": round(alone, 2),
-                "ratio": round(speed / alone, 2),
-                "first_token_seconds_median": round(waits[len(waits) // 2], 3),
-                "first_token_seconds_most": round(waits[-1], 3),
-                "peak_rss_bytes": peak_rss_bytes(),
-            }), flush=True)  # fmt: skip
-        first = Asked(engine, random_prompts(1, 4 * tokens, vocabulary, 99), tokens)
-        turn = random_prompts(1, _NEW_TOKENS_OF_A_TURN, vocabulary, 100)[0]
-        asked = random_prompts(1, 4 * tokens, vocabulary, 99)[0]
-        before = engine.figures().cached_tokens
-        second = Asked(engine, [asked + first.answers[0] + turn], 1)
-        waits = [first.first_token_seconds[0], second.first_token_seconds[0]]
-        print(json.dumps({
-            "case": "second turn", **shared,
-            "first_turn_tokens": 4 * tokens,
-            "second_turn_tokens": 5 * tokens + len(turn),
-            "cached_tokens": engine.figures().cached_tokens - before,
-            "first_turn_seconds": round(waits[0], 3),
-            "second_turn_seconds": round(waits[1], 3),
-            "ratio": round(waits[1] / waits[0], 3),
-        }), flush=True)  # fmt: skip
-    finally:
+    for place, count in enumerate(streams):
+        prompts = random_prompts(count, tokens, vocabulary, place)
+        thread = OwnThread()
+        alone = thread.result(partial(alone_tokens_per_second, model, prompts[0], tokens))
+        engine = ContinuousEngine(served, way.decoder, job.context, limits, thread=thread)
+        found = Asked(engine, prompts, tokens)
         engine.close()
+        speed = count * tokens / found.seconds
+        waits = sorted(found.first_token_seconds)
+        print(json.dumps({
+            "case": f"{count} streams", **shared,
+            "tokens_per_second": round(speed, 2),
+            "alone_tokens_per_second": round(alone, 2),
+            "ratio": round(speed / alone, 2),
+            "first_token_seconds_median": round(waits[len(waits) // 2], 3),
+            "first_token_seconds_most": round(waits[-1], 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }), flush=True)  # fmt: skip
+    engine = ContinuousEngine(served, way.decoder, job.context, limits)
+    asked = random_prompts(1, 4 * tokens, vocabulary, 99)[0]
+    turn = random_prompts(1, _NEW_TOKENS_OF_A_TURN, vocabulary, 100)[0]
+    first = Asked(engine, [asked], tokens)
+    before = engine.figures().cached_tokens
+    second = Asked(engine, [asked + first.answers[0] + turn], 1)
+    waits = [first.first_token_seconds[0], second.first_token_seconds[0]]
+    print(json.dumps({
+        "case": "second turn", **shared,
+        "first_turn_tokens": 4 * tokens,
+        "second_turn_tokens": 5 * tokens + len(turn),
+        "cached_tokens": engine.figures().cached_tokens - before,
+        "first_turn_seconds": round(waits[0], 3),
+        "second_turn_seconds": round(waits[1], 3),
+        "ratio": round(waits[1] / waits[0], 3),
+    }), flush=True)  # fmt: skip
+    engine.close()
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from mst.serve.engine import (
     Token,
     UnknownAdapter,
 )
+from mst.serve.own_thread import OwnThread
 from mst.training.faults import answers as still_computes
 from mst.training.faults import free_memory, is_out_of_memory
 
@@ -79,15 +80,17 @@ class ContinuousEngine:
         context: int,
         limits: Limits,
         constrainer: Constrainer | None = None,
+        thread: OwnThread | None = None,
     ) -> None:
-        """Start the engine's thread.
+        """Start the engine's work.
 
         Args:
-            served: the model, which belongs to that thread from here on.
+            served: the model, which belongs to the engine's thread from here on.
             decoder: how answers are computed, from `mst.serve.asking.way_of`.
             context: most tokens of a prompt and its answer together.
             limits: what it may take.
             constrainer: of the model's tokenizer; without one JSON schemas are refused.
+            thread: in which the model was loaded; default a new one.
         """
         self.context = context
         self.adapters = tuple(each for each in served.adapters.names if each is not None)
@@ -97,8 +100,8 @@ class ContinuousEngine:
         self._figures = EngineFigures(batch_limit=limits.batch)
         self._work = _Work()
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="mst-engine", daemon=True)
-        self._thread.start()
+        self._thread = thread or OwnThread()
+        self._thread.start(self._run)
 
     def submit(self, prompt: Prompt, told: Callable[[Token | EngineFailure], None]) -> int:
         """Queue a prompt and return its ticket, as `Engine.submit`."""

@@ -11,6 +11,7 @@ from mst.errors import ModelError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.continuous import ContinuousEngine, Limits
 from mst.serve.job import EngineJob
+from mst.serve.own_thread import OwnThread
 from mst.tuned import TunedModel, load, load_dequantized, tuned_keys
 
 if TYPE_CHECKING:
@@ -43,17 +44,22 @@ def load_engine(
     import torch
 
     from mst.data.tokens import load_tokenizer
-    from mst.serve.asking import way_of
+    from mst.serve.asking import Way, way_of
     from mst.serve.constraint import Constrainer
     from mst.training.faults import named
 
     device = torch.device(job.torch_device)
-    if device.type == "cpu":
-        torch.set_num_threads(job.threads)
     tokenizer = load_tokenizer(Path(job.model.tokenizer))
-    with named(device, "while loading the model"):
-        served = load_served(job, device, keys)
-        way = way_of(served, job.context)
+
+    def loaded() -> tuple[Served, Way]:
+        if device.type == "cpu":
+            torch.set_num_threads(job.threads)
+        with named(device, "while loading the model"):
+            served = load_served(job, device, keys)
+            return served, way_of(served, job.context)
+
+    thread = OwnThread()
+    served, way = thread.result(loaded)
     if way.reason is not None:
         say(f"Each answer of this model takes passes of its own: {way.reason}.")
     return ContinuousEngine(
@@ -62,6 +68,7 @@ def load_engine(
         job.context,
         Limits(job.batch, job.queue, job.prefill_tokens, job.prefix_bytes),
         Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, way.vocab_size),
+        thread,
     )
 
 
