@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for each in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DATA / "tokenizers/minimind" / each, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model_with_context(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """Return a function that copies the tiny model as one that reads so many tokens."""
+
+    def copied(tokens: int) -> Path:
+        path = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "tiny")
+        config = json.loads((path / "config.json").read_text())
+        changed = config | {"max_position_embeddings": tokens}
+        (path / "config.json").write_text(json.dumps(changed))
+        return path
+
+    return copied
 
 
 @pytest.fixture(scope="session")

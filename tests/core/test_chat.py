@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,9 @@ def model(tiny_model: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def endless_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless_model(tiny_model_with_context: Callable[[int], Path]) -> Path:
     """The tiny model with a context that its random babble does not fill within a test."""
-    path = shutil.copytree(tiny_model, tmp_path_factory.mktemp("endless") / "model")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100_000}))
-    return path
+    return tiny_model_with_context(100_000)
 
 
 def ids(model: Any, stop: tuple[int, ...] = (), **options: Any) -> list[int]:

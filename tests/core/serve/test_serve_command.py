@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,9 @@ def started(home: Path, *arguments: object) -> Server:
 
 
 @pytest.fixture(scope="module")
-def endless_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless_model(tiny_model_with_context: Callable[[int], Path]) -> Path:
     """The tiny model, which reads so much that its answers are long."""
-    import shutil
-
-    path = shutil.copytree(tiny_model, tmp_path_factory.mktemp("served") / "tiny")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20_000}))
-    return path
+    return tiny_model_with_context(20_000)
 
 
 @pytest.fixture(scope="module")

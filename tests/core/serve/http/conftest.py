@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +24,9 @@ HELLO = [{"role": "user", "content": "my card is late"}]
 
 
 @pytest.fixture(scope="session")
-def served_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_model(tiny_model_with_context: Callable[[int], Path]) -> Path:
     """The tiny model, which reads so much that a test can stop it in the middle."""
-    path = shutil.copytree(tiny_model, tmp_path_factory.mktemp("served") / "tiny")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    return path
+    return tiny_model_with_context(4096)
 
 
 @pytest.fixture(scope="session")
