@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.candidates import Candidate, Space, memory_of
+from mst.candidates import Candidate, Space
 from mst.errors import PlanError
-from mst.plan import MemoryForecast, Reason, TimeForecast
+from mst.plan import Reason, TimeForecast
 
 # Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores.
 SPEEDUP = 1.25
@@ -23,32 +23,31 @@ VERIFIED = frozenset({
 WORTH = 1.5
 
 
-def compiling(space: Space, chosen: Candidate) -> tuple[MemoryForecast | None, Reason | None]:
-    """Return the memory that compiled layers take, None where they stay plain, and why.
+def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
+    """Return whether the chosen candidate's layers are compiled, and why or why not.
 
     Raises:
         PlanError: it was asked for, and can't be.
     """
     asked = space.request.torch_compile
     if asked == "off":
-        return None, None
-    memory = memory_of(space, replace(chosen.configuration, compiled=True))
+        return False, None
     obstacle = _obstacle(space, chosen)
     if asked == "on":
         if obstacle:
             raise PlanError(
                 f"--torch-compile on was asked for: {obstacle}. Pass --torch-compile off."
             )
-        return memory, None
+        return True, None
     saved = _saved(space, chosen)
     if not obstacle and space.model.model_type not in VERIFIED:
         obstacle = f"it was not verified for {space.model.model_type}; --torch-compile on tries it"
     if obstacle or saved is None:
         why = obstacle or "what it saves is measured on CPUs alone, without quantized weights"
-        return None, Reason("torch_compile", "off", why)
+        return False, Reason("torch_compile", "off", why)
     worth = saved >= WORTH * COMPILE_SECONDS
     why = f"it takes {COMPILE_SECONDS:.0f} s once, and would save {saved:.0f} s of this run"
-    return memory if worth else None, Reason("torch_compile", "on" if worth else "off", why)
+    return worth, Reason("torch_compile", "on" if worth else "off", why)
 
 
 def _obstacle(space: Space, chosen: Candidate) -> str:

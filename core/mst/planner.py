@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mst.candidates import Candidate, Space, alternative, candidates, choose, within
+from mst.candidates import Candidate, Space, alternative, candidates, choose, memory_of, within
 from mst.compile_choice import compiled_time, compiling
 from mst.configuration import ZERO_CHOICES
 from mst.errors import PlanError
@@ -362,10 +362,11 @@ def _plan(
     threads = request.threads or _threads(devices[0], chosen.devices)
     if request.threads is not None or (chosen.devices > 1 and on_host):
         environment = {**environment, "OMP_NUM_THREADS": str(threads)}
-    compiled_memory, compile_reason = compiling(space, chosen)
-    compiled = compiled_memory is not None
+    compiled, compile_reason = compiling(space, chosen)
     shares, sharing_reason = sharing(space, chosen)
-    time = chosen.time
+    time, memory = chosen.time, chosen.memory
+    if compiled:
+        memory = memory_of(space, replace(made, compiled=True))
     if compiled and time is not None:
         time = compiled_time(time, steps)
     if on_host:
@@ -421,7 +422,7 @@ def _plan(
         steps_per_epoch=math.ceil(items / global_batch),
         total_steps=steps,
         label_accuracy=label_accuracy,
-        memory=compiled_memory or chosen.memory,
+        memory=memory,
         reasons=tuple(each for each in found_reasons if each is not None),
         warnings=tuple(notes),
         quantization=made.quantization,
