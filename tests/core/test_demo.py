@@ -21,8 +21,8 @@ from mst.model.locate import default_model
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of this test's own, so that the conversion is really made."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache of this test's own, not there yet, so that the conversion is really made."""
+    return tmp_path_factory.mktemp("user") / "cache"
 
 
 def mst(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -98,6 +98,15 @@ def _looked_up(host: str) -> str:
     return host  # what comes next says that it isn't known
 
 
+def _converts(args: argparse.Namespace) -> bool:
+    """Return whether a command may convert a model, and keep what that makes."""
+    for each in ("target", "model"):
+        if hasattr(args, each):
+            named = getattr(args, each)
+            return named is None or not Path(named).is_dir()
+    return False
+
+
 def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]) -> Seal:
     """Seal this process, say so, and return what holds.
 
@@ -105,9 +114,11 @@ def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
         UsageError: the options don't fit together.
         JailError: this machine gives no jail, or it leaks.
     """
-    from mst.seal.jail import ladder
+    from mst.seal.jail import ladder, landlock
 
     request, scene = asked(name, args, environ)
+    if name == "train" or _converts(args):
+        landlock.make_cache(environ)
     seal = ladder.enter(request, scene, environ)
     if not getattr(args, "json", False) and getattr(args, "prompt", None) is None:
         # Where standard output is for people; a program reads answers there.

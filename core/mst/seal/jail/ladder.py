@@ -243,7 +243,6 @@ def _limit_writes(request: JailRequest, scene: Scene, environ: Mapping[str, str]
                 f"{each} does not exist, and a sealed job can make nothing in /. Make the directory"
                 " first."
             )
-    landlock.make_cache(environ)
     try:
         landlock.restrict(landlock.writable(environ, named, rdma=bool(request.allow_net)), version)
     except OSError as error:

@@ -136,7 +136,8 @@ cache_dir().mkdir(parents=True)
     environ = {**os.environ, "HOME": str(home)} | ({"XDG_CACHE_HOME": str(named)} if given else {})
     if not given:
         environ.pop("XDG_CACHE_HOME", None)
-    done = inside(code, cwd=here, env=environ)
+    make = "from mst.seal.jail import landlock; landlock.make_cache(os.environ)"
+    done = inside(code, before=make, cwd=here, env=environ)
     cache = named if given else home / ".cache"
 
     assert done.returncode == 0, done.stderr
