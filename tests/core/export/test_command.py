@@ -141,6 +141,8 @@ def test_gptq_is_calibrated_by_the_runs_rows_and_leaves_none_behind(
     if not list(importlib.metadata.distributions(name="gptqmodel")):
         pytest.skip("wants the extra gptq")
     place = tmp_path / "out"
+    # tokenicer, which gptqmodel imports, makes this one wherever TMPDIR points.
+    before = set(Path("/tmp").glob("tokenicer*"))
     done = mst(
         "export", learnt_run, "--format", "gptq", "--output-dir", place,
         "--calibration-rows", 30, TMPDIR=str(tmp_path),
@@ -155,6 +157,7 @@ def test_gptq_is_calibrated_by_the_runs_rows_and_leaves_none_behind(
     assert manifest["versions"]["gptqmodel"] == "7.6.0"
     assert manifest["quality"]["rounding"] is not None
     assert sorted(os.listdir(place)) == [".merged", "gptq"]
+    assert set(Path("/tmp").glob("tokenicer*")) == before
     for path in (each for each in tmp_path.rglob("*") if each.is_file()):
         assert b"my card is" not in path.read_bytes()
 
