@@ -184,6 +184,9 @@ def test_one_that_has_failed_stays_marked_and_is_replaced(learnt_run: Path, tmp_
     bad = mst(*arguments, PYTHONPATH=path, LOSSY="0.5")
     manifest = manifest_of(tmp_path / "out/lossy")
     readme = (tmp_path / "out/lossy/README.md").read_text()
+    # What was found of the merge is kept with it, and not asked again.
+    check = tmp_path / "out/.merged/check.json"
+    check.write_text(check.read_text().replace('"prompts": 8', '"prompts": 80'))
     raised = mst(*arguments, PYTHONPATH=path, LOSSY="a secret")
     good = mst(*arguments, PYTHONPATH=path, LOSSY="1")
 
@@ -196,6 +199,10 @@ def test_one_that_has_failed_stays_marked_and_is_replaced(learnt_run: Path, tmp_
     assert "a secret" not in raised.stdout + raised.stderr
     assert good.returncode == 0, good.stderr
     assert manifest_of(tmp_path / "out/lossy")["status"] == "passed"
+    assert (
+        manifest["merge"]["prompts"],
+        manifest_of(tmp_path / "out/lossy")["merge"]["prompts"],
+    ) == (8, 80)
 
 
 LOSSY = """
