@@ -1,11 +1,15 @@
-"""What the worker changes in gptqmodel 7.6.0, so that it goes on after a kill, and in private."""
+"""What the worker changes in gptqmodel 7.6.0: going on after a kill, privacy, and AWQ's search."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mst_plugins.awq_clipping import best_clips
 from mst_plugins.sealed_continuation import sealed_codec
+
+if TYPE_CHECKING:
+    import torch
 
 
 def patch(key: bytes) -> None:
@@ -17,6 +21,7 @@ def patch(key: bytes) -> None:
     _seal_activations(key)
     _go_on_with_any_architecture()
     _pack_awq_in_float16()
+    _search_awq_as_published()
     _let_failures_surface()
 
 
@@ -68,6 +73,38 @@ def _pack_awq_in_float16() -> None:
             self.bias = self.bias.half()
 
     layer.pack = pack_in_float16
+
+
+def _search_awq_as_published() -> None:
+    """Let AWQ search as its paper has it, and for its clipping in a fraction of the time.
+
+    Scales are powers of the inputs' size (Lin et al. 2023, equation 5), none at all among them.
+    gptqmodel divides by powers of the weights' size too, which has no place for leaving well-placed
+    weights as they are: SmolLM2-135M tuned on the demo came to 1.5 times its perplexity, and comes
+    to less than 1.1 this way. Its search for the clipping took 95 % of the time.
+    """
+    from gptqmodel.looper.awq_processor import AWQProcessor
+
+    processor: Any = AWQProcessor
+    begin = processor.__init__
+
+    def begin_with_inputs_alone(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        self.duo_scaling = False
+
+    def clips(self: Any, w: torch.Tensor, input_feat: torch.Tensor, **_: Any) -> torch.Tensor:
+        import torch
+
+        def rounded(weights: torch.Tensor) -> torch.Tensor:
+            made = torch.empty_like(weights)
+            self._pseudo_quantize_tensor_into(weights, made)
+            return made
+
+        with torch.inference_mode():
+            return best_clips(w, input_feat, self.qcfg.group_size, rounded).to(w.dtype)
+
+    processor.__init__ = begin_with_inputs_alone
+    processor._compute_best_clip = clips
 
 
 def _let_failures_surface() -> None:
