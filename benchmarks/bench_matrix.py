@@ -109,7 +109,9 @@ def scheduling(nodes: int, tasks: int, seconds: float) -> dict[str, Any]:
 
     from mst.bench.ray_cluster import on_cluster
 
-    kept = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    kept: dict[str, Any] = {
+        "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False,
+    }  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=kept)
     try:
         for _ in range(nodes):

@@ -157,7 +157,7 @@ def _nodes(ray: Any, notes: list[str]) -> dict[str, Node]:
 
     affinity = importlib.import_module("ray.util.scheduling_strategies")
     # num_cpus=0: a node whose cores are all asked for answers too.
-    remote = ray.remote(describe_node).options(num_cpus=0, max_retries=0)
+    remote = ray.remote(num_cpus=0, max_retries=0)(describe_node)
     found: dict[str, Node] = {}
     for each in ray.nodes():
         if not each["Alive"]:
@@ -203,7 +203,7 @@ def _spread(
     measure: Measure,
 ) -> Iterator[Measured]:
     waiting: dict[Any, tuple[Cell, int]] = {}
-    remote = ray.remote(_on_node).options(num_cpus=0, max_retries=0)
+    remote = ray.remote(num_cpus=0, max_retries=0)(_on_node)
     offsets = {node.id: node.offset_seconds for node in nodes.values()}
 
     def hand_over(cell: Cell, tries: int) -> None:
