@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_HEADINGS = (
-    "model", "method", "length", "batch", "device", "tokens/s", "a step", "MFU", "memory", "loss",
-    "J/token",
-)  # fmt: skip
-# What a CPU's two peaks give: of the declared one, then of the one that was measured.
-_MFU_NOTE = "MFU: of the catalogue's peak / of the measured product's"
+_HEADINGS = ("cell", "on", "tokens/s", "a step", "MFU", "memory", "loss")
+# What may be cut into lines where the terminal is narrow.
+_WRAPPED = 2
+_NOTE = (
+    "±: half the way from the slowest to the fastest repeat. MFU: of the catalogue's peak / of the"
+    " measured product's. Memory: the peak, and by how much the forecast was off."
+)
 
 
 def show_results(console: Console, results: Results, prices: Prices) -> None:
@@ -32,8 +33,8 @@ def show_results(console: Console, results: Results, prices: Prices) -> None:
     console.print(cell_table(measured))
     _show_products(console, measured)
     _show_costs(console, results.cells, prices)
-    if any(each.peak.measured_tflops for each in measured):
-        console.print(_MFU_NOTE)
+    if any(each.repeats for each in measured):
+        console.print(_NOTE)
     for each in measured:
         _show_reasons(console, each)
     if forecast:
@@ -46,39 +47,40 @@ def show_results(console: Console, results: Results, prices: Prices) -> None:
 
 
 def cell_table(cells: Sequence[Measured]) -> Table:
-    """Return a table with a row a cell."""
+    """Return a table with a row a cell; energy has a column where it is known."""
     from rich.table import Table
 
+    energy = any(figures.joules_per_token(each) for each in cells)
+    headings = (*_HEADINGS, "J/token") if energy else _HEADINGS
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in _HEADINGS:
-        table.add_column(heading, no_wrap=heading != "model")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number >= _WRAPPED)
     for each in cells:
-        table.add_row(*cell_texts(each))
+        table.add_row(*cell_texts(each)[: len(headings)])
     return table
 
 
 def cell_texts(each: Measured) -> tuple[str, ...]:
-    """Return a cell's texts under the headings."""
-    cell = each.cell
-    where = each.machine.device if each.machine else cell.device
-    if each.machine and each.machine.node:
-        where = f"{where} {each.machine.chip}"
-    elif each.machine:
-        where = each.machine.device
-    known = (cell.model, cell.method, str(cell.length), cell.batch, where)
+    """Return a cell's texts under the headings, the energy last."""
+    machine = each.machine
+    where = each.cell.device if machine is None else machine.device
+    if machine is not None and machine.node:
+        where = f"{machine.device} {machine.chip}"
     found = speed(each)
     if found is None:
-        return (*known, each.status if each.status != FORECAST else "does not fit")
+        status = "does not fit" if each.status == FORECAST else each.status
+        return (short(each), where, status)
     took, memory = seconds(each), figures.peak_memory(each)
     joules = figures.joules_per_token(each)
     loss = figures.over_repeats(each, lambda one: one.loss)
     expected = gib(each.forecast.memory_bytes) if each.forecast else ""
     return (
-        *known,
+        short(each),
+        where,
         _spread(found),
         duration(took.median) if took else "",
-        "/".join(_share(figures.mfu(each, one)) for one in _peaks(each)),
-        f"{gib(memory.median)} ({_error(each, memory)})" if memory else f"{expected} forecast",
+        " / ".join(_share(figures.mfu(each, one)) for one in _peaks(each)),
+        f"{gib(memory.median)} ({_error(each, memory)})" if memory else expected,
         f"{loss.median:.4f}" if loss else "",
         f"{joules.median:.3g}" if joules else "",
     )
@@ -89,9 +91,15 @@ def _peaks(each: Measured) -> tuple[float | None, float | None]:
 
 
 def _spread(found: Spread) -> str:
+    """Return a speed with half of the way from its slowest to its fastest repeat.
+
+    Of a forecast the ends are those of its uncertainty.
+    """
     if found.low == found.high:
         return rate(found.median)
-    return f"{rate(found.median)} ({rate(found.low)}–{rate(found.high)})"
+    if not found.count:
+        return f"{rate(found.median)} ({rate(found.low)}–{rate(found.high)})"
+    return f"{rate(found.median)} ±{found.relative / 2:.1%}"
 
 
 def _share(value: float | None) -> str:
@@ -101,8 +109,8 @@ def _share(value: float | None) -> str:
 def _error(each: Measured, memory: Spread) -> str:
     """Return by how much the forecast of the memory was off."""
     if each.forecast is None or not memory.median:
-        return "no forecast"
-    return f"forecast {each.forecast.memory_bytes / memory.median - 1:+.0%}"
+        return "?"
+    return f"{each.forecast.memory_bytes / memory.median - 1:+.0%}"
 
 
 def _show_products(console: Console, cells: Sequence[Measured]) -> None:

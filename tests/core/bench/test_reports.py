@@ -75,13 +75,23 @@ def test_the_terminal_shows_figures_spread_and_why_a_cell_has_none() -> None:
     shown = printed(several())
     first, _, last = shown.partition("forecast, not measured")
 
-    assert "1,000 (990–1,010)" in shown
-    assert "40.0%/50.0%" in shown  # of the catalogue's peak, of the measured product's
-    assert "(forecast +3%)" in shown
+    assert "1,000 ±1.0%" in shown
+    assert "40.0% / 50.0%" in shown  # of the catalogue's peak, of the measured product's
+    assert "3.00 GiB (+3%)" in shown
     assert "out of memory: smollm2, lora, 1024, 4: step 1 of 7" in shown
     assert "absent: smollm2, lora, 512, 4: no 'ascend' device here" in shown
     assert "20,000 (13,333–30,000)" in last
     assert "13,333" not in first
+
+
+def test_figures_are_whole_in_a_narrow_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    show_results(console, results(measured()), PRICES)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+
+    assert "…" not in shown.partition("a million tokens")[0]
+    assert all(each in shown for each in ("1,000 ±1.0%", "40.0% / 50.0%", "(+3%)", "2.5000"))
 
 
 def test_costs_are_shown_for_the_prices_that_were_given() -> None:
