@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.chat_clients import Answer
 from mst import serial
+from mst.bench.chat_clients import Answer
 from mst.chat import Sampling
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render

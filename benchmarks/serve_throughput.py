@@ -39,7 +39,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chat_clients import Answer, Question, ask_together, percentile
 from benchmarks.greedy_answers import verdicts
 from benchmarks.server_process import (
     Server,
@@ -50,6 +49,7 @@ from benchmarks.server_process import (
     transformers_server,
 )
 from benchmarks.train_throughput import busy_share
+from mst.bench.chat_clients import Answer, Question, ask_together, percentile
 from mst.data.tokens import load_tokenizer
 from mst.job import cache_dir
 from mst.model.gguf import convert

@@ -16,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from mst.catalogue import Figure, cited, find
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.hookspecs import hookimpl
 from mst_backends import npu_smi
-from mst_backends.ascend_health import logical_number, problems
+from mst_backends.ascend_health import logical_number, problems, telemetry
 from mst_backends.ascend_soc import dtypes_of, is_known, soc_name
 from mst_backends.cann import (
     DRIVER,
@@ -108,6 +108,12 @@ def mst_health(device: DeviceFacts) -> Sequence[str]:
     """Return a chip's alarm, its heat, and who else holds its memory."""
     reading = _recent_reading(_smi(_root()), _moment())
     return problems(device, reading)
+
+
+@hookimpl
+def mst_telemetry(device: DeviceFacts) -> Telemetry:
+    """Return the power that npu-smi shows of a chip, and its heat."""
+    return telemetry(device, _recent_reading(_smi(_root()), int(time.monotonic())))
 
 
 def device_nodes(root: Path) -> tuple[int, ...]:

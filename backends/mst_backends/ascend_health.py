@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from mst.facts import DeviceFacts
+from mst.facts import DeviceFacts, Telemetry
 from mst_backends import npu_smi
 from mst_backends.ascend_soc import is_known
 
@@ -37,6 +37,20 @@ def problems(device: DeviceFacts, reading: npu_smi.Reading) -> list[str]:
     if chip.temperature_celsius is not None and chip.temperature_celsius >= HOT_CELSIUS:
         found.append(f"{chip.temperature_celsius:g} °C: look at its cooling before a long job")
     return found + _held_memory(chip, reading.info.processes)
+
+
+def telemetry(device: DeviceFacts, reading: npu_smi.Reading) -> Telemetry:
+    """Return the power and the heat of `device`; npu-smi counts no energy."""
+    if reading.error:
+        return Telemetry(reason=reading.error)
+    chip = npu_smi.by_logical_number(reading).get(logical_number(device))
+    if chip is None:
+        return Telemetry(reason=f"npu-smi does not list {device.name} {device.uuid}")
+    return Telemetry(
+        power_watts=chip.power_watts,
+        temperature_celsius=chip.temperature_celsius,
+        reason="npu-smi shows no power of this chip" if chip.power_watts is None else "",
+    )
 
 
 def _lost(listed: Sequence[npu_smi.Chip], usable: Collection[npu_smi.Chip]) -> list[str]:

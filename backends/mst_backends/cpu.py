@@ -15,11 +15,12 @@ import sysconfig
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.hookspecs import hookimpl
 from mst.memory.runtime import heap_environment
 from mst_backends.cgroups import cpu_quota, memory_limits
 from mst_backends.cpu_peak import peak_tflops
+from mst_backends.cpu_power import telemetry
 
 # Names as in /proc/cpuinfo: "flags" on x86, "Features" on ARM.
 FEATURES = {
@@ -112,6 +113,12 @@ def mst_health(device: DeviceFacts) -> Sequence[str]:
             "end other processes, or raise the container's limit"
         )
     return problems
+
+
+@hookimpl
+def mst_telemetry() -> Telemetry:
+    """Return what the processors' own counters say of their energy, and their heat."""
+    return telemetry()
 
 
 def read_facts(

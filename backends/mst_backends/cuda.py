@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mst import catalogue
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.hookspecs import hookimpl
 from mst_backends import nvidia_smi, nvml
 from mst_backends.cuda_health import machine_problems, problems
@@ -105,6 +105,12 @@ def mst_health(device: DeviceFacts) -> Sequence[str]:
     if device.index == 0:
         found += machine_problems(listing, _visible(listing, os.environ).note)
     return found
+
+
+@hookimpl
+def mst_telemetry(device: DeviceFacts) -> Telemetry:
+    """Return what NVML counts of the card's energy, and what slows it down."""
+    return nvml.telemetry(device.uuid)
 
 
 @hookimpl

@@ -30,6 +30,7 @@ class Chip:
         memory_column: the column that the memory was read from.
         memory_used_bytes: by all processes and the driver.
         memory_total_bytes: of the chip.
+        power_watts: that it draws.
     """
 
     npu: int
@@ -41,6 +42,7 @@ class Chip:
     memory_column: str
     memory_used_bytes: int | None
     memory_total_bytes: int | None
+    power_watts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,7 @@ def _chip(first: list[str], second: list[str], columns: list[str]) -> list[Chip]
             memory_column=column,
             memory_used_bytes=used,
             memory_total_bytes=total,
+            power_watts=_number(words[0]) if words else None,
         )
     ]
 

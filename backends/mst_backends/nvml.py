@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from mst.facts import Telemetry
 from mst_backends.nvidia_card import Card, Instance, Listing, pci_order, throttle_words
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -51,6 +52,38 @@ def read(topology: bool = True) -> Listing:
     # An older package of the same import name lacks some functions.
     except (nvml.NVMLError, AttributeError, UnicodeDecodeError) as error:
         return Listing("NVML", failure=f"NVML: {error}")
+    finally:
+        nvml.nvmlShutdown()
+
+
+def telemetry(uuid: str) -> Telemetry:
+    """Return the energy, heat and throttling of the card that the driver calls `uuid`."""
+    if uuid.startswith("MIG-"):
+        return Telemetry(reason="NVML counts the energy of a whole card, not of a MIG instance")
+    try:
+        ctypes.CDLL(LIBRARY)
+        nvml = importlib.import_module("pynvml")
+    except (OSError, ImportError) as error:
+        return Telemetry(reason=f"NVML: {error}")
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return Telemetry(reason=f"NVML: {error}")
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        # Millijoules since the driver was loaded, from Volta on, and milliwatts.
+        energy = _ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)
+        power = _ask(nvml, "nvmlDeviceGetPowerUsage", handle)
+        unknown = "NVML gives neither energy nor power of this card"
+        return Telemetry(
+            energy_joules=None if energy is None else energy / 1000,
+            power_watts=None if power is None else power / 1000,
+            temperature_celsius=_ask(nvml, "nvmlDeviceGetTemperature", handle, 0),
+            throttled=throttle_words(_throttle_bits(nvml, handle)),
+            reason=unknown if energy is None and power is None else "",
+        )
+    except (nvml.NVMLError, AttributeError) as error:
+        return Telemetry(reason=f"NVML: {error}")
     finally:
         nvml.nvmlShutdown()
 

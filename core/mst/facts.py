@@ -92,6 +92,27 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class Telemetry:
+    """What a device says of itself at one moment, while it works; None is what it does not say.
+
+    Attributes:
+        energy_joules: what it has consumed since some fixed moment; only differences mean anything.
+        energy_wraps_joules: at which that counter begins again from 0.
+        power_watts: what it draws, for devices without such a counter.
+        temperature_celsius: of the chip.
+        throttled: what slows it down at this moment, in the vendor's words.
+        reason: why its energy is not known; "" where it is.
+    """
+
+    energy_joules: float | None = None
+    energy_wraps_joules: float | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    throttled: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class BackendReport:
     """One backend's name, what its probe said, and what its devices can run.
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +180,44 @@ def mst_health(device: DeviceFacts) -> Sequence[str]:
             if free is not None and total is not None and free < total // 2:
                 return [f"another process holds half of {device.name}: see `mychip-smi`"]
             return []
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_telemetry(device: DeviceFacts) -> Telemetry:
+    """Return the energy that one device has consumed, its heat, and what slows it down.
+
+    Called:
+        By `mst bench`, in its own process, about once a second while another process works on the
+        device; it has 5 seconds, should take less than 0.1, and must not import torch.
+
+    Args:
+        device: one of the devices that this backend's probe returned.
+
+    Returns:
+        A `Telemetry`: a counter of joules where the device has one, else the watts that it draws,
+        which are added up over time. With nothing to report: `Telemetry(reason="why")`.
+
+    If it raises:
+        Or is late: energy and heat of the measurement are unknown, for this reason.
+
+    Example:
+        ```python
+        from pathlib import Path
+
+        from mst.facts import DeviceFacts, Telemetry
+        from mst.hookspecs import hookimpl
+
+
+        @hookimpl
+        def mst_telemetry(device: DeviceFacts) -> Telemetry:
+            file = Path(f"/sys/class/mychip/mychip{device.index}/energy_uj")
+            if not file.exists():
+                return Telemetry(reason=f"{file} is not there: it needs driver 2.1")
+            return Telemetry(energy_joules=int(file.read_text()) / 1e6)
         ```
 
     Added in 0.1.0.

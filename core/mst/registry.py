@@ -30,7 +30,7 @@ REQUIRED_HOOKS = {
     "objective": ("mst_objective_name", "mst_objective"),
 }
 OPTIONAL_HOOKS = {
-    "backend": ("mst_health", "mst_environment", "mst_activate"),
+    "backend": ("mst_health", "mst_telemetry", "mst_environment", "mst_activate"),
     "export": ("mst_export_rounded",),
     "objective": (),
 }

@@ -183,6 +183,21 @@ int nvmlDeviceGetTemperature(handle_t handle, unsigned sensor, unsigned *celsius
     *celsius = handle == 1 ? 86 : 40;
     return SUCCESS;
 }
+int nvmlDeviceGetHandleByUUID(const char *uuid, handle_t *handle) {
+    *handle = atol(uuid + 28);
+    return is("lost") && *handle == 2 ? LOST : SUCCESS;
+}
+/* Counted from Volta on; an old driver tells of power alone, and another of neither. */
+int nvmlDeviceGetTotalEnergyConsumption(handle_t handle, unsigned long long *millijoules) {
+    if (is("t4x2") || is("a6000x2")) return NOT_SUPPORTED;
+    *millijoules = 1500ULL * handle;
+    return SUCCESS;
+}
+int nvmlDeviceGetPowerUsage(handle_t handle, unsigned *milliwatts) {
+    if (is("a6000x2")) return NOT_SUPPORTED;
+    *milliwatts = 70000u + (unsigned)handle;
+    return SUCCESS;
+}
 int nvmlDeviceGetMarginTemperature(handle_t handle, margin_t *margin) {
     (void)handle, (void)margin;
     return NOT_SUPPORTED;

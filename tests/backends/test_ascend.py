@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mst import catalogue
-from mst.facts import DeviceFacts, Probe
+from mst.facts import DeviceFacts, Probe, Telemetry
 from mst.probe import type_fault
 from mst_backends import ascend, npu_smi
-from mst_backends.ascend_health import problems
+from mst_backends.ascend_health import problems, telemetry
 from mst_backends.ascend_soc import dtypes_of, is_known, soc_name
 from mst_backends.cann import Extension, find_cann
 from mst_backends.npu_smi import MIB, Reading
@@ -429,6 +429,17 @@ def test_what_is_wrong_with_a_chip_is_told(tmp_path: Path) -> None:
     assert problems(warned, table)[1].startswith("93 °C")
     assert "-i 1 -c 0" in problems(dead, table)[0]
     assert problems(well, table) == []
+
+
+def test_the_power_and_the_heat_of_a_chip_are_those_that_npu_smi_shows(tmp_path: Path) -> None:
+    table = reading("910b2_dead.txt")
+    warned, dead, _ = ascend.read_probe(tmp_path, machine(tmp_path), table, TORCH_NPU).devices
+    hidden = replace(dead, uuid="npu-9")
+
+    assert telemetry(warned, table) == Telemetry(power_watts=101.8, temperature_celsius=93)
+    assert telemetry(dead, table) == Telemetry(reason="npu-smi shows no power of this chip")
+    assert "does not list" in telemetry(hidden, table).reason
+    assert telemetry(warned, Reading(error="npu-smi hangs")).reason == "npu-smi hangs"
 
 
 def test_a_chip_that_cann_does_not_number_is_left_out_and_named(tmp_path: Path) -> None:

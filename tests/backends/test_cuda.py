@@ -17,7 +17,7 @@ import pytest
 
 from mst.facts import DeviceFacts, Probe
 from mst.probe import type_fault
-from mst_backends import cuda, nvidia_smi
+from mst_backends import cuda, nvidia_smi, nvml
 from mst_backends.cuda_health import machine_problems, problems
 from mst_backends.cuda_visible import visible
 from mst_backends.nvidia_card import Card, Instance, Listing
@@ -528,10 +528,11 @@ from mst_backends import cuda
 probe = cuda.mst_probe()
 seconds = time.monotonic() - start
 health = [cuda.mst_health(one) for one in probe.devices]
+telemetry = [asdict(cuda.mst_telemetry(one)) for one in probe.devices]
 abilities = [asdict(cuda.mst_capabilities(one)) for one in probe.devices]
 variables = cuda.mst_environment(probe.devices) if probe.devices else {{}}
 print(json.dumps(dict(asdict(probe), health=health, abilities=abilities, seconds=seconds,
-    variables=dict(variables), torch="torch" in sys.modules)))
+    telemetry=telemetry, variables=dict(variables), torch="torch" in sys.modules)))
 """
 
 
@@ -628,6 +629,30 @@ def test_nvml_tells_of_errors_brakes_and_heat(tmp_path: Path, library: Path) -> 
     assert "waits to be taken out of use" in errors[1]
     assert errors[2].startswith("slowed at this moment (power brake)")
     assert heat == ["3 °C below its thermal slowdown: check cooling"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "told"),
+    [
+        ("a100x2", (3.0, 70.002, 40, ["power brake"], "")),
+        ("t4x2", (None, 70.001, 86, [], "")),
+        ("a6000x2", (None, None, 86, [], "NVML gives neither energy nor power of this card")),
+        ("mig", (None, None, None, [], "NVML counts the energy of a whole card, not of a MIG")),
+    ],
+)
+def test_nvml_counts_joules_or_watts_or_says_why_not(
+    tmp_path: Path, library: Path, machine: str, told: tuple[object, ...]
+) -> None:
+    found = through_nvml(tmp_path, library, machine)["telemetry"][0]
+    names = ("energy_joules", "power_watts", "temperature_celsius", "throttled")
+
+    assert tuple(found[name] for name in names) == told[:-1]
+    assert found["reason"].startswith(str(told[-1]))
+    assert bool(found["reason"]) == bool(told[-1])
+
+
+def test_without_the_library_there_is_no_energy(tmp_path: Path) -> None:
+    assert nvml.telemetry("GPU-1").reason.startswith("NVML: ")
 
 
 def test_nvml_counts_the_links_of_a_bridge(tmp_path: Path, library: Path) -> None:

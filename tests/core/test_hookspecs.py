@@ -18,7 +18,7 @@ from mst import hookspecs
 from mst.data.rows import Row
 from mst.errors import PlanError
 from mst.export import ExportPlan, ExportRequest
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.objective import Micro, Objective, Scored
 from mst.registry import OPTIONAL_HOOKS, REQUIRED_HOOKS, load
 from mst.request import TrainRequest
@@ -50,6 +50,10 @@ ANSWERS: dict[str, tuple[dict[str, object], object]] = {
     "mst_health": (
         {"device": DEVICE},
         ["another process holds half of MyChip 1: see `mychip-smi`"],
+    ),
+    "mst_telemetry": (
+        {"device": DEVICE},
+        Telemetry(reason="/sys/class/mychip/mychip3/energy_uj is not there: it needs driver 2.1"),
     ),
     "mst_environment": (
         {"devices": [DEVICE]},

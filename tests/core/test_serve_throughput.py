@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.chat_clients import Answer, Question, ask_together, events, percentile
 from benchmarks.greedy_answers import near_ties
 from benchmarks.serve_throughput import Measured, medians, question, ratios, words_of
 from benchmarks.server_process import descendants, peak_rss_bytes, rss_bytes
 
+from mst.bench.chat_clients import Answer, Question, ask_together, events, percentile
 from mst.chat import Sampling
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.generate import generate

@@ -11,7 +11,8 @@ HEAVY = ("torch", "transformers", "peft", "numpy", "sklearn", "matplotlib")
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "devices", "plugins", "plan --help", "train --help", "runs --help"]
+    "command",
+    ["--help", "devices", "plugins", "plan --help", "train --help", "runs --help", "bench --help"],
 )
 def test_no_framework_is_loaded(command: str) -> None:
     code = (

@@ -37,6 +37,7 @@ COMMANDS = {
     "audit": ("audit", "show, verify and keep the log of who did what with which data and model"),
     "runs": ("runs", "list, show and compare runs"),
     "config": ("config", "translate the configuration of another trainer"),
+    "bench": ("bench", "measure models, methods and devices, and put them into one table"),
     "backend": ("backend", "check a chip's backend against every promise"),
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 from mst import serial
 from mst.conformance.subject import Subject, own_registry
 from mst.durable import write_text
-from mst.facts import Capabilities, DeviceFacts, Probe
+from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.probe import type_fault
 from mst.registry import PLUGIN_SECONDS
 
@@ -92,7 +92,10 @@ def observe(subject: Subject) -> Observation:
         if stage.error or stage.fault:
             return Observation(tuple(stages), "")
     devices: Sequence[DeviceFacts] = answers[0].devices
-    hooks: list[tuple[str, Any]] = [("mst_health", Sequence[str] | None)]
+    hooks: list[tuple[str, Any]] = [
+        ("mst_health", Sequence[str] | None),
+        ("mst_telemetry", Telemetry | None),
+    ]
     if answers[0].usable:
         hooks.insert(0, ("mst_capabilities", Capabilities))
     for device in devices:

@@ -59,6 +59,9 @@ def finish(
         measured |= measured_accuracy(training, "after")
     if not first:
         return
+    stats = training.prepared.train.stats
+    if stats.tokens:
+        figures = figures | {"label_share": round(stats.label_tokens / stats.tokens, 6)}
     if measured:
         figures = figures | measured | _baseline(training.prepared)
     result = _write_result(training, weights)

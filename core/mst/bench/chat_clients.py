@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # An answer that takes longer is lost.
-_PATIENCE_SECONDS = 3600.0
+PATIENCE_SECONDS = 3600.0
 # What may go wrong on the way: the connection, its end, or bytes that are no answer's.
-_LOST = (OSError, EOFError, ValueError, LookupError, TypeError)
+# On Python 3.10 asyncio's TimeoutError is no OSError.
+_LOST = (OSError, EOFError, ValueError, LookupError, TypeError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-async def ask(port: int, model: str, question: Question, usage: bool) -> Answer:
+async def ask(
+    port: int, model: str, question: Question, usage: bool, patience: float = PATIENCE_SECONDS
+) -> Answer:
     """Ask on 127.0.0.1 and read the answer as it comes; what goes wrong is its fault.
 
     Args:
@@ -72,6 +75,7 @@ async def ask(port: int, model: str, question: Question, usage: bool) -> Answer:
         question: to ask.
         usage: ask for the number of tokens; `transformers serve` tells it unasked, and refuses a
             request that asks.
+        patience: seconds after which the answer is lost.
     """
     body: dict[str, Any] = {
         "model": model, "messages": question.messages, "max_tokens": question.tokens,
@@ -81,8 +85,8 @@ async def ask(port: int, model: str, question: Question, usage: bool) -> Answer:
         body["stream_options"] = {"include_usage": True}
     answer = Answer(question)
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            await _exchange(port, json.dumps(body).encode(), answer)
+        exchange = _exchange(port, json.dumps(body).encode(), answer)
+        await asyncio.wait_for(exchange, patience)
     except _LOST as error:
         # Its kind alone: the text of an error may quote the answer.
         answer.fault = type(error).__name__
@@ -154,6 +158,7 @@ def ask_together(
     streams: Sequence[Sequence[Question]],
     usage: bool,
     told: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE_SECONDS,
 ) -> tuple[list[list[Answer]], float]:
     """Ask the questions of each stream one after the other, and all streams at once.
 
@@ -163,6 +168,7 @@ def ask_together(
         streams: the questions of each.
         usage: as `ask` takes it.
         told: is called after each answer.
+        patience: seconds after which an answer is lost.
 
     Returns:
         The answers of each stream, and the seconds that all took.
@@ -171,7 +177,7 @@ def ask_together(
     async def one(questions: Sequence[Question]) -> list[Answer]:
         answers = []
         for each in questions:
-            answers.append(await ask(port, model, each, usage))
+            answers.append(await ask(port, model, each, usage, patience))
             told()
         return answers
 

@@ -1,0 +1,147 @@
+"""What is made of a cell's run: exports with their gate's figures, and servers under load."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.bench.chat_clients import Question, ask_together, percentile
+from mst.bench.process import error_in, mst_command, run_watched, started
+from mst.bench.results import Exported, Served
+from mst.training.checkpoint import MANIFEST
+
+if TYPE_CHECKING:
+    from mst.bench.cells import Cell
+    from mst.bench.run_cell import Place
+
+_REQUESTS_A_STREAM = 2
+_MODEL = "model"
+# Plain words, one or two tokens each in any vocabulary; what is asked does not matter.
+_WORDS = (
+    "river", "stone", "table", "window", "garden", "paper", "bridge", "music", "winter", "letter",
+    "market", "silver", "forest", "morning", "harbour", "kitchen", "number", "village", "doctor",
+    "engine", "island", "butter", "season", "mirror", "shadow",
+)  # fmt: skip
+
+
+class ServerFailed(Exception):
+    """A server does not answer; its text says why."""
+
+
+def export_run(
+    cell: Cell, place: Place, run: Path, name: str, output: Path
+) -> tuple[Exported, Path]:
+    """Return what came of exporting a run in one format, and the artefact's directory.
+
+    Each format merges for itself, so that its seconds don't depend on those before it.
+    """
+    command = mst_command(
+        "export", str(run), "--format", name, "--output-dir", str(output), *place.seal
+    )
+    log = output.with_name(f"{output.name}.log")
+    ended = run_watched(command, log, place.environ, cell.timeout_seconds)
+    artefact = output / name
+    seconds = round(ended.seconds, 3)
+    try:
+        manifest = json.loads((artefact / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        late = f"ended after {ended.seconds:.0f} s" if ended.late else ""
+        reason = late or ended.message or f"mst export ended with code {ended.code}"
+        return Exported(name, "error", reason, seconds), artefact
+    model = (manifest.get("quality") or {}).get("model") or {}
+    made = Exported(
+        format=name,
+        status=manifest["status"],
+        reason="; ".join(manifest["faults"]),
+        seconds=seconds,
+        disk_bytes=sum(each["bytes"] for each in manifest["files"].values()),
+        perplexity_ratio=model.get("perplexity_ratio"),
+        mean_kl=model.get("mean_kl"),
+        agreement=model.get("agreement"),
+    )
+    return made, artefact
+
+
+def serve_target(cell: Cell, place: Place, target: Path, name: str, log: Path) -> list[Served]:
+    """Return what `mst serve` gave at each number of streams; one server for all of them."""
+    try:
+        with _server(cell, place, target, log.with_suffix(".log")) as port:
+            # Kernels are chosen and caches made with the first answers.
+            warm = [[_question(cell, "warm up")]] * 2
+            ask_together(port, _MODEL, warm, usage=True, patience=cell.timeout_seconds)
+            return [_under_load(cell, port, name, streams) for streams in cell.serving]
+    except ServerFailed as error:
+        return [Served(name, streams, reason=str(error)) for streams in cell.serving]
+
+
+def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
+    asked = [
+        [_question(cell, f"{streams}/{stream}/{turn}") for turn in range(_REQUESTS_A_STREAM)]
+        for stream in range(streams)
+    ]
+    patience = cell.timeout_seconds
+    told, seconds = ask_together(port, _MODEL, asked, usage=True, patience=patience)
+    answers = [each for stream in told for each in stream]
+    whole = [each for each in answers if not each.fault]
+    faults = sorted({each.fault for each in answers if each.fault})
+    waits = [each.first_token_seconds for each in whole if each.first_token_seconds is not None]
+    tokens = sum(each.tokens for each in whole)
+    return Served(
+        target=name,
+        streams=streams,
+        reason=", ".join(faults),
+        requests=len(answers),
+        lost=len(answers) - len(whole),
+        answer_tokens=tokens,
+        tokens_per_second=round(tokens / seconds, 3) if whole else None,
+        first_token_seconds=round(statistics.median(waits), 4) if waits else None,
+        first_token_p95_seconds=round(percentile(waits, 0.95), 4) if waits else None,
+    )
+
+
+def _question(cell: Cell, seed: str) -> Question:
+    """Return a question of the cell's length, the same for each seed."""
+    words = random.Random(f"mst:bench:{cell.seed}:{seed}").choices(_WORDS, k=cell.prompt_words)
+    text = "Write a long story with these words: " + " ".join(words)
+    return Question([{"role": "user", "content": text}], cell.answer_tokens)
+
+
+@contextmanager
+def _server(cell: Cell, place: Place, target: Path, log: Path) -> Iterator[int]:
+    """Serve a target and yield the port, until left.
+
+    Raises:
+        ServerFailed: it does not start.
+    """
+    command = mst_command(
+        "serve", str(target), "--served-name", _MODEL, "--device", cell.device, "--port", "0",
+        "--access-log", "off", *place.seal,
+    )  # fmt: skip
+    printed = log.with_suffix(".out")
+    with started(command, log, printed, place.environ) as process:
+        yield _port(process, printed, log, cell.timeout_seconds)
+
+
+def _port(process: subprocess.Popen[bytes], printed: Path, log: Path, timeout: float) -> int:
+    until = time.monotonic() + timeout
+    while True:
+        said = printed.read_text(encoding="utf-8", errors="replace")
+        if "\nready " in said:
+            found = re.search(r"^serve .* at http://127\.0\.0\.1:(\d+)/", said, re.MULTILINE)
+            if found is None:
+                raise ServerFailed("mst serve names no port")
+            return int(found[1])
+        if process.poll() is not None:
+            kind, message = error_in(log.read_text(encoding="utf-8", errors="replace"))
+            raise ServerFailed(f"{kind}: {message}" if kind else message or "mst serve has ended")
+        if time.monotonic() > until:
+            raise ServerFailed(f"mst serve was not ready after {timeout:.0f} s")
+        time.sleep(0.1)

@@ -1,0 +1,272 @@
+"""One cell on one device of this machine: its runs, its exports, its servers."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mst
+from mst import rundir
+from mst.bench import figures
+from mst.bench.cells import Cell, train_arguments
+from mst.bench.meters import EnergyMeter, asking, busy_share, commit, load_average
+from mst.bench.process import Ended, Steps, mst_command, run_watched
+from mst.bench.results import (
+    ABSENT,
+    DONE,
+    FAILED,
+    MEMORY,
+    REFUSED,
+    TIMEOUT,
+    TOO_LARGE,
+    Exported,
+    Machine,
+    Measured,
+    Peak,
+    Served,
+    with_notes,
+)
+from mst.errors import EXIT_OUT_OF_MEMORY, MstError
+from mst.facts import DeviceFacts, MachineFacts
+from mst.registry import Registry
+
+# A share of the machine that others use from which a reader should know of it.
+BUSY = 0.1
+_REASON = 600
+Tell = Callable[[str], None]
+PeakOf = Callable[[DeviceFacts, str, int], tuple[float | None, str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how cells are measured.
+
+    Attributes:
+        directory: of this bench on this machine.
+        machine: its facts.
+        registry: its plugins.
+        environ: of what is started.
+        seal: options of the jail and the audit log, for every command.
+        peak_of: measures the product of a device in a dtype, on so many threads of a CPU; returns
+            TFLOPS, or why not.
+        keep_runs: run directories are not removed.
+        until: `time.monotonic()` after which no further repeat, export or server is begun.
+    """
+
+    directory: Path
+    machine: MachineFacts
+    registry: Registry
+    environ: Mapping[str, str]
+    seal: tuple[str, ...]
+    peak_of: PeakOf
+    keep_runs: bool = False
+    until: float | None = None
+
+
+def run_cell(cell: Cell, place: Place, tell: Tell = lambda stage: None) -> Measured:
+    """Measure a cell and return what came of it; what goes wrong is its status.
+
+    Args:
+        cell: to measure.
+        place: where.
+        tell: is called with what is done at the moment.
+    """
+    began = rundir.now()
+    found = Measured(
+        cell.id, cell, DONE, began=began, mst_version=mst.__version__, commit=commit(),
+        versions={"python": platform.python_version()},
+    )  # fmt: skip
+    device, missing = _device(cell, place.machine)
+    if device is None:
+        return replace(found, status=ABSENT, reason=missing, ended=rundir.now())
+    found = replace(found, machine=machine_of(place.machine, device))
+    work = place.directory / "cells" / cell.id
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        found = _measured(cell, place, device, work, found, tell)
+    finally:
+        if not place.keep_runs:
+            shutil.rmtree(work, ignore_errors=True)
+    return replace(found, ended=rundir.now())
+
+
+def machine_of(facts: MachineFacts, device: DeviceFacts) -> Machine:
+    """Return what a result says of the machine and the device."""
+    return Machine(
+        node=platform.node(),
+        platform=facts.platform,
+        device=f"{device.backend}:{device.index}",
+        chip=device.name,
+        driver=device.driver,
+        memory_bytes=device.memory_total_bytes,
+    )
+
+
+def _device(cell: Cell, machine: MachineFacts) -> tuple[DeviceFacts | None, str]:
+    """Return the first device of a cell, or why it isn't here."""
+    from mst.probe import select_devices
+
+    try:
+        return select_devices(machine, cell.device, cell.devices)[1][0], ""
+    except MstError as error:
+        return None, str(error)
+
+
+def _measured(
+    cell: Cell, place: Place, device: DeviceFacts, work: Path, found: Measured, tell: Tell
+) -> Measured:
+    for number in range(1, cell.repeats + 1):
+        if found.repeats and _out_of_time(place):
+            found = with_notes(found, f"{len(found.repeats)} of {cell.repeats} repeats: no time")
+            break
+        run = work / f"repeat-{number}"
+        tell(f"repeat {number} of {cell.repeats}")
+        found = _repeat(cell, place, device, run, found, tell)
+        if found.status != DONE:
+            return found
+        if number > 1 and not place.keep_runs:
+            shutil.rmtree(work / f"repeat-{number - 1}", ignore_errors=True)
+    run = work / f"repeat-{len(found.repeats)}"
+    found = _described(run, place, device, found, tell)
+    return _with_products(cell, place, run, work, found, tell)
+
+
+def _out_of_time(place: Place) -> bool:
+    return place.until is not None and time.monotonic() > place.until
+
+
+def _repeat(
+    cell: Cell, place: Place, device: DeviceFacts, run: Path, found: Measured, tell: Tell
+) -> Measured:
+    """Return the cell with one more run, or with why there is none."""
+    load, busy = load_average(), busy_share()
+    meter = EnergyMeter(asking(place.registry, device))
+
+    def step(number: int) -> None:
+        if number == cell.warm_up:
+            meter.begin()
+        elif number == cell.warm_up + cell.steps:
+            meter.read()
+        tell(f"{run.name}, step {number} of {cell.warm_up + cell.steps}")
+
+    steps = Steps(run, step)
+
+    def look() -> None:
+        steps.look()
+        if cell.warm_up <= steps.done < cell.warm_up + cell.steps and meter.due():
+            meter.read()
+
+    if cell.warm_up == 0:
+        meter.begin()
+    command = mst_command("train", *train_arguments(cell, run), *place.seal)
+    ended = run_watched(command, _log(run), place.environ, cell.timeout_seconds, look)
+    status, reason = outcome(ended, run)
+    if status != DONE:
+        return replace(found, status=status, reason=_cut(reason), energy_reason="")
+    repeat = replace(
+        figures.repeat_of(run, cell.warm_up, ended.seconds),
+        energy_joules=meter.joules,
+        temperature_celsius=meter.hottest,
+        throttled=tuple(meter.throttled),
+        load_before=load,
+        busy_before=busy,
+    )
+    energy_reason = "" if meter.joules is not None else meter.reason or "steps too short to tell"
+    noisy = f"others used {busy:.0%} of the machine before a repeat" if busy > BUSY else ""
+    hot = f"slowed down: {', '.join(meter.throttled)}" if meter.throttled else ""
+    notes = [each for each in (noisy, hot) if each and each not in found.notes]
+    return replace(
+        found,
+        repeats=(*found.repeats, repeat),
+        energy_reason=energy_reason,
+        notes=(*found.notes, *notes),
+    )
+
+
+def _log(run: Path) -> Path:
+    return run.with_name(f"{run.name}.log")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _REASON else text[: _REASON - 2] + " …"
+
+
+def outcome(ended: Ended, run: Path) -> tuple[str, str]:
+    """Return the status that the end of `mst train` gives its cell, and the reason."""
+    if ended.late:
+        return TIMEOUT, f"ended after {ended.seconds:.0f} s without coming to its end"
+    if ended.code == 0:
+        return DONE, ""
+    reason = ended.message or f"mst train ended with code {ended.code}"
+    if ended.code == EXIT_OUT_OF_MEMORY or _ran_out(run):
+        return MEMORY, reason
+    known = {"NothingFits": TOO_LARGE, "NoDeviceError": ABSENT, "PlanError": REFUSED}
+    return known.get(ended.error, FAILED), f"{ended.error}: {reason}" if ended.error else reason
+
+
+def _ran_out(run: Path) -> bool:
+    """Return whether a run has recorded that memory ran out, or that the kernel killed it."""
+    with contextlib.suppress(MstError):
+        return bool(rundir.read_manifest(run).misses)
+    return False
+
+
+def _described(
+    run: Path, place: Place, device: DeviceFacts, found: Measured, tell: Tell
+) -> Measured:
+    """Return the cell with what its last run says of itself, and the device's peak."""
+    manifest, plan = rundir.read_manifest(run), figures.machine_plan(run)
+    setting = figures.setting_of(plan)
+    tell(f"the product of {device.backend}:{device.index} in {setting.compute_dtype}")
+    measured, why = place.peak_of(device, setting.compute_dtype, setting.threads)
+    last = found.repeats[-1]
+    memory = int(manifest.results["predicted_memory_bytes"])
+    return replace(
+        found,
+        setting=setting,
+        forecast=figures.forecast_of(plan, last.tokens / len(last.step_seconds), memory),
+        peak=Peak(
+            catalogue_tflops=device.peak_tflops.get(setting.compute_dtype),
+            source=device.sources.get("peak_tflops", "unknown"),
+            measured_tflops=measured,
+            reason=why,
+        ),
+        flop_per_token=figures.flop_per_token(run, manifest),
+        versions=dict(manifest.versions),
+        jail=figures.jail_of(run),
+    )
+
+
+def _with_products(
+    cell: Cell, place: Place, run: Path, work: Path, found: Measured, tell: Tell
+) -> Measured:
+    """Return the cell with its exports, and with servers of the run and of each export."""
+    from mst.bench.products import export_run, serve_target
+
+    exported: list[Exported] = []
+    served: list[Served] = []
+
+    def serve(target: Path, name: str) -> None:
+        if cell.serving and not _out_of_time(place):
+            tell(f"serving {name}")
+            served.extend(serve_target(cell, place, target, name, work / f"serve-{name}"))
+
+    serve(run, "run")
+    for each in cell.exports:
+        if _out_of_time(place):
+            found = with_notes(found, f"not exported as {each}: no time")
+            continue
+        tell(f"exporting as {each}")
+        made, directory = export_run(cell, place, run, each, work / f"export-{each}")
+        exported.append(made)
+        if made.status == "passed":
+            serve(directory, each)
+        if not place.keep_runs:
+            shutil.rmtree(work / f"export-{each}", ignore_errors=True)
+    return replace(found, exported=tuple(exported), served=tuple(served))
