@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -95,6 +96,12 @@ def check_method(exchange: Exchange) -> None:
         )  # fmt: skip
 
 
-def state(service: Service) -> State:
-    """Return what /health and /ready say."""
-    return State(status="stopping" if service.stopping else "ok")
+async def state(service: Service) -> State:
+    """Return what /health and /ready say; another engine is asked whether it takes requests."""
+    if service.stopping:
+        return State(status="stopping")
+    if service.external is not None and not await asyncio.to_thread(
+        service.external.supervised.well
+    ):
+        return State(status="restarting")
+    return State(status="ok")
