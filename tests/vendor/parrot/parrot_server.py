@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, {"error": {"message": prompt}})
         elif "nonsense" in words:
             self.answer(200, {"text": prompt})
-        elif body["stream"]:
+        elif body.get("stream"):
             self.stream(body, chat, words)
         elif "die" in words:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -65,9 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        said = words * 1000 if "slowly" in words else words
+        said = (words * 1000 if "slowly" in words else words)[: body["max_tokens"]]
         try:
-            for at, word in enumerate(said[: body["max_tokens"]]):
+            for at, word in enumerate(said):
                 if word == "die" and at:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if "slowly" in words:
@@ -94,7 +94,8 @@ def usage(words, said):
 
 
 def whole(body, chat, words):
-    text = " ".join(words[: body["max_tokens"]])
+    said = words[: body["max_tokens"]]
+    text = " ".join(said)
     shown = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     return {
         "id": "parrot-1",
@@ -103,7 +104,7 @@ def whole(body, chat, words):
         "model": body["model"],
         "feathers": "green",
         "choices": [{"index": 0, "finish_reason": "stop", **shown}],
-        "usage": usage(words, words),
+        "usage": usage(words, said),
     }
 
 

@@ -132,6 +132,10 @@ class Reply:
             raise _broken() from None
 
 
+class Unreachable(EngineFailure):
+    """Nothing takes requests where the engine listened: no word of this one has reached it."""
+
+
 def _broken() -> EngineFailure:
     return EngineFailure("the engine ended before the answer was whole. Ask again.")
 
@@ -141,7 +145,8 @@ async def asked(address: Address, path: str, body: bytes) -> AsyncIterator[Reply
     """Send a request of JSON and yield its answer; leaving closes the connection.
 
     Raises:
-        EngineFailure: the engine can't be reached, or ends.
+        Unreachable: the engine isn't there.
+        EngineFailure: it ends.
     """
     try:
         if address.socket is not None:
@@ -149,7 +154,7 @@ async def asked(address: Address, path: str, body: bytes) -> AsyncIterator[Reply
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
     except OSError:
-        raise EngineFailure("the engine can't be reached. Ask again.") from None
+        raise Unreachable("the engine can't be reached. Ask again.") from None
     connection = h11.Connection(h11.CLIENT)
     try:
         head = h11.Request(

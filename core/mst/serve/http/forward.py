@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from mst.serve.engine import EngineFailure
 from mst.serve.engines.external import ExternalEngine
-from mst.serve.engines.upstream import Reply, asked
+from mst.serve.engines.upstream import Reply, Unreachable, asked
 from mst.serve.http.answers import ChatCompletion, Completion, Embeddings, Usage, plain
 from mst.serve.http.pieces import ChunkPiece
 from mst.serve.http.prompts import chat_ids, plain_ids
@@ -118,14 +118,18 @@ def _engine(service: Service, exchange: Exchange, model: str) -> ExternalEngine:
     assert engine is not None
     chosen(service, exchange, model)
     if engine.supervised.state != "ready":
-        raise Refusal(
-            503,
-            f"{engine.job.name} has ended and is started again. Ask again when GET /ready says so.",
-            "server_error",
-            "engine_restarting",
-            headers={"Retry-After": str(_RESTART_SECONDS)},
-        )
+        raise _restarting(engine)
     return engine
+
+
+def _restarting(engine: ExternalEngine) -> Refusal:
+    return Refusal(
+        503,
+        f"{engine.job.name} has ended and is started again. Ask again when GET /ready says so.",
+        "server_error",
+        "engine_restarting",
+        headers={"Retry-After": str(_RESTART_SECONDS)},
+    )
 
 
 def _need(engine: ExternalEngine, feature: str, param: str | None) -> None:
@@ -189,6 +193,8 @@ async def _asked(
     except asyncio.CancelledError:
         how = "cancelled"
         raise
+    except Unreachable:  # its end is not known here yet
+        raise _restarting(engine) from None
     finally:
         done = {"running": -1, how: 1, "generated_tokens": exchange.completion_tokens}
         engine.count(**done, cached_tokens=exchange.cached_tokens)
