@@ -113,6 +113,7 @@ def _environment(start: EngineStart) -> dict[str, str]:
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_CACHE_ROOT": start.cache_dir,
         "VLLM_CONFIG_ROOT": start.cache_dir,
+        "TORCHINDUCTOR_CACHE_DIR": f"{start.cache_dir}/inductor",
         # It would look for an address that leads to the internet, and there is none.
         "VLLM_HOST_IP": "127.0.0.1",
         # Logs in colour, and of requests, are of no use where nobody reads them.

@@ -72,7 +72,7 @@ class ModelToServe:
     """The model as an engine gets it.
 
     Attributes:
-        directory: with config.json, weights, tokenizer and template; absolute. Of "run" the base's.
+        directory: with config.json, weights, tokenizer and template; absolute. Of "run" the run's.
         format: of `Serves.formats`.
         architecture: the first of config.json's `architectures`; "" where there is none.
         exported_as: format of the `mst export` that wrote it; "" when it is no artefact.

@@ -18,8 +18,8 @@ from mst.serve.engines.found import command_of
 from mst.serve.engines.process import Patience, Supervised
 from mst.serve.engines.upstream import Address
 
-# A socket's name has room for 107 bytes (unix(7)).
-_LONGEST_DIRECTORY = 90
+# A socket's name has room for 107 bytes (unix(7)), and engines make names of their own in there.
+_LONGEST_DIRECTORY = 50
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def started(
         start = replace(job.start, socket=address.socket, port=address.port)
         start = replace(start, cache_dir=_made(start.cache_dir, Path(place)))
         command = command_of(load(), job.name, start)
-        supervised = Supervised(job.name, command, address, environ, say, given_up, patience)
+        # What an engine leaves behind there goes with the directory.
+        own = {**environ, "TMPDIR": place}
+        supervised = Supervised(job.name, command, address, own, say, given_up, patience)
         engine = ExternalEngine(job, supervised)
         try:
             supervised.start()

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
-
-import psutil
 
 from mst.errors import MstError
 from mst.launch import offline_environment
 from mst.serve.engines import EngineCommand
 from mst.serve.engines.last_words import LastWords
+from mst.serve.engines.leftovers import SESSION_SECONDS, end_session, session, shared_memory
 from mst.serve.engines.upstream import Address, answers
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
@@ -94,6 +94,8 @@ class Supervised:
         self._words = words()
         self._closing, self._changed = threading.Event(), threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._shared: frozenset[Path] = frozenset()
+        self._began = 0.0
         # The kernel ties the engine's life to the thread that has started it, so one starts all.
         self._thread = threading.Thread(target=self._watch, name="mst-engine", daemon=True)
 
@@ -128,18 +130,19 @@ class Supervised:
             with suppress(OSError):
                 self._process.terminate()
         if self._thread.is_alive():
-            self._thread.join(self._patience.end_seconds + 5)
+            self._thread.join(self._patience.end_seconds + 3 * SESSION_SECONDS)
 
     def _watch(self) -> None:
         failures, first = 0, True
         while not self._closing.is_set():
             self._words = words = self._new_words()
-            began = time.monotonic()
+            self._began = time.time()
             ended = self._begin(words)
             ready = self._wait_ready(ended)
             if ready:
+                self._shared = shared_memory(session(self.pid or 0), self._began)
                 if not first:
-                    self._say(f"{self.name} answers again after {time.monotonic() - began:.1f} s")
+                    self._say(f"{self.name} answers again after {time.time() - self._began:.1f} s")
                 self.state = "ready"
                 self._changed.set()
                 became = time.monotonic()
@@ -153,7 +156,7 @@ class Supervised:
             failures = 1 if sound else failures + 1
             # What can't be loaded once can't be loaded again; what was ready has been loaded.
             if (first and not ready) or failures >= self._patience.failures:
-                self._give_up(how + words.told(), loaded=not first or ready)
+                self._give_up(how, words, loaded=not first or ready)
                 break
             first = False
             self.restarts += 1
@@ -163,11 +166,12 @@ class Supervised:
             )
         self._changed.set()
 
-    def _give_up(self, how: str, loaded: bool) -> None:
-        when = "again and again" if loaded else "while it was loading the model"
-        self.failure = f"{self.name} {when} {how}" if not loaded else f"{self.name} {how}"
+    def _give_up(self, how: str, words: LastWords, loaded: bool) -> None:
+        self.failure = f"{self.name} {how} while it was loading the model."
         if loaded:
-            self.failure += f"\nIt ended {self._patience.failures} times in a row, and is given up."
+            times = self._patience.failures
+            self.failure = f"{self.name} {how}, {times} times in a row, and is given up."
+        self.failure += words.told()
         self.state = "failed"
         self._changed.set()
         if loaded:
@@ -221,8 +225,8 @@ class Supervised:
         if asked:
             process.terminate()
             ended.wait(self._patience.end_seconds)
-        # While the first is not reaped, its number is no other's.
-        _kill_session(process.pid)
+        # While the first process is not reaped, its number is no other's.
+        end_session(process.pid, self._shared, self._began)
         code = process.wait()
         if asked:
             return "did not answer, and was ended"
@@ -268,11 +272,3 @@ def _wait(pid: int, ended: threading.Event) -> None:
     with suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     ended.set()
-
-
-def _kill_session(leader: int) -> None:
-    """Kill every process of a session: an engine's workers would hold its memory."""
-    for each in psutil.pids():
-        with suppress(OSError):
-            if os.getsid(each) == leader:
-                os.kill(each, signal.SIGKILL)

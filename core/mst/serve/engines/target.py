@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
+from mst import rundir
 from mst.chat import run_of
 from mst.data.special import read_json
 from mst.model.locate import locate
+from mst.plan import Plan
+from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.engines import ModelToServe
 from mst.training.checkpoint import MANIFEST
@@ -31,11 +33,14 @@ def model_to_serve(
     """
     run = run_of(target)
     if run is not None:
+        name = run.resolve().name
+        request = rundir.read_document(TrainRequest, run, rundir.REQUEST)
+        plan = rundir.read_document(Plan, run, rundir.PLAN)
+        if request.encrypt_run or plan.tuner != "full":
+            # What opens it is asked for once, by the engine that reads it.
+            return name, ModelToServe(str(run.absolute()), "run")
         tuned = of_run(run, which, keys)
-        model = _of_directory(Path(tuned.weights), tuned.template)
-        if tuned.adapter is not None or tuned.encrypted_run is not None:
-            model = replace(model, format="run", exported_as="")
-        return run.resolve().name, model
+        return name, _of_directory(Path(tuned.weights), tuned.template)
     source = locate(target, (), environ)
     if source.is_gguf:
         return source.name, ModelToServe(str(source.path.absolute()), "gguf")

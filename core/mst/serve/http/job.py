@@ -163,6 +163,11 @@ def prepare(
     )
     external = planned.external
     if external is not None:
+        if what.prefix_bytes is not None:
+            raise UsageError(
+                f"--prefix-cache is an option of the built-in engine; {external.name} keeps what it"
+                " likes. Leave it out, or pass --engine builtin."
+            )
         start = replace(
             external.start, served_name=name, context=engine.context, batch=engine.batch
         )

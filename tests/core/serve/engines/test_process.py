@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from mst.serve.engines import EngineCommand
 from mst.serve.engines.last_words import LastWords
+from mst.serve.engines.leftovers import end_session, session
 from mst.serve.engines.process import EngineEnded, Patience, Supervised, engine_environment
 from mst.serve.engines.upstream import Address
 
@@ -85,8 +87,7 @@ def test_an_engine_that_keeps_ending_is_given_up(parrot: Supervised, said: list[
         wait_for(lambda: parrot.state != "ready")
     wait_for(lambda: parrot.state == "failed")
 
-    assert parrot.failure.startswith("parrot ended by SIGKILL")
-    assert "5 times in a row, and is given up" in parrot.failure
+    assert parrot.failure == "parrot ended by SIGKILL, 5 times in a row, and is given up."
     wait_for(lambda: said[-1] == "given up")
 
 
@@ -95,7 +96,7 @@ def test_an_engine_that_cannot_load_ends_with_its_own_words(
 ) -> None:
     (notes / "cannot").touch()
 
-    with pytest.raises(EngineEnded, match=r"(?s)while it was loading .*code 1.*no weights"):
+    with pytest.raises(EngineEnded, match=r"(?s)code 1 while it was loading .*no weights"):
         parrot.start()
 
 
@@ -132,6 +133,31 @@ def test_closing_ends_the_engine_and_its_children(parrot: Supervised, notes: Pat
 
     assert not Path(f"/proc/{pid}").exists()
     assert parrot.state == "stopping"
+
+
+def test_an_engines_workers_and_shared_memory_go_with_it(tmp_path: Path) -> None:
+    # A worker that heeds no SIGTERM, and memory that nobody clears up.
+    code = (
+        "import os, signal, mmap, time\n"
+        "file = os.open(PATH, os.O_CREAT | os.O_RDWR); os.ftruncate(file, 4096)\n"
+        "held = mmap.mmap(file, 4096); held[:7] = b'patient'\n"
+        "if os.fork():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(READY, 'w').close(); time.sleep(600)"
+    )
+    shared, ready = Path("/dev/shm/mst-test-leftover"), tmp_path / "ready"
+    began = time.time()
+    leader = subprocess.Popen(
+        [sys.executable, "-c", f"PATH, READY = {str(shared)!r}, {str(ready)!r}\n{code}"],
+        start_new_session=True,
+    )
+    wait_for(ready.is_file)
+    assert len(session(leader.pid)) == 1
+
+    end_session(leader.pid, frozenset(), began)
+
+    assert session(leader.pid) == []
+    assert not shared.exists()
+    assert leader.wait() == -signal.SIGKILL
 
 
 def test_what_is_written_after_a_request_is_not_kept() -> None:
