@@ -1,7 +1,8 @@
 """The serving engine `vllm`: vLLM in an environment of its own, on CUDA, or on a CPU.
 
 Source of the rules: vLLM 0.32.0, `vllm/entrypoints/launchers/cli_args.py` (options), `vllm/envs.py`
-(variables), `vllm/platforms/cpu.py` and `vllm/model_executor/layers/quantization`.
+(variables), `vllm/platforms/cpu.py`, `vllm/model_executor/layers/quantization` and
+`vllm/model_executor/kernels/linear/mixed_precision/cpu.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mst.data.special import read_json
 from mst.hookspecs import hookimpl
 from mst.serve.engines import (
     EngineCommand,
     EngineEnvironment,
     EngineFacts,
     EngineStart,
+    ModelToServe,
     Serves,
 )
 from mst.serve.engines.environment import (
@@ -31,6 +34,8 @@ _BUILDS = {
 }
 _SOURCE = "vLLM 0.32.0, vllm/model_executor/layers/quantization/__init__.py"
 
+_CPU = "vLLM 0.32.0, vllm/model_executor/kernels/linear/mixed_precision/cpu.py: 4 bits"
+
 
 @hookimpl
 def mst_engine_name() -> str:
@@ -44,12 +49,28 @@ def mst_engine_facts() -> EngineFacts:
     return EngineFacts(
         serves=(
             Serves(("merged", "awq", "gptq", "compressed-tensors"), ("cuda",), source=_SOURCE),
-            Serves(("merged", "awq", "gptq", "compressed-tensors"), ("cpu",), source=_SOURCE),
+            Serves(("merged", "awq", "gptq", "compressed-tensors"), ("cpu",), source=_CPU),
         ),
         listens=("unix", "port"),
         features=("chat", "completions", "json_schema", "tools", "logprobs"),
         made_for=("awq", "gptq", "compressed-tensors"),
     )
+
+
+@hookimpl
+def mst_engine_fault(model: ModelToServe, backend: str) -> str:
+    """Return why the kernels for CPUs can't compute with a quantized model, or ""."""
+    if backend != "cpu" or model.format == "merged":
+        return ""
+    config = read_json(Path(model.directory) / "config.json").get("quantization_config") or {}
+    bits = config.get("bits")
+    if model.format == "compressed-tensors":
+        groups = config.get("config_groups") or {}
+        found = {each.get("weights", {}).get("num_bits") for each in groups.values()}
+        bits = found.pop() if len(found) == 1 else None
+    if bits == 4:
+        return ""
+    return f"its kernels for CPUs have 4 bits, and these weights {bits or 'another layout'}"
 
 
 @hookimpl

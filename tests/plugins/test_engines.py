@@ -100,6 +100,27 @@ def test_lmdeploy_refuses_weights_that_turbomind_does_not_load(tmp_path: Path) -
     assert lmdeploy_engine.mst_engine_fault(START.model, "cuda") == ""
 
 
+@pytest.mark.parametrize(
+    ("layout", "config"),
+    [
+        ("gptq", {"quant_method": "gptq", "bits": "BITS"}),
+        ("compressed-tensors", {"config_groups": {"group_0": {"weights": {"num_bits": "BITS"}}}}),
+    ],
+)
+def test_vllm_on_a_cpu_has_kernels_for_four_bits(
+    layout: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    model = ModelToServe(str(tmp_path), layout, "LlamaForCausalLM")
+
+    def fault(bits: int, backend: str) -> str:
+        text = json.dumps({"quantization_config": config}).replace('"BITS"', str(bits))
+        (tmp_path / "config.json").write_text(text)
+        return vllm_engine.mst_engine_fault(model, backend)
+
+    assert fault(4, "cpu") == fault(8, "cuda") == ""
+    assert fault(8, "cpu") == "its kernels for CPUs have 4 bits, and these weights 8"
+
+
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_the_one_command_makes_the_build_of_the_device(backend: str, tmp_path: Path) -> None:
     directory = str(tmp_path / "a place")

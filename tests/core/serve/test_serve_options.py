@@ -149,7 +149,7 @@ def test_an_artefact_for_another_engine_names_it(
     path = shutil.copytree(tiny_model, tmp_path / "artefact")
     (path / "manifest.json").write_text(json.dumps({"format": "gptq", "status": "passed"}))
     config = json.loads((path / "config.json").read_text())
-    quantized = config | {"quantization_config": {"quant_method": "gptq"}}
+    quantized = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (path / "config.json").write_text(json.dumps(quantized))
 
     with pytest.raises(PlanError) as caught:

@@ -2,7 +2,7 @@
 
 Run as `parrot_server.py MODEL PLACE NAME`. Like engines that one would rather not have, it writes
 every prompt to its log and quotes it in its errors. Words of a prompt make it misbehave: `die`,
-`refuse`, `fail`, `nonsense`, `slowly`.
+`stumble`, `refuse`, `fail`, `nonsense`, `slowly`.
 """
 
 import json
@@ -70,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
             for at, word in enumerate(said):
                 if word == "die" and at:
                     os.kill(os.getpid(), signal.SIGKILL)
+                if word == "stumble" and at:
+                    self.event({"error": {"message": " ".join(words)}})
                 if "slowly" in words:
                     time.sleep(0.02)
                 finish = "stop" if at == len(said) - 1 else None

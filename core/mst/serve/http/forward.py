@@ -260,6 +260,8 @@ async def _stream(
     async for data in reply.events():
         if data == b"[DONE]":
             break
+        if data.startswith(b'{"error"'):
+            raise EngineFailure("the engine failed while it answered. Ask again.")
         chunk = _read(kind, data)
         if chunk.usage is not None:
             _count(exchange, chunk.usage)

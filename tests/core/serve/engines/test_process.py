@@ -19,7 +19,9 @@ from mst.serve.engines.process import EngineEnded, Patience, Supervised, engine_
 from mst.serve.engines.upstream import Address
 
 SERVER = Path(__file__).parents[3] / "vendor" / "parrot" / "parrot_server.py"
-QUICK = Patience(look_seconds=0.05, health_seconds=0.1, wait_seconds=0.05, end_seconds=2)
+QUICK = Patience(
+    look_seconds=0.05, health_seconds=0.1, wait_seconds=0.05, failures=3, end_seconds=2
+)
 
 
 def wait_for(found: Callable[[], bool], seconds: float = 20) -> None:
@@ -87,7 +89,7 @@ def test_an_engine_that_keeps_ending_is_given_up(parrot: Supervised, said: list[
         wait_for(lambda: parrot.state != "ready")
     wait_for(lambda: parrot.state == "failed")
 
-    assert parrot.failure == "parrot ended by SIGKILL, 5 times in a row, and is given up."
+    assert parrot.failure == "parrot ended by SIGKILL, 3 times in a row, and is given up."
     wait_for(lambda: said[-1] == "given up")
 
 

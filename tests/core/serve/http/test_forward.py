@@ -157,12 +157,15 @@ def test_an_engines_errors_never_quote_the_prompt(
     refused = chat(forwarded, f"refuse {SECRET}")
     failed = chat(forwarded, f"fail {SECRET}")
     nonsense = chat(forwarded, f"nonsense {SECRET}")
+    stumbled = chat(forwarded, f"{SECRET} stumble", stream=True)
 
     assert (refused.status, refused.error["code"]) == (400, "refused_by_engine")
     assert refused.error["param"] == "temperature"
     assert (failed.status, failed.error["code"]) == (500, "engine_failure")
     assert (nonsense.status, nonsense.error["code"]) == (500, "engine_failure")
+    assert stumbled.events[-1]["error"]["message"].startswith("the engine failed while it answered")
     assert not any(SECRET in each.text for each in (refused, failed, nonsense))
+    assert SECRET not in json.dumps(stumbled.events[-1])
     assert SECRET not in "".join(capfd.readouterr())
 
 
