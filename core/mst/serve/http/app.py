@@ -147,9 +147,11 @@ class App:
         elif exchange.route == "/openapi.json":
             await answer_json(exchange, document())
         else:
-            state = await routes.state(service)
-            unready = exchange.route == "/ready" and state.status != "ok"
-            await answer_json(exchange, plain(state), 503 if unready else 200)
+            asked = exchange.route == "/ready"
+            state = await routes.state(service, asked)
+            await answer_json(
+                exchange, plain(state), 503 if asked and state.status != "ok" else 200
+            )
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:

@@ -96,12 +96,17 @@ def check_method(exchange: Exchange) -> None:
         )  # fmt: skip
 
 
-async def state(service: Service) -> State:
-    """Return what /health and /ready say; another engine is asked whether it takes requests."""
+async def state(service: Service, ask: bool) -> State:
+    """Return what /health and /ready say.
+
+    Args:
+        service: what is served.
+        ask: an engine beside the built-in is asked whether it takes requests.
+    """
     if service.stopping:
         return State(status="stopping")
-    if service.external is not None and not await asyncio.to_thread(
-        service.external.supervised.well
-    ):
-        return State(status="restarting")
+    if service.external is not None:
+        engine = service.external.supervised
+        well = await asyncio.to_thread(engine.well) if ask else engine.state == "ready"
+        return State(status="ok" if well else "restarting")
     return State(status="ok")
