@@ -117,7 +117,8 @@ def mst_engine_command(start: EngineStart) -> EngineCommand:
         "--dtype", start.dtype if start.dtype in ("bfloat16", "float16") else "auto",
         "--session-len", str(start.context),
         "--max-batch-size", str(start.batch),
-        # Sampling is the caller's, or this server's default; not that of generation_config.json.
+        # Sampling is the caller's, or this server's default; not that of generation_config.json,
+        # whose tokens that end an answer are read all the same.
         "--generation-config", "lmdeploy",
         # It logs prompts at INFO, and these options keep it from that twice.
         "--log-level", "ERROR",

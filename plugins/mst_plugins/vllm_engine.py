@@ -101,7 +101,8 @@ def mst_engine_command(start: EngineStart) -> EngineCommand:
         "--dtype", start.dtype,
         "--max-model-len", str(start.context),
         "--max-num-seqs", str(start.batch),
-        # Sampling is the caller's, or this server's default; not that of generation_config.json.
+        # Sampling is the caller's, or this server's default; not that of generation_config.json,
+        # whose tokens that end an answer are read all the same.
         "--generation-config", "vllm",
         "--enable-prompt-tokens-details",
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
