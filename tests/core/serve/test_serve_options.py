@@ -6,6 +6,8 @@ import argparse
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,18 @@ def test_an_artefact_that_has_failed_is_served_by_force_alone(
     assert job_of(What(str(path), force=True)).name == "artefact"
     (path / "manifest.json").write_text(json.dumps(manifest | {"status": "passed"}))
     assert job_of(What(str(path))).name == "artefact"
+
+
+def test_the_command_says_what_it_needs_where_the_extra_is_not_installed() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('h11', 'uvicorn', 'pydantic', 'llguidance'): sys.modules[name] = None\n"
+        "from mst.cli import main; sys.exit(main(['serve', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "mst serve needs uvicorn, pydantic, llguidance, not here" in done.stderr
 
 
 def test_an_artefact_for_another_engine_names_it(

@@ -8,37 +8,18 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mst.registry import load
 from mst.serve.engine import EngineFailure, EngineFigures, Prompt, Token
-from mst.serve.engines import EngineStart
 from mst.serve.engines.found import command_of
+from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.process import Patience, Supervised
 from mst.serve.engines.upstream import Address
 
 # A socket's name has room for 107 bytes (unix(7)), and engines make names of their own in there.
 _LONGEST_DIRECTORY = 50
-
-
-@dataclass(frozen=True)
-class ExternalJob:
-    """Which engine a worker starts, and with what.
-
-    Attributes:
-        name: of the engine's plugin.
-        version: of the engine.
-        start: without the place to listen on, which the worker makes.
-        listens: as in `mst.serve.engines.EngineFacts`.
-        features: as there.
-    """
-
-    name: str
-    version: str
-    start: EngineStart
-    listens: tuple[str, ...]
-    features: tuple[str, ...]
 
 
 class ExternalEngine:

@@ -20,8 +20,8 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.engines import EngineEnvironment, EngineStart
 from mst.serve.engines.choose import AUTO, BUILTIN, EngineChoice, choose_engine
 from mst.serve.engines.environment import environment_dir
-from mst.serve.engines.external import ExternalJob
 from mst.serve.engines.found import find_engines
+from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.target import model_to_serve
 from mst.serve.job import UNNAMED_CONTEXT, EngineJob
 from mst.tuned import TunedModel

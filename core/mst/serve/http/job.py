@@ -14,7 +14,7 @@ from mst.errors import ModelError, UsageError
 from mst.plan import Reason
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.engines.choose import AUTO
-from mst.serve.engines.external import ExternalJob
+from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.plan import plan_engine
 from mst.serve.http.limits import Limits
 from mst.serve.job import EngineJob, prepare_engine

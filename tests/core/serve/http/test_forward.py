@@ -15,7 +15,8 @@ import pytest
 from mst.data.template import load_template
 from mst.data.tokens import TextTokenizer
 from mst.serve.engines import EngineStart, ModelToServe
-from mst.serve.engines.external import ExternalEngine, ExternalJob, started
+from mst.serve.engines.external import ExternalEngine, started
+from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.process import Patience
 from mst.serve.http.access import Keys, Names
 from mst.serve.http.app import App
