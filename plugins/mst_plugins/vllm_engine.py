@@ -8,6 +8,7 @@ Source of the rules: vLLM 0.32.0, `vllm/entrypoints/launchers/cli_args.py` (opti
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from mst.data.special import read_json
@@ -82,6 +83,8 @@ def mst_engine_environment(directory: str, backend: str) -> EngineEnvironment:
     reason = ""
     if not version:
         reason = f"vLLM is not in {directory}"
+        if backend == "cpu" and sys.version_info < (3, 11):
+            reason += ", and wants Python 3.11 or later in the place of this one"
     elif version != wanted:
         reason = f"mst's rules are those of vLLM {wanted}"
     return EngineEnvironment(venv_command(directory, requirements), version, reason)
