@@ -1,4 +1,4 @@
-"""The vendor's manual: every hook of device backends, export targets and objectives.
+"""The vendor's manual: every hook of backends, export targets, objectives and serving engines.
 
 A plugin is a module (or object) named by an entry point in group `mst`:
 
@@ -7,11 +7,12 @@ A plugin is a module (or object) named by an entry point in group `mst`:
 
 A backend must have `mst_backend_name`, `mst_probe` and `mst_capabilities`; an export target must
 have `mst_export_name`, `mst_export_check`, `mst_export` and `mst_export_weights`; an objective must
-have `mst_objective_name` and `mst_objective`; the other hooks may be left out. Each hook is called
-on one plugin at a time, never on all of them, so a plugin that fails takes no other with it. A hook
-may leave out arguments that it does not need. A hook that is unknown to the installed mst is
-refused as a misspelling, unless it is marked `hookimpl(optionalhook=True)`. Each example below is
-run by the tests.
+have `mst_objective_name` and `mst_objective`; an engine must have `mst_engine_name`,
+`mst_engine_facts`, `mst_engine_environment` and `mst_engine_command`; the other hooks may be left
+out. Each hook is called on one plugin at a time, never on all of them, so a plugin that fails takes
+no other with it. A hook may leave out arguments that it does not need. A hook that is unknown to
+the installed mst is refused as a misspelling, unless it is marked `hookimpl(optionalhook=True)`.
+Each example below is run by the tests.
 """
 
 # A hook specification is its signature and its docstring; it is never called.
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from mst.export import ExportPlan, ExportReport, ExportRequest
     from mst.objective import Objective
     from mst.request import TrainRequest
+    from mst.serve.engines import (
+        EngineCommand,
+        EngineEnvironment,
+        EngineFacts,
+        EngineStart,
+        ModelToServe,
+    )
 
 hookspec = pluggy.HookspecMarker("mst")
 hookimpl = pluggy.HookimplMarker("mst")
@@ -563,6 +571,193 @@ def mst_objective(request: TrainRequest) -> Objective:
                 lacks=lambda row: "" if row.messages else "has no answer: pass --task pt",
                 counts=lambda example: {"tokens": label_count(example)},
                 loss=loss,
+            )
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_engine_name() -> str:
+    """Return the serving engine's short unique name, as users write it after `--engine`.
+
+    Called:
+        Once, when plugins are loaded, in every process of `mst`.
+
+    Returns:
+        Lower-case letters, digits, "-" and "_", beginning with a letter; "auto" and "builtin" are
+        taken. An engine always has a name, so there is no way to report nothing.
+
+    If it raises:
+        The plugin is listed as failed by `mst plugins`; the others are loaded.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+
+
+        @hookimpl
+        def mst_engine_name() -> str:
+            return "myengine"
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_engine_facts() -> EngineFacts:
+    """Return which weights the engine computes with, on which devices, and what it can do.
+
+    Called:
+        By `mst serve`, in its own process inside the jail, before anything is loaded; it has 5
+        seconds and must not import torch.
+
+    Returns:
+        An `EngineFacts`, the same whether the engine is installed or not. An engine that serves
+        nothing has no `serves`.
+
+    If it raises:
+        Or returns another type: the engine is left out, and an error that lists engines says why.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+        from mst.serve.engines import EngineFacts, Serves
+
+
+        @hookimpl
+        def mst_engine_facts() -> EngineFacts:
+            source = "MyEngine 2.1 manual, page 12"
+            return EngineFacts(
+                serves=(
+                    Serves(("merged", "awq"), ("mychip",), ("LlamaForCausalLM",), source),
+                    Serves(("gptq",), ("cpu", "mychip"), source=source),
+                ),
+                features=("chat", "completions", "logprobs"),
+            )
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_engine_fault(model: ModelToServe, backend: str) -> str:
+    """Return why the engine can't serve one model, beyond what its facts tell.
+
+    Called:
+        By `mst serve`, right after `mst_engine_facts`, in the same process, whatever the model is;
+        it has 5 seconds and must not import torch.
+
+    Args:
+        model: its directory may be read; of a format that the engine does not load, there is
+            nothing to say.
+        backend: name of the device's backend.
+
+    Returns:
+        What stands in the way and what would do, as the rest of a sentence; "" when nothing does,
+        as when the hook is left out.
+
+    If it raises:
+        Or returns another type: the engine is left out, and an error that lists engines says why.
+
+    Example:
+        ```python
+        import json
+        from pathlib import Path
+
+        from mst.hookspecs import hookimpl
+        from mst.serve.engines import ModelToServe
+
+
+        @hookimpl
+        def mst_engine_fault(model: ModelToServe, backend: str) -> str:
+            if model.format != "gptq":
+                return ""
+            config = json.loads(Path(model.directory, "config.json").read_text())
+            size = config["quantization_config"]["group_size"]
+            return "" if size == 128 else f"its kernels are for groups of 128, these are of {size}"
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_engine_environment(directory: str, backend: str) -> EngineEnvironment:
+    """Return which version of the engine is installed, and the one command that installs it.
+
+    Called:
+        By `mst serve`, right after `mst_engine_facts`, in the same process; it has 5 seconds, and
+        looks at files alone.
+
+    Args:
+        directory: where mst expects the environment, or where `--engine-dir` says that it lies.
+        backend: name of the device's backend: an engine may have a build for each.
+
+    Returns:
+        An `EngineEnvironment`. Where nothing is installed its version is "", and the command is
+        what the user types: mst has no network. `mst.serve.engines.environment` has what a virtual
+        environment needs.
+
+    If it raises:
+        Or returns another type: the engine is left out, and an error that lists engines says why.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+        from mst.serve.engines import EngineEnvironment
+        from mst.serve.engines.environment import installed_version
+
+
+        @hookimpl
+        def mst_engine_environment(directory: str, backend: str) -> EngineEnvironment:
+            python = f"{directory}/bin/python"
+            return EngineEnvironment(
+                command=f"python3 -m venv {directory} && {python} -m pip install myengine==2.1",
+                version=installed_version(directory, "myengine"),
+            )
+        ```
+
+    Added in 0.1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def mst_engine_command(start: EngineStart) -> EngineCommand:
+    """Return how the engine is started, so that it answers OpenAI's API to mst alone.
+
+    Called:
+        Once a server, in its worker inside the jail; what it returns is used again whenever the
+        engine has to be started again. It has 5 seconds and must not import torch.
+
+    Args:
+        start: the model, and where to listen: `socket` or `port`, as the facts have it.
+
+    Returns:
+        An `EngineCommand`. The program stays in the foreground, answers its health path with 200
+        once it takes requests, serves the model under `served_name`, ends on SIGTERM, and has its
+        logging of requests switched off. There is always one.
+
+    If it raises:
+        An `mst.errors.MstError` is printed as it is. After any other error, or another type, the
+        server ends and names the engine.
+
+    Example:
+        ```python
+        from mst.hookspecs import hookimpl
+        from mst.serve.engines import EngineCommand, EngineStart
+
+
+        @hookimpl
+        def mst_engine_command(start: EngineStart) -> EngineCommand:
+            program = f"{start.environment_dir}/bin/myengine"
+            options = {"--uds": start.socket, "--name": start.served_name, "--log": "none"}
+            pairs = [str(each) for pair in options.items() for each in pair]
+            return EngineCommand(
+                (program, start.model.directory, *pairs), {"MYENGINE_THREADS": str(start.threads)}
             )
         ```
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 GROUP = "mst"
 BUILT_IN = "mst-train"
+# The engine of `mst.serve` itself, which is no plugin.
+BUILTIN_ENGINE = "builtin"
 # A healthy import or probe takes well below 2 s; a vendor tool that hangs on a lost device never
 # comes back, and `mst devices` has to.
 PLUGIN_SECONDS = 5.0
@@ -28,11 +30,15 @@ REQUIRED_HOOKS = {
     "backend": ("mst_backend_name", "mst_probe", "mst_capabilities"),
     "export": ("mst_export_name", "mst_export_check", "mst_export", "mst_export_weights"),
     "objective": ("mst_objective_name", "mst_objective"),
-}
+    "engine": (
+        "mst_engine_name", "mst_engine_facts", "mst_engine_environment", "mst_engine_command",
+    ),
+}  # fmt: skip
 OPTIONAL_HOOKS = {
     "backend": ("mst_health", "mst_telemetry", "mst_environment", "mst_activate"),
     "export": ("mst_export_rounded",),
     "objective": (),
+    "engine": ("mst_engine_fault",),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -49,7 +55,8 @@ class PluginRecord:
         name: the entry point's name.
         distribution: the installed package that has it, or "" when unknown.
         version: that package's version, or "".
-        kinds: of "backend", "export" and "objective"; empty when it failed before that was known.
+        kinds: of "backend", "export", "objective" and "engine"; empty when it failed before that
+            was known.
         status: "ok", "failed" (it is broken) or "refused" (its name is taken).
         reason: why it is not "ok"; "" when it is.
         hooks: the hooks that it implements, sorted.
@@ -74,12 +81,14 @@ class Registry:
         exports: hooks of each export target by its name.
         objectives: hooks of each plugin's objective by its name; mst's own are in
             `mst.training.objectives`.
+        engines: hooks of each serving engine by its name; the built-in one is in `mst.serve`.
     """
 
     records: tuple[PluginRecord, ...]
     backends: Mapping[str, pluggy.HookRelay]
     exports: Mapping[str, pluggy.HookRelay]
     objectives: Mapping[str, pluggy.HookRelay] = field(default_factory=dict)
+    engines: Mapping[str, pluggy.HookRelay] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,7 @@ def load(
     # (what is named, its name) -> the distribution that has it
     # mst's own objectives are no plugins, for every command that trains needs one.
     owners: dict[tuple[str, str], str] = {("objective", name): BUILT_IN for name in TASKS}
+    owners["engine", BUILTIN_ENGINE] = BUILT_IN
     found = [(*_distribution(point), point) for point in entry_points]
     found.sort(key=lambda item: (item[0] != BUILT_IN, item[0].lower(), item[2].name, item[2].value))
     for distribution, version, point in found:
@@ -161,7 +171,13 @@ def load(
         if plugin is not None:
             for kind, name in plugin.names.items():
                 relays[kind][name] = plugin.relay
-    return Registry(tuple(records), relays["backend"], relays["export"], relays["objective"])
+    return Registry(
+        tuple(records),
+        relays["backend"],
+        relays["export"],
+        relays["objective"],
+        relays["engine"],
+    )
 
 
 def _record(

@@ -1,1 +1,1 @@
-"""Export targets that come with mst: one target a module."""
+"""Export targets and serving engines that come with mst: one a module."""

@@ -22,9 +22,20 @@ from mst.facts import Capabilities, DeviceFacts, Probe, Telemetry
 from mst.objective import Micro, Objective, Scored
 from mst.registry import OPTIONAL_HOOKS, REQUIRED_HOOKS, load
 from mst.request import TrainRequest
+from mst.serve.engines import (
+    EngineCommand,
+    EngineEnvironment,
+    EngineFacts,
+    EngineStart,
+    ModelToServe,
+)
+from mst.serve.engines.choose import FoundEngine, choose_engine
 
 GIB = 2**30
 DEVICE = DeviceFacts("mychip", 3, "MyChip 1", "mc1", 16 * GIB, 4 * GIB, ("bfloat16",))
+START = EngineStart(
+    ModelToServe("/m", "merged"), "wards", "cpu", "float32", 512, 8, 2, "/e", socket="/s"
+)
 SPECS = {
     name: function
     for name, function in vars(hookspecs).items()
@@ -61,10 +72,24 @@ ANSWERS: dict[str, tuple[dict[str, object], object]] = {
     ),
     "mst_export_name": ({}, "myformat"),
     "mst_objective_name": ({}, "confident"),
+    "mst_engine_name": ({}, "myengine"),
+    "mst_engine_environment": (
+        {"directory": "/nowhere/e", "backend": "cpu"},
+        EngineEnvironment(
+            "python3 -m venv /nowhere/e && /nowhere/e/bin/python -m pip install myengine==2.1"
+        ),
+    ),
+    "mst_engine_command": (
+        {"start": START},
+        EngineCommand(
+            ("/e/bin/myengine", "/m", "--uds", "/s", "--name", "wards", "--log", "none"),
+            {"MYENGINE_THREADS": "2"},
+        ),
+    ),
 }
 ACTING = {
     "mst_activate", "mst_export", "mst_export_check", "mst_export_rounded", "mst_export_weights",
-    "mst_objective",
+    "mst_objective", "mst_engine_facts", "mst_engine_fault",
 }  # fmt: skip
 
 
@@ -195,6 +220,29 @@ def test_the_objective_example_cares_less_for_what_is_unlikely() -> None:
     assert likely < 5 * unlikely < 0
 
 
+def test_the_engine_examples_lead_to_a_choice(tmp_path: Path) -> None:
+    facts = relay("mst_engine_facts").mst_engine_facts()
+    here = EngineEnvironment("make it", "2.1")
+    llama = ModelToServe(str(tmp_path), "awq", "LlamaForCausalLM")
+
+    assert isinstance(facts, EngineFacts)
+    assert choose_engine(llama, "mychip", [FoundEngine("m", facts, here)]).engine == "m"
+    with pytest.raises(PlanError, match="not on cpu"):
+        choose_engine(llama, "cpu", [FoundEngine("m", facts, here)])
+
+
+def test_the_fault_example_reads_the_group_size(tmp_path: Path) -> None:
+    hook = relay("mst_engine_fault").mst_engine_fault
+    gptq = ModelToServe(str(tmp_path), "gptq")
+    config = tmp_path / "config.json"
+
+    config.write_text('{"quantization_config": {"group_size": 32}}')
+    assert "these are of 32" in hook(model=gptq, backend="cpu")
+    config.write_text('{"quantization_config": {"group_size": 128}}')
+    assert hook(model=gptq, backend="cpu") == ""
+    assert hook(model=ModelToServe(str(tmp_path), "merged"), backend="cpu") == ""
+
+
 def test_the_examples_together_are_one_whole_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mst_mychip_examples", plugin(*SPECS))
 
@@ -202,8 +250,9 @@ def test_the_examples_together_are_one_whole_plugin(monkeypatch: pytest.MonkeyPa
 
     (record,) = registry.records
     assert (record.status, record.reason) == ("ok", "")
-    assert record.kinds == ("backend", "export", "objective")
+    assert record.kinds == ("backend", "export", "objective", "engine")
     assert record.hooks == tuple(sorted(SPECS))
     assert list(registry.backends) == ["mychip"]
     assert list(registry.exports) == ["myformat"]
     assert list(registry.objectives) == ["confident"]
+    assert list(registry.engines) == ["myengine"]

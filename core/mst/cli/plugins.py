@@ -1,4 +1,4 @@
-"""`mst plugins`: what was found, why any is not used, and the kit for export targets."""
+"""`mst plugins`: what was found, why any is not used, and the kit for targets and engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,20 @@ from mst.registry import PluginRecord, load
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mst plugins`."""
     parser.add_argument(
-        "action", nargs="?", choices=("check",), help="try every promise of an export target"
+        "action",
+        nargs="?",
+        choices=("check",),
+        help="try every promise of an export target or a serving engine",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the target, as after --format")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="as after --format or --engine",
+    )
+    parser.add_argument(
+        "--engine-dir", metavar="DIR", help="where the environment of the engine lies"
+    )
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
 
 
@@ -36,16 +47,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Run the kit's part for export targets; 1 when a promise is broken."""
+    """Run the kit's part for what has this name; 1 when a promise is broken."""
     from rich.console import Console
 
-    from mst.conformance.export_target import run_checks
+    from mst.conformance import export_target, serving_engine
     from mst.conformance.findings import FAIL
 
     if args.name is None:
-        raise UsageError("mst plugins check: name the export target, as after --format.")
+        raise UsageError(
+            "mst plugins check: name the export target or the serving engine, as after --format or"
+            " --engine."
+        )
     with tempfile.TemporaryDirectory(prefix="mst-conformance-") as directory:
-        results = run_checks(args.name, Path(directory))
+        if args.name in load().engines:
+            results = serving_engine.run_checks(args.name, Path(directory), args.engine_dir)
+        else:
+            results = export_target.run_checks(args.name, Path(directory))
     if args.json:
         print(json.dumps([asdict(each) for each in results], indent=2, ensure_ascii=False))
     else:

@@ -43,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, metavar="TOKENS", help="of prompt and answer (what the model reads)"
     )
+    parser.add_argument(
+        "--engine", default="auto", metavar="auto|builtin|NAME",
+        help="what computes the answers; auto takes the one that fits model and device, and says"
+        " why (auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine-dir", metavar="DIR", help="where the environment of --engine NAME lies"
+    )
     _add_place(parser)
     _add_limits(parser)
     add_key_options(parser)
@@ -134,16 +142,19 @@ def run(args: argparse.Namespace) -> int:
     access = _access(args, place)
     what = What(
         args.target, args.checkpoint, args.served_name, tuple(args.adapter), args.force,
-        args.context, args.batch, _prefix_bytes(args),
+        args.context, args.batch, _prefix_bytes(args), args.engine, args.engine_dir,
     )  # fmt: skip
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
     job = replace(job, access_log=args.access_log == "on")
     verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
     where = place.url(tls=access.tls_certificate is not None)
+    if job.reason is not None:
+        print(f"engine  {job.reason.value}: {job.reason.why}", flush=True)
     record(
         "serve.begun",
         name=job.name,
         device=job.engine.torch_device,
+        engine="builtin" if job.reason is None else job.reason.value,
         adapters=sorted(job.engine.adapters),
         where=where,
         api_keys=access.keys_file is not None,

@@ -121,6 +121,7 @@ class EngineFigures:
         failed: answers that ended in an `EngineFailure`.
         cache_bytes: keys and values of running answers, with the room to grow.
         prefix_bytes: keys and values kept for later prompts.
+        restarts: of an engine in a process of its own, after it had ended by itself.
     """
 
     running: int = 0
@@ -135,6 +136,7 @@ class EngineFigures:
     failed: int = 0
     cache_bytes: int = 0
     prefix_bytes: int = 0
+    restarts: int = 0
 
 
 class Engine(Protocol):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +175,17 @@ def gate(llama: Any, start: Start) -> Iterator[Gate]:
     found.open()
     yield found
     found.remove()
+
+
+@pytest.fixture(scope="session")
+def parrot_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the serving engine of tests/vendor/parrot is installed, as any package is."""
+    target = tmp_path_factory.mktemp("site")
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    package = Path(__file__).parents[2] / "vendor" / "parrot"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", target, package],
+        check=True,
+        capture_output=True,
+    )
+    return target

@@ -6,6 +6,8 @@ import argparse
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +142,47 @@ def test_an_artefact_that_has_failed_is_served_by_force_alone(
     assert job_of(What(str(path))).name == "artefact"
 
 
-def test_an_artefact_for_another_engine_names_it(tiny_model: Path, tmp_path: Path) -> None:
-    from mst.errors import ModelError
+def test_the_command_says_what_it_needs_where_the_extra_is_not_installed() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('h11', 'uvicorn', 'pydantic', 'llguidance'): sys.modules[name] = None\n"
+        "from mst.cli import main; sys.exit(main(['serve', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
+    assert done.returncode == 1
+    assert "mst serve needs uvicorn, pydantic, llguidance, not here" in done.stderr
+
+
+def test_an_artefact_for_another_engine_names_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mst.errors import PlanError
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     path = shutil.copytree(tiny_model, tmp_path / "artefact")
-    manifest = {"format": "gptq", "status": "passed", "serve": ["engine serve {path}"]}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps({"format": "gptq", "status": "passed"}))
     config = json.loads((path / "config.json").read_text())
-    quantized = config | {"quantization_config": {"quant_method": "gptq"}}
+    quantized = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (path / "config.json").write_text(json.dumps(quantized))
-    with pytest.raises(ModelError, match=rf"format gptq \(engine serve {path}\)"):
+
+    with pytest.raises(PlanError) as caught:
         job_of(What(str(path)))
+    with pytest.raises(PlanError, match=r"(?s)--engine vllm can't serve.*-m venv"):
+        job_of(What(str(path), engine="vllm"))
+
+    text = str(caught.value)
+    assert f"no engine here serves {path} (gptq) on cpu" in text
+    assert f"vllm: vLLM is not in {tmp_path / 'data' / 'mst' / 'engines' / 'vllm-cpu'}" in text
+    assert "lmdeploy: it computes with gptq weights on cuda, not on cpu" in text
+
+
+def test_a_whole_model_is_served_by_the_builtin_engine_and_says_why(tiny_model: Path) -> None:
+    job = job_of(What(str(tiny_model)))
+
+    assert job.external is None
+    assert job.reason is not None
+    assert (job.reason.value, job.reason.why) == ("builtin", "merged weights")
 
 
 def test_a_job_survives_json_and_has_the_runs_name(finished_run: Path) -> None:

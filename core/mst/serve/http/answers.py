@@ -181,7 +181,7 @@ class ModelList(BaseModel):
 class State(BaseModel):
     """An answer to GET /health and /ready."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "restarting"]
 
 
 class ErrorDetail(BaseModel):

@@ -13,6 +13,7 @@ from mst.seal.redaction import bug_report
 from mst.serve.http import routes
 from mst.serve.http.access import Keys, Names, check_names
 from mst.serve.http.answers import ModelList, plain
+from mst.serve.http.forward import FORWARDED
 from mst.serve.http.limits import Limits
 from mst.serve.http.metrics import KIND, Metrics
 from mst.serve.http.openapi import document
@@ -121,8 +122,11 @@ class App:
         except ValidationError as error:
             raise of_validation(error) from None
 
+        external = self.service.external is not None
+        does = FORWARDED[exchange.route] if external else endpoint.work
+
         async def work() -> None:
-            await endpoint.work(self.service, exchange, request)
+            await does(self.service, exchange, request)
 
         await until_gone(exchange, work())
 
@@ -143,9 +147,11 @@ class App:
         elif exchange.route == "/openapi.json":
             await answer_json(exchange, document())
         else:
-            stopping = exchange.route == "/ready" and service.stopping
-            status = 503 if stopping else 200
-            await answer_json(exchange, plain(routes.state(service)), status)
+            asked = exchange.route == "/ready"
+            state = await routes.state(service, asked)
+            await answer_json(
+                exchange, plain(state), 503 if asked and state.status != "ok" else 200
+            )
 
 
 async def _refuse(exchange: Exchange, refusal: Refusal) -> None:

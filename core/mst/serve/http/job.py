@@ -11,7 +11,11 @@ from typing import Any
 from mst.chat import run_of
 from mst.data.special import read_json
 from mst.errors import ModelError, UsageError
+from mst.plan import Reason
 from mst.seal.keys.ring import NO_KEYS, KeyRing
+from mst.serve.engines.choose import AUTO
+from mst.serve.engines.job import ExternalJob
+from mst.serve.engines.plan import plan_engine
 from mst.serve.http.limits import Limits
 from mst.serve.job import EngineJob, prepare_engine
 from mst.training.checkpoint import MANIFEST
@@ -55,6 +59,8 @@ class ServeJob:
         limits: of requests.
         access: who may ask.
         access_log: a line for each request.
+        external: the engine that requests are handed on to; None for the built-in one.
+        reason: why this engine.
     """
 
     name: str
@@ -62,6 +68,8 @@ class ServeJob:
     limits: Limits
     access: Access
     access_log: bool = True
+    external: ExternalJob | None = None
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class What:
         context: most tokens of a prompt and its answer together; None for what the model says.
         batch: most answers at once; None for the engine's own.
         prefix_bytes: most that is kept of finished answers; None for the engine's own.
+        engine: which, "auto" for the one that fits.
+        engine_dir: where the environment of the engine lies; None for the usual place.
     """
 
     target: str | None = None
@@ -87,6 +97,8 @@ class What:
     context: int | None = None
     batch: int | None = None
     prefix_bytes: int | None = None
+    engine: str = AUTO
+    engine_dir: str | None = None
 
 
 def check_packages() -> None:
@@ -123,7 +135,17 @@ def prepare(
     """
     target = served_target(what.target, what.force)
     adapters = _named(what.adapters)
-    engine = prepare_engine(
+    planned = plan_engine(
+        target,
+        device,
+        environ,
+        asked=what.engine,
+        engine_dir=what.engine_dir,
+        which=what.checkpoint,
+        adapters=bool(adapters),
+        keys=keys,
+    )
+    engine = planned.job or prepare_engine(
         target, device, environ, which=what.checkpoint, adapters=adapters, keys=keys
     )
     run = run_of(target)
@@ -139,7 +161,18 @@ def prepare(
         batch=what.batch or engine.batch,
         prefix_bytes=engine.prefix_bytes if what.prefix_bytes is None else what.prefix_bytes,
     )
-    return ServeJob(name, engine, limits, access)
+    external = planned.external
+    if external is not None:
+        if what.prefix_bytes is not None:
+            raise UsageError(
+                f"--prefix-cache is an option of the built-in engine; {external.name} keeps what it"
+                " likes. Leave it out, or pass --engine builtin."
+            )
+        start = replace(
+            external.start, served_name=name, context=engine.context, batch=engine.batch
+        )
+        external = replace(external, start=start)
+    return ServeJob(name, engine, limits, access, external=external, reason=planned.reason)
 
 
 def _context(asked: int | None, most: int) -> int:
@@ -171,7 +204,7 @@ def served_target(target: str | None, force: bool) -> str | None:
     """Return what is to be loaded of a target: an artefact's GGUF file, or the target itself.
 
     Raises:
-        ModelError: it is an artefact that has failed its comparison, or one for another engine.
+        ModelError: it is an artefact that has failed its comparison.
     """
     if target is None:
         return None
@@ -185,14 +218,6 @@ def served_target(target: str | None, force: bool) -> str | None:
         raise ModelError(
             f"the artefact {directory} has not passed its comparison with what was trained{first}."
             " Export it again with other options, or pass --force to serve it as it is."
-        )
-    if "quantization_config" in read_json(directory / "config.json"):
-        commands = [str(each) for each in manifest.get("serve") or ()]
-        other = f" ({commands[0].replace('{path}', str(directory))})" if commands else ""
-        raise ModelError(
-            f"{directory} is for an engine that computes with weights in the format"
-            f" {manifest['format']}{other}; mst serve has no kernels for it. Serve the run itself,"
-            " or an export of the format merged or gguf."
         )
     files = sorted(directory.glob("*.gguf"))
     if (directory / "config.json").is_file() or len(files) != 1:

@@ -15,7 +15,7 @@ _BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 # What the engine counts upwards; its other figures come and go.
 _COUNTED = frozenset(
     {"steps", "prompt_tokens", "cached_tokens", "generated_tokens", "finished", "cancelled",
-     "failed"}
+     "failed", "restarts"}
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ _REFUSALS = {
     "415": "The body is not JSON by its Content-Type.",
     "429": "Too many requests or tokens, or the queue is full; Retry-After says when.",
     "500": "The model failed.",
-    "503": "The server is ending.",
+    "503": "The server is ending, or its engine is started again.",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -95,6 +96,17 @@ def check_method(exchange: Exchange) -> None:
         )  # fmt: skip
 
 
-def state(service: Service) -> State:
-    """Return what /health and /ready say."""
-    return State(status="stopping" if service.stopping else "ok")
+async def state(service: Service, ask: bool) -> State:
+    """Return what /health and /ready say.
+
+    Args:
+        service: what is served.
+        ask: an engine beside the built-in is asked whether it takes requests.
+    """
+    if service.stopping:
+        return State(status="stopping")
+    if service.external is not None:
+        engine = service.external.supervised
+        well = await asyncio.to_thread(engine.well) if ask else engine.state == "ready"
+        return State(status="ok" if well else "restarting")
+    return State(status="ok")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mst.serve.engine import Choice, Engine, Prompt, Token
+from mst.serve.engines.external import ExternalEngine
 from mst.serve.http.access import may_ask
 from mst.serve.http.answers import Cached, ModelCard, Usage
 from mst.serve.http.prompts import Reader
@@ -32,6 +33,8 @@ class Service:
         created: when, in seconds since 1970.
         stopping: nothing new is to be sent here.
         embedding: how many requests for embeddings are computed at once; others wait.
+        external: the engine where requests are handed on to one beside the built-in; it is `engine`
+            too, for its figures and limits.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
     embedding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2), repr=False)
+    external: ExternalEngine | None = None
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mst import serial
@@ -18,6 +19,8 @@ from mst.errors import Interrupted
 from mst.extensions import hide_packages
 from mst.seal.keys.ring import KeyRing, inherited
 from mst.serve.engine import Engine
+from mst.serve.engines.external import ExternalEngine, started
+from mst.serve.engines.process import EngineEnded
 from mst.serve.http.access import Keys, Names
 from mst.serve.http.app import App, log_line
 from mst.serve.http.job import ServeJob
@@ -81,7 +84,8 @@ class Notes:
 
 def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> App:
     """Return the application of a job."""
-    service = Service(job.name, engine, reader, job.limits.most_tokens)
+    external = engine if isinstance(engine, ExternalEngine) else None
+    service = Service(job.name, engine, reader, job.limits.most_tokens, external=external)
     access = job.access
     names = Names(access.hosts, access.any_address, access.any_name)
     keys = Keys(None if access.keys_file is None else Path(access.keys_file))
@@ -102,17 +106,49 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
         MstError: it can't be loaded.
         Interrupted: Ctrl-C, while it was loading.
     """
-    from mst.serve.loading import load_engine
-
     model = job.engine.model
     directory = Path(model.tokenizer)
     tokenizer, template = load_tokenizer(directory), load_template(directory, model.template)
+    with ExitStack() as held:
+        engine = _loaded(job, keys, held)
+        _serve(job, engine, Reader(tokenizer, template, engine.context), listener, control, pipe)
+    if isinstance(engine, ExternalEngine) and engine.supervised.failure:
+        raise EngineEnded(engine.supervised.failure)
+    print("ended", flush=True)
+
+
+def _loaded(job: ServeJob, keys: KeyRing, held: ExitStack) -> Engine:
+    """Load the model here, or start the engine that does, which ends with `held`."""
     try:
-        engine = load_engine(job.engine, keys, lambda line: print(line, flush=True))
+        if job.external is not None:
+            external = started(job.external, os.environ, _say_engine, _end)
+            return held.enter_context(external)
+        from mst.serve.loading import load_engine
+
+        return load_engine(job.engine, keys, _say)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
+
+
+def _say_engine(line: str) -> None:
+    _say(f"engine  {line}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody reads it any more
+        print(line, flush=True)
+
+
+def _end() -> None:
+    """End this server as SIGTERM does: what it has begun to tell its callers is told."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _serve(
+    job: ServeJob, engine: Engine, reader: Reader, listener: int, control: int, pipe: int
+) -> None:
     notes = Notes(pipe)
-    app = application(job, engine, Reader(tokenizer, template, engine.context), notes)
+    app = application(job, engine, reader, notes)
     access = job.access
     tls = None
     if access.tls_certificate is not None and access.tls_key is not None:
@@ -121,7 +157,8 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
     def began() -> None:
         notes.every_hour()
         names = ", ".join(app.service.models)
-        print(f"ready   {names}, {engine.context} tokens, on {job.engine.torch_device}", flush=True)
+        by = f", by {engine.name}" if isinstance(engine, ExternalEngine) else ""
+        _say(f"ready   {names}, {engine.context} tokens, on {job.engine.torch_device}{by}")
         os.write(control, READY)
 
     with socket.socket(fileno=listener) as made:
@@ -130,7 +167,6 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
         finally:
             engine.close()
             notes.end(app)
-    print("ended", flush=True)
 
 
 def _told(control: int) -> None:
