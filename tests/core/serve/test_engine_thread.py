@@ -309,3 +309,33 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(llama: Any, start: St
     assert len(running.ids()) == 50
     with pytest.raises(PromptTooLong):
         engine.embed([random_ids(CONTEXT + 1, 0)])
+
+
+def test_long_texts_are_read_in_pieces_beside_running_answers(llama: Any, start: Start) -> None:
+    engine = start(llama, prefill_tokens=16)
+    running = ask(engine, random_ids(4, 0), 50)
+    text = random_ids(100, 7)
+    columns: list[int] = []
+    handle = llama.register_forward_pre_hook(
+        lambda _, __, arguments: columns.append(arguments["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        (scored,) = engine.score([text], top=2)
+        (vector,) = engine.embed([text])
+        running.ids()
+    finally:
+        handle.remove()
+    with torch.inference_mode():
+        whole = llama(torch.tensor([text]), output_hidden_states=True)
+    logprobs = whole.logits[0].log_softmax(-1)
+    own = [float(logprobs[place, token]) for place, token in enumerate(text[1:])]
+
+    assert max(columns) <= 16
+    assert [each.id for each in scored] == text
+    assert scored[0].logprob is None
+    assert [each.logprob for each in scored[1:]] == pytest.approx(own, abs=1e-4)
+    assert [each.top[0][0] for each in scored[1:]] == logprobs[:-1].argmax(-1).tolist()
+    expected = whole.hidden_states[-1][0].mean(0)
+    assert torch.allclose(torch.tensor(vector), expected, atol=1e-5)
+    with pytest.raises(Unknown):
+        engine.score([text], 1, "none")
