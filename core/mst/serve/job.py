@@ -34,7 +34,8 @@ class EngineJob:
         batch: most answers at once.
         queue: most prompts that wait.
         prefill_tokens: most tokens of prompts computed between two steps of running answers.
-        prefix_bytes: most that is kept of finished answers, for prompts that go on from them.
+        prefix_bytes: most that is kept of finished answers, for prompts that go on from them; None
+            for a quarter of what the weights take, and 1 GiB at most.
     """
 
     name: str
@@ -51,7 +52,7 @@ class EngineJob:
     batch: int = 32
     queue: int = 256
     prefill_tokens: int = 256
-    prefix_bytes: int = 1 << 30
+    prefix_bytes: int | None = None
 
 
 def prepare_engine(
