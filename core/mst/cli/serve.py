@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         " alone elsewhere; off lets in every user of this machine (auto)",
     )  # fmt: skip
     group.add_argument(
+        "--web", choices=("on", "off"), default="off",
+        help="a page at / to talk to the model in a browser (off)",
+    )  # fmt: skip
+    group.add_argument(
         "--keys-file", metavar="FILE", help="of `mst apikeys` (mst/api-keys.json in the user's"
         " state directory)",
     )  # fmt: skip
@@ -81,7 +86,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, metavar="N", help="answers computed at once (32)")
     group.add_argument(
         "--prefix-cache", metavar="SIZE|off",
-        help="kept of finished answers, for prompts of the same caller that go on from them (1GiB)",
+        help="kept of finished answers, for prompts of the same caller that go on from them (a"
+        " quarter of the weights, 1GiB at most)",
     )  # fmt: skip
     for flag, value, words in (
         ("--max-tokens", known.most_tokens, "longest answer"),
@@ -117,11 +123,29 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
     if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch must be at least 1; found {args.batch}.")
     place = _place(args)
+    if args.web == "on" and place.path is not None:
+        raise UsageError(
+            "--web on is for browsers, which reach no --socket. Leave one of them out."
+        )
     # Where no key tells users apart, the kernel does.
     own_user = _access(args, place).keys_file is None and args.api_keys != "off"
-    with listening(place, os.environ, own_user) as found:
+    with _told_to_end(), listening(place, os.environ, own_user) as found:
         args.listening, args.listeners = found, (found.listener,)
         yield
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let SIGTERM end this command with code 0 also before the server's own process is there."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         args.context, args.batch, _prefix_bytes(args),
     )  # fmt: skip
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
-    job = replace(job, access_log=args.access_log == "on")
+    job = replace(job, access_log=args.access_log == "on", web=args.web == "on")
     verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
     where = place.url(tls=access.tls_certificate is not None)
     record(
@@ -150,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
         **model_facts(job.engine.model),
     )
     print(f"serve   {job.name} at {where}", flush=True)
+    if job.web:
+        print(f"web     {where.removesuffix('v1')}", flush=True)
     return serve(job, args.listening, os.environ, keys)
 
 

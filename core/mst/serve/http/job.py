@@ -55,6 +55,7 @@ class ServeJob:
         limits: of requests.
         access: who may ask.
         access_log: a line for each request.
+        web: a page for browsers is served too.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ServeJob:
     limits: Limits
     access: Access
     access_log: bool = True
+    web: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> 
             with suppress(OSError):  # nobody reads it any more
                 print(log_line(exchange), flush=True)
 
-    return App(service, names, keys, job.limits, noted)
+    return App(service, names, keys, job.limits, noted, job.web)
 
 
 def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -> None:
