@@ -16,7 +16,7 @@ from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import DataError, Interrupted
-from mst.extensions import hide_packages
+from mst.extensions import NOT_FOR_ANSWERS, hide_packages
 from mst.generate import as_text, generate
 from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.tuned import load, load_dequantized
@@ -112,7 +112,8 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ChatJob, json.loads(argv[0]))
-    hide_packages(keep=() if job.model.quantization == "none" else ("bitsandbytes",))
+    keep = () if job.model.quantization == "none" else ("bitsandbytes",)
+    hide_packages(keep, NOT_FOR_ANSWERS)
     keys = inherited(int(argv[1]) if len(argv) > 1 else None)
     work = talk if job.prompt is None else ask
     return guarded(lambda: work(job, keys))
