@@ -230,6 +230,9 @@ def test_the_document_describes_what_is_answered(api: Caller) -> None:
         check(api.get(path), path, "get")
     check(api.get("/v1/models/tiny"), "/v1/models/{id}", "get")
     check(api.get("/v1/models/none"), "/v1/models/{id}", "get", "404")
+    # Read as the schema of each event, one of a whole body would refuse every stream.
+    streamed = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert streamed["text/event-stream"] == {}
     request = document["components"]["schemas"]["ChatRequest"]
     jsonschema.validate(
         {"model": "tiny", "messages": HELLO}, request | {"components": document["components"]}
