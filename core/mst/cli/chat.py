@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.cli.keys import add_key_options, ring_given
+from mst.cli.target import add_target_options
 from mst.errors import Interrupted, UsageError
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
 
@@ -19,14 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to talk to, and how it answers."""
-    parser.add_argument(
-        "target",
-        nargs="?",
-        metavar="RUN|MODEL",
-        help="run, model directory, GGUF file or model name (the newest finished run under ./runs,"
-        " or else the embedded model)",
-    )
-    parser.add_argument("--checkpoint", metavar="last|best|STEP", help="of the run")
+    add_target_options(parser, "run, model directory, GGUF file or model name")
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -46,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     add_key_options(parser)
     add_signature_options(parser)
-    parser.add_argument("--device", default="auto", help="as of mst train (auto)")
     group = parser.add_argument_group("a running server")
     group.add_argument(
         "--server", metavar="URL|SOCKET",
@@ -127,6 +120,10 @@ def _run_remote(args: argparse.Namespace) -> int:
                 f"--{flag.replace('_', '-')} is of a model that is loaded here, and --server loads"
                 " none. Leave one of them out."
             )
+    if args.jail not in ("auto", "off"):
+        raise UsageError(
+            f"--jail {args.jail} would keep this command from --server. Leave one of them out."
+        )
     sampling, server, key = _sampling(args), _server(args), _api_key(args)
     try:
         remote = Remote(server, chosen_model(server, key, args.target), sampling, key)

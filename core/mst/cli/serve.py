@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mst.cli.keys import add_key_options, ring_given
+from mst.cli.target import add_target_options
 from mst.errors import UsageError
 from mst.quantities import size_bytes
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -22,14 +23,9 @@ from mst.serve.http.listening import LOOPBACK, Place, listening
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is served, where it listens, who may ask and how much."""
-    parser.add_argument(
-        "target",
-        nargs="?",
-        metavar="RUN|MODEL",
-        help="run, artefact of mst export, model directory, GGUF file or model name (the newest"
-        " finished run under ./runs, or else the embedded model)",
+    add_target_options(
+        parser, "run, artefact of mst export, model directory, GGUF file or model name"
     )
-    parser.add_argument("--checkpoint", metavar="last|best|STEP", help="of the run")
     parser.add_argument("--served-name", metavar="NAME", help="for callers (the target's own)")
     parser.add_argument(
         "--adapter",
@@ -40,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further adapters on the same base, each a model of its own for callers",
     )
     parser.add_argument("--force", action="store_true", help="serve an artefact that has failed")
-    parser.add_argument("--device", default="auto", help="as of mst train (auto)")
     parser.add_argument(
         "--context", type=int, metavar="TOKENS", help="of prompt and answer (what the model reads)"
     )

@@ -363,6 +363,7 @@ def test_mst_chat_says_why_no_server_answers(tmp_path: Path) -> None:
     no_place = chat("--server", "ftp://127.0.0.1", "--prompt", SECRET)
     both = chat("--server", f"http://127.0.0.1:{port}", "--checkpoint", "best")
     alone = chat("--api-key-file", tmp_path / "key")
+    jailed = chat("--server", f"http://127.0.0.1:{port}", "--jail", "seccomp")
 
     assert "no server answers at" in shut.stderr
     assert "Connection refused" in shut.stderr
@@ -371,8 +372,9 @@ def test_mst_chat_says_why_no_server_answers(tmp_path: Path) -> None:
     assert "--server takes" in no_place.stderr
     assert "--checkpoint is of a model that is loaded here" in both.stderr
     assert "goes with --server" in alone.stderr
-    assert [each.returncode for each in (shut, gone, open_wide, no_place, both, alone)] == [
-        1, 1, 2, 2, 2, 2,
+    assert "--jail seccomp would keep" in jailed.stderr
+    assert [each.returncode for each in (shut, gone, open_wide, no_place, both, alone, jailed)] == [
+        1, 1, 2, 2, 2, 2, 2,
     ]  # fmt: skip
     assert SECRET not in shut.stderr + gone.stderr + open_wide.stderr + no_place.stderr
 
