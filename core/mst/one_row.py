@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,12 @@ def one_row(wanted: bool) -> Iterator[None]:
     """
     import torch
 
-    flags: Any = torch.backends.mkldnn
     if not wanted or not torch._C._get_mkldnn_enabled():
         yield
         return
-    # Not `flags(...)`, which sets what it does for float32 too, and warns of other chips.
-    flags.set_flags(False)
+    # Not torch.backends.mkldnn.flags, which sets what oneDNN does for float32 too, and warns.
+    torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        flags.set_flags(True)
+        torch._C._set_mkldnn_enabled(True)
