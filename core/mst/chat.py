@@ -35,11 +35,11 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class ChatJob:
-    """What the worker does. Its repr shows no text: it may stand in a traceback.
+class ModelJob:
+    """A model that a worker loads to answer, and where.
 
     Attributes:
-        name: of what is talked to, for the greeting.
+        name: of what is talked to, for people.
         model: what is loaded.
         backend: whose `mst_activate` is called.
         torch_device: what torch calls the device.
@@ -47,10 +47,6 @@ class ChatJob:
         attention: transformers' attention implementation.
         threads: CPU threads.
         environment: variables set before the worker's interpreter starts.
-        context: longest conversation in tokens, if known.
-        sampling: how tokens are chosen.
-        system: system message at the start of the conversation, if any.
-        prompt: asked once; None for a conversation in the terminal.
         dequantized: the base was quantized in training, but this device has no kernels for it.
     """
 
@@ -62,11 +58,24 @@ class ChatJob:
     attention: str
     threads: int
     environment: Mapping[str, str]
+    dequantized: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatJob(ModelJob):
+    """What the chat's worker does. Its repr shows no text: it may stand in a traceback.
+
+    Attributes:
+        context: longest conversation in tokens, if known.
+        sampling: how tokens are chosen.
+        system: system message at the start of the conversation, if any.
+        prompt: asked once; None for a conversation in the terminal.
+    """
+
     context: int | None
     sampling: Sampling
     system: str | None = field(default=None, repr=False)
     prompt: str | None = field(default=None, repr=False)
-    dequantized: bool = False
 
 
 def choose_model(
@@ -136,6 +145,29 @@ def prepare_chat(
     Raises:
         MstError: no such model, no such device.
     """
+    job, context = prepare_model(target, device, environ, which, keys)
+    return ChatJob(**vars(job), context=context, sampling=sampling, system=system, prompt=prompt)
+
+
+def prepare_model(
+    target: str | None,
+    device: str,
+    environ: Mapping[str, str],
+    which: str | None = None,
+    keys: KeyRing = NO_KEYS,
+) -> tuple[ModelJob, int | None]:
+    """Choose the model and the device, without torch; return them and how much the model reads.
+
+    Args:
+        target: as `choose_model` takes it.
+        device: as `mst.probe.select_device` takes it.
+        environ: the process's environment.
+        which: a checkpoint of the run.
+        keys: the user's, for an encrypted run.
+
+    Raises:
+        MstError: no such model, no such device.
+    """
     from mst.probe import backend_environment, machine_facts, select_device
     from mst.registry import load
 
@@ -144,7 +176,7 @@ def prepare_chat(
     registry = load()
     report, chosen, capabilities = select_device(machine_facts(registry), device)
     (torch_device,) = torch_names((chosen,), capabilities)
-    return ChatJob(
+    job = ModelJob(
         name=name,
         model=model,
         backend=report.name,
@@ -153,12 +185,9 @@ def prepare_chat(
         attention=capabilities.attention[0],
         threads=chosen.compute_units or 1,
         environment=backend_environment(registry, report.name, (chosen,)),
-        context=facts.max_position_embeddings,
-        sampling=sampling,
-        system=system,
-        prompt=prompt,
         dequantized=model.quantization not in capabilities.quantization,
     )
+    return job, facts.max_position_embeddings
 
 
 def fastest_dtype(device: DeviceFacts) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst import serial
 from mst.chat import ChatJob
+from mst.chat_terminal import ask_once, converse, edit_lines
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TextTokenizer, load_tokenizer
-from mst.errors import DataError, Interrupted, MstError
-from mst.extensions import hide_packages
+from mst.errors import DataError, Interrupted
+from mst.extensions import NOT_FOR_ANSWERS, hide_packages
 from mst.generate import as_text, generate
 from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.tuned import load, load_dequantized
@@ -25,12 +24,6 @@ from mst.worker_process import die_with_parent, guarded
 
 if TYPE_CHECKING:
     import torch
-
-COMMANDS = """\
-/reset          forget the conversation
-/system TEXT    begin anew with this system message; without TEXT, with none
-/exit           leave; Ctrl-D too
-Ctrl-C stops an answer. Put a space before a message that begins with /."""
 
 
 class Talker:
@@ -88,17 +81,7 @@ class Talker:
             yield from as_text(self._tokenizer.tokenizer, ids)
 
 
-def printable(text: str) -> str:
-    """Return the text without the characters that steer a terminal: a model may write any."""
-    return "".join(each for each in text if each in "\n\t" or each.isprintable())
-
-
-def opening(system: str | None) -> list[Message]:
-    """Return the messages with which a conversation begins."""
-    return [] if not system else [Message("system", system)]
-
-
-def ask_once(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
+def ask(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
     """Print the answer to the job's prompt, and nothing else, on standard output.
 
     Raises:
@@ -106,104 +89,34 @@ def ask_once(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
     """
     assert job.prompt is not None
     try:
-        talker = Talker(job, keys)
-        for piece in talker.answer([*opening(job.system), Message("user", job.prompt)]):
-            print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+        ask_once(Talker(job, keys), job.system, job.prompt)
     except KeyboardInterrupt:
         raise Interrupted("the answer was stopped.") from None
-    print()
 
 
-def converse(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
-    """Read messages and stream answers until the user leaves."""
-    with suppress(ImportError):
-        # Editing and recalling lines; its history stays in memory.
-        import readline  # noqa: F401
+def talk(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
+    """Load the model, and talk until the user leaves.
+
+    Raises:
+        Interrupted: Ctrl-C, while it was loading.
+    """
+    edit_lines()
     try:
         talker = Talker(job, keys)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
-    print(f"{job.name}, on {job.torch_device}. /help lists the commands; Ctrl-D leaves.")
-    messages = opening(job.system)
-    while (line := _read_line()) is not None:
-        if line.startswith("/"):
-            changed = _command(line, messages)
-            if changed is None:
-                return
-            messages = changed
-        elif line.strip():
-            messages = _turn(talker, messages, line)
-
-
-def _read_line() -> str | None:
-    """Return the next line, or None when the user leaves."""
-    while True:
-        try:
-            return input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            if sys.stdin.isatty():
-                print()
-            return None
-        except KeyboardInterrupt:
-            print("\nCtrl-D leaves.")
-
-
-def _command(line: str, messages: list[Message]) -> list[Message] | None:
-    """Return the conversation after a command; None to leave."""
-    name, _, rest = line.partition(" ")
-    if name == "/exit":
-        return None
-    if name == "/reset":
-        print("The conversation begins anew.")
-        return [each for each in messages if each.role == "system"]
-    if name == "/system":
-        print("The conversation begins anew, with" + ("" if rest.strip() else "out") + " a system"
-              " message.")  # fmt: skip
-        return opening(rest.strip())
-    print(COMMANDS if name == "/help" else f"{name} is no command.\n{COMMANDS}")
-    return messages
-
-
-def _turn(talker: Talker, messages: list[Message], line: str) -> list[Message]:
-    """Return the conversation with the line and its answer; without both if there is none."""
-    asked = [*messages, Message("user", line.strip())]
-    pieces: list[str] = []
-    stopping: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        # A KeyboardInterrupt raised inside a library's callback can get lost there, so the first
-        # Ctrl-C is only noted and looked at between tokens.
-        if stopping:
-            raise KeyboardInterrupt
-        stopping.append(number)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        for piece in talker.answer(asked):
-            pieces.append(piece)
-            print(printable(piece), end="", flush=True)
-            if stopping:
-                break
-    except KeyboardInterrupt:
-        stopping.append(signal.SIGINT)
-    except MstError as error:
-        print(f"{type(error).__name__}: {error}", end="")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if stopping:
-        print(" [stopped]", end="")
-    print()
-    return [*asked, Message("assistant", "".join(pieces))] if pieces else messages
+    converse(talker, f"{job.name}, on {job.torch_device}", job.system)
 
 
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ChatJob, json.loads(argv[0]))
-    hide_packages(keep=() if job.model.quantization == "none" else ("bitsandbytes",))
+    keep = () if job.model.quantization == "none" else ("bitsandbytes",)
+    hide_packages(keep, NOT_FOR_ANSWERS)
     keys = inherited(int(argv[1]) if len(argv) > 1 else None)
-    talk = converse if job.prompt is None else ask_once
-    return guarded(lambda: talk(job, keys))
+    work = talk if job.prompt is None else ask
+    return guarded(lambda: work(job, keys))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,19 @@ GROUP = "torch.backends"
 # bitsandbytes 0.50 and transformers fetch native code from a hub. Both import torchao, which comes
 # with gptqmodel and warns, and PEFT gptqmodel itself.
 OPTIONAL = ("bitsandbytes", "deepspeed", "kernels", "torchao", "gptqmodel", "optimum")
+# transformers 5.23 imports these beside any model: for losses of object detection, and for models
+# that help others. Answers need neither, and scipy alone took 38 MB of a process.
+NOT_FOR_ANSWERS = ("scipy", "sklearn")
 
 
-def hide_packages(keep: Collection[str] = ()) -> None:
-    """Make optional packages look as if they were not installed, but for those in `keep`."""
-    for name in OPTIONAL:
+def hide_packages(keep: Collection[str] = (), also: Collection[str] = ()) -> None:
+    """Make optional packages look as if they were not installed.
+
+    Args:
+        keep: which of `OPTIONAL` are left to be found.
+        also: further ones that the process doesn't need.
+    """
+    for name in (*OPTIONAL, *also):
         if name not in keep:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from mst.one_row import one_row, reads_half
 from mst.training.loss import last_logits
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def generate(
     device = next(model.parameters()).device
     # Its own generator, on the host: the same draws on every device.
     generator = torch.Generator().manual_seed(sampling.seed)
-    last_only = last_logits(model, device)
+    last_only, halves = last_logits(model, device), reads_half(model, device)
     tokens, cache = torch.tensor([list(prompt)], device=device), None
     for _ in range(sampling.max_new_tokens):
-        with torch.inference_mode():
+        with torch.inference_mode(), one_row(halves and tokens.numel() == 1):
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only)
             token = _choose(out.logits[0, -1].float().cpu(), sampling, generator)
         if token in stop:

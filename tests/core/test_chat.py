@@ -16,7 +16,7 @@ import pytest
 
 from mst import rundir
 from mst.chat import ChatJob, Sampling, choose_model, prepare_chat
-from mst.chat_worker import COMMANDS, _command, printable
+from mst.chat_terminal import COMMANDS, _command, printable
 from mst.cli import main
 from mst.data.rows import Message
 from mst.errors import ModelError, RunError

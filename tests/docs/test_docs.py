@@ -32,12 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = tuple(
     str(path.relative_to(ROOT))
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")])
+    for path in sorted(
+        [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")]
+    )
 )
 # Each code folder, and which of its files the tree must have.
 TREE_FILES = (
     "core/**/*.py", "backends/**/*.py", "plugins/**/*.py", "benchmarks/**/*.py",
-    "ci/*", "docs/*.md",
+    "ci/*", "docs/*.md", "docs/deploy/*",
 )  # fmt: skip
 
 

@@ -82,8 +82,8 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     jail.add_arguments(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
-    outside = getattr(module, "outside", None)
-    run = jail.inside(name, os.environ, module.run, own_process, outside)
+    outside, unsealed = getattr(module, "outside", None), getattr(module, "unsealed", None)
+    run = jail.inside(name, os.environ, module.run, own_process, outside, unsealed)
     return run_logged(name, parser, args, run)
 
 

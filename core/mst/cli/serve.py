@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mst.cli.keys import add_key_options, ring_given
+from mst.cli.target import add_target_options
 from mst.errors import UsageError
 from mst.quantities import size_bytes
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -21,14 +23,9 @@ from mst.serve.http.listening import LOOPBACK, Place, listening
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is served, where it listens, who may ask and how much."""
-    parser.add_argument(
-        "target",
-        nargs="?",
-        metavar="RUN|MODEL",
-        help="run, artefact of mst export, model directory, GGUF file or model name (the newest"
-        " finished run under ./runs, or else the embedded model)",
+    add_target_options(
+        parser, "run, artefact of mst export, model directory, GGUF file or model name"
     )
-    parser.add_argument("--checkpoint", metavar="last|best|STEP", help="of the run")
     parser.add_argument("--served-name", metavar="NAME", help="for callers (the target's own)")
     parser.add_argument(
         "--adapter",
@@ -39,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further adapters on the same base, each a model of its own for callers",
     )
     parser.add_argument("--force", action="store_true", help="serve an artefact that has failed")
-    parser.add_argument("--device", default="auto", help="as of mst train (auto)")
     parser.add_argument(
         "--context", type=int, metavar="TOKENS", help="of prompt and answer (what the model reads)"
     )
@@ -78,6 +74,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         " alone elsewhere; off lets in every user of this machine (auto)",
     )  # fmt: skip
     group.add_argument(
+        "--web", choices=("on", "off"), default="off",
+        help="a page at / to talk to the model in a browser (off)",
+    )  # fmt: skip
+    group.add_argument(
         "--keys-file", metavar="FILE", help="of `mst apikeys` (mst/api-keys.json in the user's"
         " state directory)",
     )  # fmt: skip
@@ -89,7 +89,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, metavar="N", help="answers computed at once (32)")
     group.add_argument(
         "--prefix-cache", metavar="SIZE|off",
-        help="kept of finished answers, for prompts of the same caller that go on from them (1GiB)",
+        help="kept of finished answers, for prompts of the same caller that go on from them (a"
+        " quarter of the weights, 1GiB at most)",
     )  # fmt: skip
     for flag, value, words in (
         ("--max-tokens", known.most_tokens, "longest answer"),
@@ -125,11 +126,29 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
     if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch must be at least 1; found {args.batch}.")
     place = _place(args)
+    if args.web == "on" and place.path is not None:
+        raise UsageError(
+            "--web on is for browsers, which reach no --socket. Leave one of them out."
+        )
     # Where no key tells users apart, the kernel does.
     own_user = _access(args, place).keys_file is None and args.api_keys != "off"
-    with listening(place, os.environ, own_user) as found:
+    with _told_to_end(), listening(place, os.environ, own_user) as found:
         args.listening, args.listeners = found, (found.listener,)
         yield
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let SIGTERM end this command with code 0 also before the server's own process is there."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         args.context, args.batch, _prefix_bytes(args), args.engine, args.engine_dir,
     )  # fmt: skip
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
-    job = replace(job, access_log=args.access_log == "on")
+    job = replace(job, access_log=args.access_log == "on", web=args.web == "on")
     verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
     where = place.url(tls=access.tls_certificate is not None)
     if job.reason is not None:
@@ -161,6 +180,8 @@ def run(args: argparse.Namespace) -> int:
         **model_facts(job.engine.model),
     )
     print(f"serve   {job.name} at {where}", flush=True)
+    if job.web:
+        print(f"web     {where.removesuffix('v1')}", flush=True)
     return serve(job, args.listening, os.environ, keys)
 
 

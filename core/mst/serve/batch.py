@@ -41,6 +41,11 @@ class Batch:
         """Return the answers that get a token at each step, in the order of their rows."""
         return self._decoder.answers
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether a prompt is being computed piece by piece."""
+        return self._long is not None
+
     def in_hand(self) -> list[Answer]:
         """Return all answers that something is computed of."""
         begun = [each for each in (self._long, self._group) if each is not None]

@@ -35,7 +35,7 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Chosen | Eng
     """
     raw = logits.float()
     failures: dict[int, EngineFailure] = {}
-    allowed = _constrained(raw, answers, failures)
+    allowed = _constrained(_adjusted(raw, answers), answers, failures)
     ids = allowed.argmax(-1).tolist()
     drawn = [place for place, each in enumerate(answers) if each.choice.temperature > 0]
     whole = [place for place in drawn if answers[place].choice.top_p >= 1]
@@ -53,6 +53,30 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Chosen | Eng
                 failures[place] = failure
     chosen = _described(raw, ids, answers)
     return [failures.get(place, each) for place, each in enumerate(chosen)]
+
+
+def _adjusted(raw: torch.Tensor, answers: Sequence[Answer]) -> torch.Tensor:
+    """Return the logits with each answer's biases and penalties, as OpenAI's API defines them.
+
+    Source: "Frequency and presence penalties" of OpenAI's API guide: mu[j] - c[j] * frequency -
+    (c[j] > 0) * presence, with c[j] how often the answer has token j so far.
+    """
+    import torch
+
+    choices = [each.choice for each in answers]
+    penalized = [bool(each.presence_penalty or each.frequency_penalty) for each in choices]
+    if not any(penalized) and not any(each.logit_bias for each in choices):
+        return raw
+    logits, size = raw.clone(), raw.shape[-1]
+    for row, answer, choice, penalty in zip(logits, answers, choices, penalized, strict=True):
+        biases = dict(each for each in choice.logit_bias if 0 <= each[0] < size)
+        if biases:
+            row[list(biases)] += torch.tensor(list(biases.values()), device=row.device)
+        if penalty:
+            own = torch.tensor(answer.ids[len(answer.prompt.ids) :], dtype=torch.long)
+            tokens, counts = torch.unique(own.to(row.device), return_counts=True)
+            row[tokens] -= counts * choice.frequency_penalty + choice.presence_penalty
+    return logits
 
 
 def _constrained(

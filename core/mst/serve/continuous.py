@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from mst.serve.engine import (
     UnknownAdapter,
 )
 from mst.serve.own_thread import OwnThread
+from mst.serve.reading import Text, read_on
 from mst.training.faults import answers as still_computes
 from mst.training.faults import free_memory, is_out_of_memory
 
@@ -61,7 +61,7 @@ class _Work:
 
     waiting: deque[Answer] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
-    texts: deque[tuple[list[int], Future[list[float]]]] = field(default_factory=deque)
+    texts: deque[Text] = field(default_factory=deque)
     closing: bool = False
     next_ticket: int = 1
 
@@ -97,7 +97,9 @@ class ContinuousEngine:
         self._served, self._constrainer = served, constrainer
         self._queue_limit = limits.queue
         self._batch = Batch(decoder, limits.batch, limits.prefill_tokens, limits.prefix_bytes)
-        self._figures = EngineFigures(batch_limit=limits.batch)
+        # Where prompts are computed in one piece, so are other texts.
+        self._text_piece = limits.prefill_tokens if decoder.at_once > 1 else None
+        self._figures: Counter[str] = Counter(batch_limit=limits.batch)
         self._work = _Work()
         self._changed = threading.Condition()
         self._thread = thread or OwnThread()
@@ -110,12 +112,7 @@ class ContinuousEngine:
             raise ValueError("a prompt has at least one token")
         if length >= self.context:
             raise PromptTooLong(length, self.context - 1)
-        if prompt.adapter is not None and prompt.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise UnknownAdapter(
-                f"there is no adapter {prompt.adapter[:80]!r} here (found: {known})."
-                " Name one of these, or none."
-            )
+        self._check_adapter(prompt.adapter)
         room = min(prompt.choice.max_new_tokens, self.context - length)
         constraint = None
         if prompt.choice.json_schema is not None:
@@ -138,6 +135,14 @@ class ContinuousEngine:
             self._changed.notify()
         return ticket
 
+    def _check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise UnknownAdapter(
+                f"there is no adapter {name[:80]!r} here (found: {known})."
+                " Name one of these, or none."
+            )
+
     def cancel(self, ticket: int) -> None:
         """Stop an answer within one step, as `Engine.cancel`."""
         with self._changed:
@@ -147,23 +152,34 @@ class ContinuousEngine:
 
     def embed(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the mean hidden state of each text, as `Engine.embed`."""
-        for each in ids:
-            if not each:
+        return [each.vector.result() for each in self._read([Text(list(each)) for each in ids])]
+
+    def score(
+        self, ids: Sequence[Sequence[int]], top: int, adapter: str | None = None
+    ) -> list[list[Token]]:
+        """Return the log-probabilities of each text's tokens, as `Scoring.score`."""
+        self._check_adapter(adapter)
+        texts = [Text(list(each), top, adapter) for each in ids]
+        return [each.tokens.result() for each in self._read(texts)]
+
+    def _read(self, texts: list[Text]) -> list[Text]:
+        """Have texts read, one after the other."""
+        for each in texts:
+            if not each.ids:
                 raise ValueError("a text has at least one token")
-            if len(each) > self.context:
-                raise PromptTooLong(len(each), self.context)
-        asked: list[Future[list[float]]] = [Future() for _ in ids]
+            if len(each.ids) > self.context:
+                raise PromptTooLong(len(each.ids), self.context)
         with self._changed:
             if self._work.closing:
                 raise Overloaded("the engine is closed. Start it again.")
-            self._work.texts += zip([list(each) for each in ids], asked, strict=True)
+            self._work.texts += texts
             self._changed.notify()
-        return [each.result() for each in asked]
+        return texts
 
     def figures(self) -> EngineFigures:
         """Return what the engine has done and holds."""
         with self._changed:
-            return replace(self._figures, waiting=len(self._work.waiting))
+            return EngineFigures(**self._figures, waiting=len(self._work.waiting))
 
     def close(self) -> None:
         """End what is running with a failure, and the engine's thread."""
@@ -180,7 +196,7 @@ class ContinuousEngine:
 
     def _serve(self) -> None:
         while self._wait():
-            for work in (self._drop_cancelled, self._embed_one, self._prefill, self._step):
+            for work in (self._drop_cancelled, self._read_piece, self._prefill, self._step):
                 self._guarded(work)
             self._count()
         gone = EngineFailure("the engine was closed before the answer was complete.")
@@ -188,8 +204,8 @@ class ContinuousEngine:
             left, texts = list(self._work.waiting), list(self._work.texts)
             self._work.waiting.clear()
         self._fail([*left, *self._batch.in_hand()], gone)
-        for _, future in texts:
-            future.set_exception(gone)
+        for each in texts:
+            each.fail(gone)
         self._batch.forget()
         self._batch.prefixes.clear()
         self._count()
@@ -230,7 +246,7 @@ class ContinuousEngine:
         self._batch.limit = max(1, len(hurt) // 2)
         again = sorted(hurt, key=lambda each: each.ticket)
         with self._changed:
-            self._figures = replace(self._figures, batch_limit=self._batch.limit)
+            self._figures["batch_limit"] = self._batch.limit
             self._work.waiting.extendleft(reversed(again))
 
     def _failure(self, error: BaseException) -> EngineFailure:
@@ -263,6 +279,8 @@ class ContinuousEngine:
 
     def _drop_cancelled(self) -> None:
         with self._changed:
+            if not self._work.cancelled:
+                return
             tickets, self._work.cancelled = self._work.cancelled, set()
             kept = [each for each in self._work.waiting if each.ticket not in tickets]
             dropped = len(self._work.waiting) - len(kept)
@@ -270,18 +288,21 @@ class ContinuousEngine:
                 self._work.waiting = deque(kept)
         self._add(cancelled=dropped + self._batch.cancel(tickets))
 
-    def _embed_one(self) -> None:
-        """Compute one text: the running answers go on between two."""
+    def _read_piece(self) -> None:
+        """Read a piece of the first text: the running answers go on between two."""
         with self._changed:
             if not self._work.texts:
                 return
-            ids, future = self._work.texts.popleft()
+            text = self._work.texts[0]
         try:
-            states = self._served.hidden_states(ids)
-            future.set_result(states.float().mean(0).tolist())
+            ended = read_on(self._served, text, self._text_piece)
         # Whatever a device or a model raises: the asker is told, and the engine goes on.
         except Exception as error:
-            future.set_exception(self._failure(error))
+            text.fail(self._failure(error))
+            ended = True
+        if ended:
+            with self._changed:
+                self._work.texts.popleft()
 
     def _prefill(self) -> None:
         """Compute prompts for at most the limit of tokens, and let those run that are complete."""
@@ -304,6 +325,8 @@ class ContinuousEngine:
         """Return the next prompts to compute; those that are begun leave the queue."""
         with self._changed:
             waiting = list(islice(self._work.waiting, _LOOKED_AT))
+        if not waiting and not self._batch.prefilling:
+            return None
         prefill = self._batch.next_prefill(waiting)
         begun = self._unqueue(self._batch.in_hand())
         new = [each for each in begun if not each.counted]
@@ -356,14 +379,10 @@ class ContinuousEngine:
 
     def _add(self, **counts: int) -> None:
         with self._changed:
-            now = {name: getattr(self._figures, name) + count for name, count in counts.items()}
-            self._figures = replace(self._figures, **now)
+            self._figures.update(counts)
 
     def _count(self) -> None:
         with self._changed:
-            self._figures = replace(
-                self._figures,
-                running=len(self._batch.in_hand()),
-                cache_bytes=self._batch.bytes(),
-                prefix_bytes=self._batch.prefixes.bytes,
-            )
+            self._figures["running"] = len(self._batch.in_hand())
+            self._figures["cache_bytes"] = self._batch.bytes()
+            self._figures["prefix_bytes"] = self._batch.prefixes.bytes

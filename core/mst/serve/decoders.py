@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mst.one_row import one_row, reads_half
 from mst.serve.answers import Answer
 from mst.serve.row_adapters import RowAdapters
 from mst.training.adapters import under_adapters
@@ -41,6 +42,7 @@ class Served:
     def __post_init__(self) -> None:
         """Look at the forward pass once: it takes longer than a small model's step."""
         self._last = last_logits(self.model, self.device)
+        self._reads_half = reads_half(self.model, self.device)
         self._known: dict[str, bool] = {}
 
     def _accepts(self, name: str) -> bool:
@@ -73,14 +75,33 @@ class Served:
             tokens = torch.tensor(ids, device=self.device)
             return model(input_ids=tokens, **taken, **self._last)
 
-    def hidden_states(self, ids: Sequence[int]) -> torch.Tensor:
-        """Return a text's last hidden states (tokens, hidden size)."""
+    def hidden_states(self, ids: Sequence[int], **arguments: Any) -> torch.Tensor:
+        """Return a text's last hidden states (tokens, hidden size); arguments as `outputs`."""
         import torch
 
         decoder: Any = under_adapters(self.model).base_model
+        taken = {name: each for name, each in arguments.items() if self._accepts(name)}
         with self._running([None], len(ids)):
             tokens = torch.tensor([list(ids)], device=self.device)
-            found: torch.Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0]
+            found: torch.Tensor = decoder(input_ids=tokens, **taken).last_hidden_state[0]
+        return found
+
+    def all_logits(self, ids: Sequence[int], name: str | None, **arguments: Any) -> torch.Tensor:
+        """Return the logits after each token of a text (tokens, vocabulary).
+
+        Args:
+            ids: of the text.
+            name: of its adapter.
+            arguments: as `outputs`.
+        """
+        import torch
+
+        model: Any = self.model
+        taken = {name: each for name, each in arguments.items() if self._accepts(name)}
+        with self._running([name], len(ids)):
+            found: torch.Tensor = model(
+                input_ids=torch.tensor([list(ids)], device=self.device), **taken
+            ).logits[0]
         return found
 
     @contextlib.contextmanager
@@ -89,6 +110,7 @@ class Served:
 
         with (
             torch.inference_mode(),
+            one_row(self._reads_half and len(names) * columns == 1),
             self.adapters.chosen(names, columns),
             compute_in(self.model, self.device.type, self.dtype),
         ):
@@ -218,23 +240,9 @@ class BatchedDecoder:
         own: Sequence[int],
         answers: Sequence[Answer],
     ) -> torch.Tensor:
-        import torch
-
-        columns, device = len(ids[0]), self._served.device
-        slots.reserve(columns)
-        ends = torch.tensor(
-            [length + count for length, count in zip(slots.lengths, own, strict=True)],
-            device=device,
-        )
-        positions = ends[:, None] - columns + torch.arange(columns, device=device)
-        logits = self._served.logits(
-            ids,
-            [each.prompt.adapter for each in answers],
-            attention_mask=slots.mask(columns, own, device),
-            position_ids=positions.clamp(min=0),
-            past_key_values=slots,
-            use_cache=True,
-        )
+        arguments = columns_beside(slots, len(ids[0]), own, self._served.device)
+        names = [each.prompt.adapter for each in answers]
+        logits = self._served.logits(ids, names, **arguments)
         slots.commit(own)
         return logits
 
@@ -258,6 +266,32 @@ class BatchedDecoder:
     def bytes(self) -> int:
         """Return what the running block takes, with the room to grow."""
         return self._slots.bytes()
+
+
+def columns_beside(
+    slots: Slots, columns: int, own: Sequence[int], device: torch.device
+) -> dict[str, Any]:
+    """Return a forward pass's arguments for columns after those of a block, with room made there.
+
+    Args:
+        slots: the block; the columns are to be committed after the pass.
+        columns: of the pass.
+        own: how many of these are each row's tokens; the last ones.
+        device: of the tensors.
+    """
+    import torch
+
+    slots.reserve(columns)
+    ends = torch.tensor(
+        [length + count for length, count in zip(slots.lengths, own, strict=True)], device=device
+    )
+    positions = ends[:, None] - columns + torch.arange(columns, device=device)
+    return {
+        "attention_mask": slots.mask(columns, own, device),
+        "position_ids": positions.clamp(min=0),
+        "past_key_values": slots,
+        "use_cache": True,
+    }
 
 
 class AloneDecoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from mst.errors import MstError
 
@@ -55,6 +55,9 @@ class Choice:
             the likeliest tokens too.
         stop_ids: tokens that end the answer.
         json_schema: the answer is JSON that fits this schema; "{}" for any JSON object.
+        presence_penalty: taken from the logits of tokens that the answer has.
+        frequency_penalty: taken from these once for each time that the answer has them.
+        logit_bias: (token, what is added to its logit); tokens that the model lacks count nothing.
     """
 
     max_new_tokens: int
@@ -64,6 +67,9 @@ class Choice:
     top_logprobs: int | None = None
     stop_ids: frozenset[int] = frozenset()
     json_schema: str | None = field(default=None, repr=False)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Token:
     Attributes:
         id: the token; one of `Choice.stop_ids` is told too, and is not part of the text.
         logprob: log-probability of the token, from the model's own logits in float32, before
-            temperature, top_p and schema; None where none was asked for.
+            penalties, biases, temperature, top_p and schema; None where none was asked for.
         top: the likeliest tokens with theirs, the likeliest first.
         finish: why this is the last token; None while more will come.
         cached: tokens of the prompt that were not computed, because they were kept from before.
@@ -188,4 +194,29 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what is running with a failure, and the engine's thread."""
+        ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """An engine that also tells how likely texts are; not every one can."""
+
+    def score(
+        self, ids: Sequence[Sequence[int]], top: int, adapter: str | None = None
+    ) -> list[list[Token]]:
+        """Return each text's tokens with their log-probabilities after those before them.
+
+        The first token of a text has none, for nothing is before it.
+
+        Args:
+            ids: tokens of each text.
+            top: how many of the likeliest tokens are told in each token's place.
+            adapter: one of the engine's; None for the model that it was started with.
+
+        Raises:
+            Overloaded: the engine is closed.
+            PromptTooLong: one is longer than the context.
+            UnknownAdapter: the engine has no such adapter.
+            EngineFailure: it can't be computed.
+        """
         ...

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mst.chat import Sampling, prepare_chat, run_of
+from mst.chat import ModelJob, prepare_model, run_of
 from mst.errors import ModelError, UsageError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.tuned import TunedModel, fingerprint_of, of_run
@@ -15,43 +15,26 @@ from mst.tuned import TunedModel, fingerprint_of, of_run
 UNNAMED_CONTEXT = 32_768
 
 
-@dataclass(frozen=True)
-class EngineJob:
-    """What an engine is started with.
+@dataclass(frozen=True, kw_only=True)
+class EngineJob(ModelJob):
+    """What an engine is started with; its model answers prompts that name no adapter.
 
     Attributes:
-        name: of what is served, for people.
-        model: answers prompts that name no adapter: a model, or a run with its own adapter.
-        backend: whose `mst_activate` is called.
-        torch_device: what torch calls the device.
-        dtype: of the base weights and the products.
-        attention: transformers' attention implementation.
-        threads: CPU threads.
-        environment: variables set before the interpreter that loads torch starts.
         context: most tokens of a prompt and its answer together.
         adapters: others on the same base, by the names that prompts choose them by.
-        dequantized: the base was quantized in training, but this device has no kernels for it.
         batch: most answers at once.
         queue: most prompts that wait.
         prefill_tokens: most tokens of prompts computed between two steps of running answers.
-        prefix_bytes: most that is kept of finished answers, for prompts that go on from them.
+        prefix_bytes: most that is kept of finished answers, for prompts that go on from them; None
+            for a quarter of what the weights take, and 1 GiB at most.
     """
 
-    name: str
-    model: TunedModel
-    backend: str
-    torch_device: str
-    dtype: str
-    attention: str
-    threads: int
-    environment: Mapping[str, str]
     context: int
     adapters: Mapping[str, TunedModel] = field(default_factory=dict)
-    dequantized: bool = False
     batch: int = 32
     queue: int = 256
     prefill_tokens: int = 256
-    prefix_bytes: int = 1 << 30
+    prefix_bytes: int | None = None
 
 
 def prepare_engine(
@@ -76,24 +59,13 @@ def prepare_engine(
     Raises:
         MstError: no such model or device, or an adapter belongs to another model.
     """
-    chat = prepare_chat(target, device, Sampling(), environ, which=which, keys=keys)
+    job, context = prepare_model(target, device, environ, which, keys)
     others = {
-        name: _adapter(name, path, chat.model, keys) for name, path in (adapters or {}).items()
+        name: _adapter(name, path, job.model, keys) for name, path in (adapters or {}).items()
     }
-    model = _as_trained(chat.model, others)
-    return EngineJob(
-        name=chat.name,
-        model=model,
-        backend=chat.backend,
-        torch_device=chat.torch_device,
-        dtype=chat.dtype,
-        attention=chat.attention,
-        threads=chat.threads,
-        environment=chat.environment,
-        context=chat.context or UNNAMED_CONTEXT,
-        adapters=others,
-        dequantized=chat.dequantized or _lacks_kernels(model, device),
-    )
+    model = _as_trained(job.model, others)
+    job = replace(job, model=model, dequantized=job.dequantized or _lacks_kernels(model, device))
+    return EngineJob(**vars(job), context=context or UNNAMED_CONTEXT, adapters=others)
 
 
 def _adapter(name: str, path: str, base: TunedModel, keys: KeyRing) -> TunedModel:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from mst.serve.decoders import Served
 
+# What is kept for later prompts takes no more beside a small model than beside a large one.
+_SHARE_OF_WEIGHTS = 4
+
 
 def load_engine(
     job: EngineJob, keys: KeyRing = NO_KEYS, say: Callable[[str], None] = lambda line: None
@@ -66,10 +69,17 @@ def load_engine(
         served,
         way.decoder,
         job.context,
-        Limits(job.batch, job.queue, job.prefill_tokens, job.prefix_bytes),
+        Limits(job.batch, job.queue, job.prefill_tokens, _prefix_bytes(job, served)),
         Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, way.vocab_size),
         thread,
     )
+
+
+def _prefix_bytes(job: EngineJob, served: Served) -> int:
+    if job.prefix_bytes is not None:
+        return job.prefix_bytes
+    weights = sum(each.nbytes for each in served.model.parameters())
+    return min(weights // _SHARE_OF_WEIGHTS, Limits().prefix_bytes)
 
 
 def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -> Served:

@@ -16,6 +16,8 @@ left-padded in `transformers.generate` look the same.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ from transformers.cache_utils import (
 Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 _FIRST_COLUMNS = 64
+_OWN_PAGES = 1 << 16
 
 
 class OtherCache(Exception):
@@ -54,6 +57,19 @@ class Frame:
         return max(self.lengths, default=0)
 
 
+def zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return zeros of a tensor's dtype and device.
+
+    Zeros, because what is masked is multiplied by 0, and rubbish may be no number. On the host they
+    lie in pages of their own, which take memory once something is written there, so that room to
+    grow takes none; and freed ones go back to the system at once, where the heap would keep them.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < _OWN_PAGES:
+        return like.new_zeros(shape)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)
+
+
 # transformers' classes for caches have methods without types.
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values (rows, heads, columns, head size)."""
@@ -72,8 +88,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
         def room(like: torch.Tensor) -> torch.Tensor:
             shape = (frame.row_capacity, like.shape[1], frame.column_capacity, like.shape[3])
-            # Zeros, because what is masked is multiplied by 0, and rubbish may be no number.
-            return like.new_zeros(shape)
+            return zeros(like, shape)
 
         self.keys, self.values = room(key_states), room(value_states)
         self.is_initialized = True
@@ -148,7 +163,7 @@ class Slots(Cache):
         return self.frame.lengths
 
     def bytes(self) -> int:
-        """Return what the block takes, with the room to grow."""
+        """Return what the block takes once it is full."""
         return sum(part.nbytes for _, each in self._made() for part in each.tensors())
 
     def _made(self) -> list[tuple[int, SlotLayer]]:

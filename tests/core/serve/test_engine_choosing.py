@@ -44,6 +44,27 @@ def drawn(logits: torch.Tensor, seed: int, **choice: Any) -> int:
     return int(chosen.id)  # type: ignore[union-attr]
 
 
+def test_penalties_and_biases_are_openais(llama: Any, start: Start) -> None:
+    ids, bias = random_ids(9, 3), {7: 1.5, 11: -100.0, 10**6: 100.0}
+    presence, frequency = 0.4, 0.3
+    answer: list[int] = []
+    for _ in range(24):
+        with torch.inference_mode():
+            logits = llama(torch.tensor([ids + answer])).logits[0, -1].tolist()
+        for token in range(len(logits)):
+            count = answer.count(token)
+            logits[token] -= count * frequency + (count > 0) * presence
+            logits[token] += bias.get(token, 0.0)
+        answer.append(logits.index(max(logits)))
+    engine = start(llama)
+    given: dict[str, Any] = {"presence_penalty": presence, "frequency_penalty": frequency}
+    penalized = ask(engine, ids, 24, logit_bias=tuple(bias.items()), **given)
+    beside = ask(engine, ids, 24)
+
+    assert penalized.ids() == answer
+    assert beside.ids() == transformers_answer(llama, ids, 24) != answer
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.999999])
 def test_draws_follow_the_probabilities(top_p: float) -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.core.serve.conftest import (
     Start,
     ask,
     random_ids,
+    random_model,
     transformers_answer,
 )
 
@@ -309,3 +311,72 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(llama: Any, start: St
     assert len(running.ids()) == 50
     with pytest.raises(PromptTooLong):
         engine.embed([random_ids(CONTEXT + 1, 0)])
+
+
+def test_long_texts_are_read_in_pieces_beside_running_answers(llama: Any, start: Start) -> None:
+    engine = start(llama, prefill_tokens=16)
+    running = ask(engine, random_ids(4, 0), 50)
+    text = random_ids(100, 7)
+    columns: list[int] = []
+    handle = llama.register_forward_pre_hook(
+        lambda _, __, arguments: columns.append(arguments["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        (scored,) = engine.score([text], top=2)
+        (vector,) = engine.embed([text])
+        running.ids()
+    finally:
+        handle.remove()
+    with torch.inference_mode():
+        whole = llama(torch.tensor([text]), output_hidden_states=True)
+    logprobs = whole.logits[0].log_softmax(-1)
+    own = [float(logprobs[place, token]) for place, token in enumerate(text[1:])]
+
+    assert max(columns) <= 16
+    assert [each.id for each in scored] == text
+    assert scored[0].logprob is None
+    assert [each.logprob for each in scored[1:]] == pytest.approx(own, abs=1e-4)
+    assert [each.top[0][0] for each in scored[1:]] == logprobs[:-1].argmax(-1).tolist()
+    expected = whole.hidden_states[-1][0].mean(0)
+    assert torch.allclose(torch.tensor(vector), expected, atol=1e-5)
+    with pytest.raises(Unknown):
+        engine.score([text], 1, "none")
+
+
+def test_texts_are_read_whole_where_a_model_goes_on_from_no_piece(start: Start) -> None:
+    model = random_model("mamba", attention="eager")
+    engine = start(model, prefill_tokens=16)
+    text = random_ids(40, 3)
+    (scored,) = engine.score([text], top=1)
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([text])).logits[0].log_softmax(-1)
+
+    assert [each.logprob for each in scored[1:]] == pytest.approx(
+        [float(logprobs[place, token]) for place, token in enumerate(text[1:])], abs=1e-4
+    )
+
+
+def test_closing_fails_texts_that_wait(llama: Any, start: Start, gate: Gate) -> None:
+    engine = start(llama)
+    gate.shut()
+    failures: list[BaseException | None] = []
+
+    def score() -> None:
+        try:
+            engine.score([random_ids(5, 1), random_ids(5, 2)], top=0)
+        except EngineFailure as failure:
+            failures.append(failure)
+
+    asking = threading.Thread(target=score)
+    asking.start()
+    while not engine._work.texts:
+        time.sleep(0.001)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine._work.closing:
+        time.sleep(0.001)
+    gate.open()
+    closing.join(60)
+    asking.join(60)
+
+    assert len(failures) == 1

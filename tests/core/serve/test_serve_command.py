@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from mst.serve import api_keys
@@ -301,6 +302,104 @@ def test_nothing_of_a_prompt_is_printed(server: Server) -> None:
     assert SECRET not in text
 
 
+def chat(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `mst chat`."""
+    return subprocess.run(
+        [sys.executable, "-m", "mst", "chat", *map(str, arguments)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_mst_chat_talks_to_a_running_server(server: Server, tmp_path: Path) -> None:
+    where = f"http://127.0.0.1:{server.port}"
+    text = json.loads(server.ask("POST", CHAT, body())[1])["choices"][0]["message"]["content"]
+    log = ("--audit-log", tmp_path)
+    said = ("--prompt", HELLO[0]["content"], "--max-new-tokens", 6, *log)
+    once = chat("--server", where, *said)
+    named = chat("tiny", "--server", f"{where}/v1/", *said)
+    unknown = chat("other", "--server", where, *said)
+    long = chat("--server", where, "--prompt", f"{SECRET} " * 8_000, *log)
+    terminal = pexpect.spawn(
+        sys.executable, ["-m", "mst", "chat", "--server", where, "--temperature", "1",
+                         "--max-new-tokens", "15000", *map(str, log)],
+        env=os.environ | {"TERM": "dumb"}, encoding="utf-8", codec_errors="replace", timeout=60,
+        dimensions=(24, 200),
+    )  # fmt: skip
+    terminal.expect(f"seal    no jail: it asks {where}/v1 alone")
+    terminal.expect(f"tiny, at {where}/v1.*Ctrl-D leaves")
+    terminal.expect("> ")
+    terminal.sendline("hello")
+    terminal.expect("hello\r\n")
+    terminal.expect(r"\S")
+    terminal.sendintr()
+    terminal.expect(r" \[stopped\]\r\n")
+    terminal.expect("> ")
+    terminal.sendeof()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+
+    assert (once.stdout, once.stderr, once.returncode) == (text + "\n", "", 0)
+    assert named.stdout == once.stdout
+    assert unknown.returncode == 1
+    assert "does not have the model other (found: tiny)" in unknown.stderr
+    assert "maximum context length is 20000" in long.stderr
+    assert SECRET not in long.stderr
+    assert terminal.exitstatus == 0
+    deadline = time.monotonic() + 60
+    while server.figure("mst_engine_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    events = "".join(each.read_text() for each in tmp_path.glob("*.jsonl"))
+    assert f'"server":"{where}/v1"' in events.replace(": ", ":")
+    assert HELLO[0]["content"] not in events
+
+
+def test_mst_chat_says_why_no_server_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shut = chat("--server", f"http://127.0.0.1:{port}", "--prompt", SECRET)
+    gone = chat("--server", tmp_path / "none.sock", "--prompt", SECRET)
+    open_wide = chat("--server", "http://192.0.2.1:8000", "--prompt", SECRET)
+    no_place = chat("--server", "ftp://127.0.0.1", "--prompt", SECRET)
+    both = chat("--server", f"http://127.0.0.1:{port}", "--checkpoint", "best")
+    alone = chat("--api-key-file", tmp_path / "key")
+    jailed = chat("--server", f"http://127.0.0.1:{port}", "--jail", "seccomp")
+
+    assert "no server answers at" in shut.stderr
+    assert "Connection refused" in shut.stderr
+    assert f"no server answers at unix:{tmp_path}/none.sock" in gone.stderr
+    assert "for all to read" in open_wide.stderr
+    assert "--server takes" in no_place.stderr
+    assert "--checkpoint is of a model that is loaded here" in both.stderr
+    assert "goes with --server" in alone.stderr
+    assert "--jail seccomp would keep" in jailed.stderr
+    assert [each.returncode for each in (shut, gone, open_wide, no_place, both, alone, jailed)] == [
+        1, 1, 2, 2, 2, 2, 2,
+    ]  # fmt: skip
+    assert SECRET not in shut.stderr + gone.stderr + open_wide.stderr + no_place.stderr
+
+
+def test_sigterm_while_the_model_loads_ends_it_well(endless_model: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mst", "serve", str(endless_model), "--device", "cpu", "--port", "0",
+         "--audit-log", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("serve "):
+            break
+    process.send_signal(signal.SIGTERM)
+    with process.stdout:
+        lines.append(process.stdout.read())
+
+    assert process.wait(60) == 0
+    assert "ready" not in "".join(lines)
+    assert "Traceback" not in "".join(lines)
+
+
 def test_sigterm_finishes_what_is_under_way(server: Server) -> None:
     """The last of this server: it ends here."""
     raw = json.dumps(body(max_tokens=300, stream=True)).encode()
@@ -339,6 +438,12 @@ def test_a_socket_of_ones_own_with_keys_and_an_adapter(finished_run: Path, tmp_p
         right = {"Authorization": f"Bearer {key}", "Host": "anything"}
         listed = json.loads(server.ask("GET", "/v1/models", **right)[1])
         refused = server.ask("GET", "/v1/models")[0]
+        mine, other = tmp_path / "mine", tmp_path / "other"
+        for file, text in ((mine, key), (other, "mst-wrong")):
+            file.write_text(text + "\n")
+            file.chmod(0o600)
+        said = ("ward", "--server", path, "--prompt", "my card", "--max-new-tokens", 4)
+        talks = [chat(*said), *(chat(*said, "--api-key-file", each) for each in (other, mine))]
         texts = [
             json.loads(server.ask("POST", CHAT, body(model=name), **right)[1])["choices"][0]
             for name in ("base", "ward")
@@ -351,12 +456,15 @@ def test_a_socket_of_ones_own_with_keys_and_an_adapter(finished_run: Path, tmp_p
     assert mode == 0o600
     assert [each["id"] for each in listed["data"]] == ["base", "ward"]
     assert refused == 401
+    assert "asks for an API key" in talks[0].stderr
+    assert "does not know the key" in talks[1].stderr
+    assert (talks[2].returncode, talks[2].stderr) == (0, "")
     assert texts[0] != texts[1]
     assert code == 0
     assert not path.exists()
     log = "".join(each.read_text() for each in server.audit.glob("*.jsonl"))
     used = next(json.loads(line) for line in log.splitlines() if '"serve.key"' in line)
     assert used["facts"]["key"] == "ward"
-    assert used["facts"]["requests"] == 3
+    assert used["facts"]["requests"] == 5
     assert used["facts"]["completion_tokens"] > 0
     assert key not in log + "".join(server.lines)

@@ -121,13 +121,17 @@ def enter(name: str, args: argparse.Namespace, environ: MutableMapping[str, str]
     if name == "train" or _converts(args):
         landlock.make_cache(environ)
     seal = ladder.enter(request, scene, environ)
-    if not getattr(args, "json", False) and getattr(args, "prompt", None) is None:
-        # Where standard output is for people; a program reads answers there.
-        print(seal.line(), flush=True)
+    _say(args, seal.line())
     if seal.layer != OFF:
         environ[words.VARIABLE] = words.told(seal)
         words.explain(environ)
     return seal
+
+
+def _say(args: argparse.Namespace, line: str) -> None:
+    """Print a line where standard output is for people; a program reads answers there."""
+    if not getattr(args, "json", False) and getattr(args, "prompt", None) is None:
+        print(line, flush=True)
 
 
 def inside(
@@ -136,6 +140,7 @@ def inside(
     run: Callable[[argparse.Namespace], int],
     own_process: bool,
     outside: Callable[[argparse.Namespace], AbstractContextManager[None]] | None = None,
+    unsealed: Callable[[argparse.Namespace], str | None] | None = None,
 ) -> Callable[[argparse.Namespace], int]:
     """Return a command that seals itself before it begins; `run` itself if it isn't a sealed one.
 
@@ -149,9 +154,15 @@ def inside(
         own_process: the process is the command's own. Otherwise what it starts is sealed.
         outside: what the command does before it is sealed, and undoes in the end. Listening
             sockets that it is to take with it are put into `args.listeners`.
+        unsealed: returns why this call of the command needs no jail; None where it does.
     """
 
     def sealed(args: argparse.Namespace) -> int:
+        why_not = None if unsealed is None else unsealed(args)
+        if why_not is not None:
+            _say(args, f"seal    {why_not}")
+            record("jail.not_entered", reason=why_not)
+            return run(args)
         with contextlib.nullcontext() if outside is None else outside(args):
             return entered(args)
 

@@ -14,12 +14,13 @@ from mst.errors import MstError
 from mst.serve import api_keys
 from mst.serve.api_keys import ApiKey
 from mst.serve.http.listening import LOOPBACK
+from mst.serve.http.page import PAGES
 from mst.serve.http.quota import Quota
 from mst.serve.http.refusals import Refusal
 from mst.serve.http.wire import Exchange
 
-# Answered without a key: they say nothing of anybody.
-OPEN_ROUTES = frozenset({"/health", "/ready", "/openapi.json"})
+# Answered without a key: they say nothing of anybody, and the page asks for one itself.
+OPEN_ROUTES = frozenset({"/health", "/ready", "/openapi.json", *PAGES})
 
 
 @dataclass(frozen=True)

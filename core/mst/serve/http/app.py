@@ -17,6 +17,7 @@ from mst.serve.http.forward import FORWARDED
 from mst.serve.http.limits import Limits
 from mst.serve.http.metrics import KIND, Metrics
 from mst.serve.http.openapi import document
+from mst.serve.http.page import PAGES, answer_page
 from mst.serve.http.refusals import Refusal, of_engine, of_validation, too_many
 from mst.serve.http.service import Service, allowed, card, chosen
 from mst.serve.http.wire import (
@@ -46,6 +47,7 @@ class App:
         keys: Keys,
         limits: Limits,
         noted: Callable[[Exchange], None] = lambda _: None,
+        web: bool = False,
     ) -> None:
         """Answer with this service.
 
@@ -55,10 +57,11 @@ class App:
             keys: whose keys are good.
             limits: of each request, and of all at once.
             noted: is told of each request when it has ended.
+            web: the page is served too.
         """
         self.service, self.metrics = service, Metrics()
         self._names, self._keys, self._limits = names, keys, limits
-        self._noted = noted
+        self._noted, self._web = noted, web
         self._in_flight = 0
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -66,7 +69,7 @@ class App:
         if scope["type"] != "http":  # neither websockets nor a lifespan
             raise NotImplementedError(scope["type"])
         exchange = exchange_of(scope, receive, send)
-        exchange.route = routes.route_of(exchange.path)
+        exchange.route = routes.route_of(exchange.path, self._web)
         exchange.send_seconds = self._limits.send_seconds
         try:
             await self._guarded(exchange)
@@ -144,6 +147,8 @@ class App:
         elif exchange.route == "/metrics":
             text = self.metrics.text(service.engine.figures(), self._in_flight)
             await answer_text(exchange, text, KIND)
+        elif exchange.route in PAGES:
+            await answer_page(exchange)
         elif exchange.route == "/openapi.json":
             await answer_json(exchange, document())
         else:

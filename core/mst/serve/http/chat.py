@@ -40,7 +40,7 @@ from mst.serve.http.shapes import ChatRequest, NamedTool
 from mst.serve.http.texts import Decoder, Held
 from mst.serve.http.token_text import logprob_of
 from mst.serve.http.tool_calls import FoundCall, Watch, schema_of
-from mst.serve.http.wire import Events, Exchange, answer_json
+from mst.serve.http.wire import Events, Exchange, answer_json, dumped
 
 # A model that is held to JSON may write white space for ever, where nothing forbids it: what
 # indented JSON needs is allowed, and no more. llguidance reads it from the schema itself.
@@ -221,6 +221,7 @@ async def _stream(
         )
         await events.send(plain(chunk))
 
+    head = _head(identity, created, request.model)
     async with Asked(service.engine, prompts) as asked:
         for index in range(len(answers)):
             delta = Delta(role="assistant", content="")
@@ -230,10 +231,10 @@ async def _stream(
             shown, found = _take(service, exchange, answer, token)
             if found is not None:
                 answer.logprobs.append(found)
-            if shown:
-                logprobs = None
-                if request.logprobs:
-                    logprobs, answer.logprobs = ChatLogprobs(content=answer.logprobs), []
+            if shown and not request.logprobs:
+                await events.send_json(_piece(head, index, shown))
+            elif shown:
+                logprobs, answer.logprobs = ChatLogprobs(content=answer.logprobs), []
                 delta = Delta(content=shown)
                 await send(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs))
             if answer.finish is not None:
@@ -250,3 +251,20 @@ async def _stream(
     if request.wants_usage:
         await send(figures=True)
     await events.end()
+
+
+def _head(identity: str, created: int, model: str) -> str:
+    """Return the JSON with which all pieces of a stream begin."""
+    chunk = ChatChunk(id=identity, created=created, model=model, choices=[])
+    return dumped(plain(chunk)).removesuffix("]}")
+
+
+def _piece(head: str, index: int, text: str) -> str:
+    """Return the JSON of a piece that is text alone, as a `ChatChunk` would be.
+
+    There is one for each token, and what its making takes, the model waits for.
+    """
+    return (
+        f'{head}{{"index":{index},"delta":{{"content":{dumped(text)}}},"logprobs":null,'
+        '"finish_reason":null}]}'
+    )

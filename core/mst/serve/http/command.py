@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Mapping
 
@@ -15,13 +16,15 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.serve.http.job import ServeJob
 from mst.serve.http.listening import Listening
 
+# Of a worker that SIGTERM has ended before it could handle it: while the model was loading.
+_TOLD_TO_END = 128 + signal.SIGTERM
 _EVENTS = frozenset({"serve.key", "serve.ended"})
 
 
 def run(
     job: ServeJob, listening: Listening, environ: Mapping[str, str], keys: KeyRing = NO_KEYS
 ) -> int:
-    """Serve in the foreground; return the worker's exit code.
+    """Serve in the foreground; return the worker's exit code, 0 where it was told to end.
 
     Args:
         job: what is served.
@@ -38,7 +41,8 @@ def run(
             handles = [listening.listener, listening.control, writing]
             handles += [] if held is None else [held]
             arguments = [serial.dumps(job), *map(str, handles)]
-            return run_worker("mst.serve.http.worker", arguments, environment, handles)
+            code = run_worker("mst.serve.http.worker", arguments, environment, handles)
+            return 0 if code == _TOLD_TO_END else code
     finally:
         os.close(writing)
         notes.join()

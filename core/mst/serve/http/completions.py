@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mst.serve.engine import Token
+from mst.serve.engine import Scoring, Token
 from mst.serve.http.answers import Completion, CompletionChoice, CompletionLogprobs, plain
 from mst.serve.http.generation import Asked
 from mst.serve.http.prompts import plain_ids
+from mst.serve.http.refusals import wrong
 from mst.serve.http.service import (
     COMPLETION_TOKENS,
     Service,
@@ -24,7 +25,7 @@ from mst.serve.http.service import (
 )
 from mst.serve.http.shapes import CompletionRequest
 from mst.serve.http.texts import Decoder, Held
-from mst.serve.http.token_text import logprob_of
+from mst.serve.http.token_text import finite, likeliest, token_text
 from mst.serve.http.wire import Events, Exchange, answer_json
 
 
@@ -64,34 +65,41 @@ async def completions(service: Service, exchange: Exchange, request: CompletionR
         lambda: [plain_ids(service.reader, each, "prompt") for each in given]
     )
     count_prompts(exchange, ids)
-    most = request.max_tokens or COMPLETION_TOKENS
+    most = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     choice = choice_of(service, request, most, request.logprobs)
+    copies = request.n or 1
     prompts = [
         each for one in ids for each in prompts_of(service, exchange, request, one, choice, adapter)
     ]
-    echoes = [""] * len(prompts)
-    if request.echo:
-        texts = [
-            each if isinstance(each, str) else service.reader.tokenizer.decode(each)
-            for each in given
-        ]
-        echoes = [text for text in texts for _ in range(request.n or 1)]
     tokenizer = service.reader.tokenizer.tokenizer
     answers = [_Answer(Decoder(tokenizer), Held(request.stops)) for _ in prompts]
+    scored = request.echo and request.logprobs is not None
+    if scored:
+        found = await _scores(service, ids, request.logprobs or 0, adapter)
+        for index, answer in enumerate(answers):
+            answer.logprobs = _of_prompt(service, found[index // copies])
     sent = _Sent(request, exchange)
     if request.stream:
         sent.events = exchange.events = Events(exchange)
+    if most == 0:
+        prompts = []
+        for answer in answers:
+            answer.finish = "length"
     async with Asked(service.engine, prompts) as asked:
-        for index, echo in enumerate(echoes):
-            if echo:
-                await sent.piece(index, answers[index], echo)
+        for index, answer in enumerate(answers):
+            if request.echo:
+                echo = _text(service, given[index // copies])
+                answer.length = len(echo)
+                await sent.piece(index, answer, echo)
         async for index, token in asked:
             answer = answers[index]
             count(exchange, token, first=answer.tokens == 0)
             ends = token.finish == "stop" and token.id in choice.stop_ids
             at = answer.length
             shown = answer.push(token, ends)
-            if not ends:
+            # Behind a prompt's tokens there is one for each that was written: harnesses that
+            # measure how likely prompts are ask for one, and take the last away.
+            if scored or not ends:
                 _note(service, answer, token, at)
             if shown or answer.finish is not None:
                 await sent.piece(index, answer, shown)
@@ -100,18 +108,60 @@ async def completions(service: Service, exchange: Exchange, request: CompletionR
     await sent.end(answers)
 
 
-def _note(service: Service, answer: _Answer, token: Token, at: int) -> None:
-    found = logprob_of(service.reader.tokenizer.tokenizer, token)
-    if found is None:
-        return
-    if answer.logprobs is None:
-        answer.logprobs = CompletionLogprobs(
-            tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]
+def _text(service: Service, given: str | list[int]) -> str:
+    return given if isinstance(given, str) else service.reader.tokenizer.decode(given)
+
+
+async def _scores(
+    service: Service, ids: list[tuple[int, ...]], top: int, adapter: str | None
+) -> list[list[Token]]:
+    """Return each prompt's tokens with their log-probabilities.
+
+    Raises:
+        Refusal: this engine has none.
+        MstError: it fails.
+    """
+    engine = service.engine
+    if not isinstance(engine, Scoring):
+        raise wrong(
+            "the engine that is served with does not tell how likely prompts are. Leave echo or"
+            " logprobs out.",
+            "echo",
         )
-    answer.logprobs.tokens.append(found.token)
-    answer.logprobs.token_logprobs.append(found.logprob)
-    answer.logprobs.top_logprobs.append({each.token: each.logprob for each in found.top_logprobs})
-    answer.logprobs.text_offset.append(at)
+    found: list[list[Token]] = []
+    # One at a time: a caller who goes away ends it.
+    async with service.reading:
+        for each in ids:
+            found += await asyncio.to_thread(engine.score, [each], top, adapter)
+    return found
+
+
+def _none() -> CompletionLogprobs:
+    return CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+
+
+def _of_prompt(service: Service, scored: list[Token]) -> CompletionLogprobs:
+    """Return what is told of a prompt's tokens."""
+    found, decoder, length = _none(), Decoder(service.reader.tokenizer.tokenizer), 0
+    for token in scored:
+        _add(service, found, token, length)
+        length += len(decoder.push(token.id))
+    return found
+
+
+def _note(service: Service, answer: _Answer, token: Token, at: int) -> None:
+    if token.logprob is not None:
+        if answer.logprobs is None:
+            answer.logprobs = _none()
+        _add(service, answer.logprobs, token, at)
+
+
+def _add(service: Service, found: CompletionLogprobs, token: Token, at: int) -> None:
+    tokenizer = service.reader.tokenizer.tokenizer
+    found.tokens.append(token_text(tokenizer, token.id))
+    found.token_logprobs.append(None if token.logprob is None else finite(token.logprob))
+    found.top_logprobs.append(likeliest(tokenizer, token))
+    found.text_offset.append(at)
 
 
 class _Sent:

@@ -37,7 +37,7 @@ async def embeddings(service: Service, exchange: Exchange, request: EmbeddingReq
     count_prompts(exchange, ids)
     vectors: list[list[float]] = []
     # A few at a time: a caller who goes away ends it, and others' prompts need threads too.
-    async with service.embedding:
+    async with service.reading:
         for at in range(0, len(ids), _AT_ONCE):
             vectors += await asyncio.to_thread(service.engine.embed, ids[at : at + _AT_ONCE])
     shown = _base64 if request.encoding_format == "base64" else list

@@ -61,6 +61,7 @@ class ServeJob:
         access_log: a line for each request.
         external: the engine that requests are handed on to; None for the built-in one.
         reason: why this engine.
+        web: a page for browsers is served too.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ServeJob:
     access_log: bool = True
     external: ExternalJob | None = None
     reason: Reason | None = None
+    web: bool = False
 
 
 @dataclass(frozen=True)

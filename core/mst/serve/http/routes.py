@@ -19,6 +19,7 @@ from mst.serve.http.answers import (
 from mst.serve.http.chat import chat
 from mst.serve.http.completions import completions
 from mst.serve.http.embeddings import embeddings
+from mst.serve.http.page import PAGES
 from mst.serve.http.refusals import Refusal
 from mst.serve.http.service import Service
 from mst.serve.http.shapes import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -66,9 +67,14 @@ GETS: dict[str, tuple[str, type[BaseModel] | None]] = {
 }
 
 
-def route_of(path: str) -> str:
-    """Return the route that a path is of, or "other"."""
-    if path in POSTS or (path in GETS and path != MODEL):
+def route_of(path: str, web: bool = False) -> str:
+    """Return the route that a path is of, or "other".
+
+    Args:
+        path: as it was sent.
+        web: the page is served too.
+    """
+    if path in POSTS or (path in GETS and path != MODEL) or (web and path in PAGES):
         return path
     # The name of a model may have slashes, as "org/name" has.
     if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):

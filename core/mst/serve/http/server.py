@@ -136,16 +136,18 @@ def serve(
     async def run() -> None:
         loop = asyncio.get_running_loop()
 
-        def end() -> None:
+        def end(number: int) -> None:
             if app.service.stopping:
-                server.force_exit = True
+                # A second SIGTERM says nothing new: systemd sends one to each process of a
+                # service, and those above hand theirs on.
+                server.force_exit = server.force_exit or number == signal.SIGINT
                 return
             app.service.stopping = True
             ending()
             server.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
+            loop.add_signal_handler(number, end, number)
         loop.call_soon(began)
         await server.serve(sockets=[listener])
 

@@ -13,7 +13,7 @@ from mst.serve.engines.external import ExternalEngine
 from mst.serve.http.access import may_ask
 from mst.serve.http.answers import Cached, ModelCard, Usage
 from mst.serve.http.prompts import Reader
-from mst.serve.http.refusals import Refusal
+from mst.serve.http.refusals import Refusal, wrong
 from mst.serve.http.shapes import Sampled
 from mst.serve.http.wire import Exchange
 
@@ -32,9 +32,10 @@ class Service:
         most_tokens: longest answer that a request may have.
         created: when, in seconds since 1970.
         stopping: nothing new is to be sent here.
-        embedding: how many requests for embeddings are computed at once; others wait.
         external: the engine where requests are handed on to one beside the built-in; it is `engine`
             too, for its figures and limits.
+        reading: how many requests for embeddings, or for how likely prompts are, are computed at
+            once; others wait.
     """
 
     name: str
@@ -43,8 +44,8 @@ class Service:
     most_tokens: int
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
-    embedding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2), repr=False)
     external: ExternalEngine | None = None
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2), repr=False)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -113,7 +114,11 @@ def prompts_of(
 
 
 def choice_of(service: Service, request: Sampled, most: int, top: int | None) -> Choice:
-    """Return how a request wants its tokens chosen; a seed that it doesn't give is drawn."""
+    """Return how a request wants its tokens chosen; a seed that it doesn't give is drawn.
+
+    Raises:
+        Refusal: a bias is for a token that the model does not have.
+    """
     seed = request.seed % 2**63 if request.seed is not None else secrets.randbits(63)
     return Choice(
         max_new_tokens=most,
@@ -122,7 +127,18 @@ def choice_of(service: Service, request: Sampled, most: int, top: int | None) ->
         seed=seed,
         top_logprobs=top,
         stop_ids=frozenset(service.reader.tokenizer.eos_token_ids),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=_biases(service, request),
     )
+
+
+def _biases(service: Service, request: Sampled) -> tuple[tuple[int, float], ...]:
+    biases = tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items())
+    size = service.reader.tokenizer.vocab_size
+    if any(token >= size for token, _ in biases):
+        raise wrong(f"token ids are numbers from 0 to {size - 1} with this model.", "logit_bias")
+    return biases
 
 
 def count_prompts(exchange: Exchange, prompts: Sequence[Sequence[int]]) -> None:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 _SEED = 2**63 - 1
 # OpenAI's own bounds.
 _MOST_STOPS, _MOST_CHOICES, _MOST_TOP, _MOST_INPUTS, _MOST_TOOLS = 4, 16, 20, 2048, 128
-_NONE = "this server has no such rule; leave the field out"
+# Of one request; there is one place for each in every step of its answer.
+_MOST_BIASES = 1024
 
 
 class Shape(BaseModel):
@@ -146,6 +147,11 @@ class StreamOptions(Shape):
     include_obfuscation: Literal[False] | None = None
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
 class Sampled(Shape):
     """What all requests for an answer have."""
 
@@ -159,10 +165,11 @@ class Sampled(Shape):
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     user: str | None = Field(default=None, repr=False)
-    # Of one harmless value.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[TokenId, Bias] | None = Field(
+        default=None, max_length=_MOST_BIASES, repr=False
+    )
 
     @field_validator("stop")
     @classmethod
@@ -170,13 +177,6 @@ class Sampled(Shape):
         stops = [value] if isinstance(value, str) else value or []
         if len(stops) > _MOST_STOPS or not all(stops):
             raise ValueError(f"up to {_MOST_STOPS} texts, none of them empty")
-        return value
-
-    @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
-    @classmethod
-    def _without(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
-        if value:
-            raise ValueError(_NONE)
         return value
 
     @model_validator(mode="after")
@@ -230,6 +230,8 @@ class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(repr=False)
+    # 0 for a prompt that is only given back, with its log-probabilities.
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=_MOST_TOP)] | None = None
     best_of: int | None = None
@@ -237,10 +239,8 @@ class CompletionRequest(Sampled):
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError(
-                "log-probabilities of a prompt are not computed here: leave echo or logprobs out"
-            )
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens 0 goes with echo")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is n here, or left out")
         if not self.prompts():

@@ -29,6 +29,13 @@ def _alphabet() -> dict[str, int]:
     return found | {chr(256 + number): each for number, each in enumerate(others)}
 
 
+@lru_cache(maxsize=2)
+def _kinds(tokenizer: Tokenizer) -> tuple[frozenset[int], bool]:
+    """Return the added tokens, and whether the others' characters stand for bytes."""
+    added = frozenset(tokenizer.get_added_tokens_decoder())
+    return added, "ByteLevel" in str(tokenizer.decoder)
+
+
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     """Return the bytes that a token stands for, also where they are half a character."""
     piece = tokenizer.id_to_token(token)
@@ -37,10 +44,10 @@ def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     byte = _BYTE.fullmatch(piece)
     if byte:
         return bytes([int(byte[1], 16)])
-    added = tokenizer.get_added_tokens_decoder()
+    added, byte_level = _kinds(tokenizer)
     if token in added:
         return piece.encode("utf-8", "replace")
-    if "ByteLevel" in str(tokenizer.decoder):
+    if byte_level:
         alphabet = _alphabet()
         if all(each in alphabet for each in piece):
             return bytes(alphabet[each] for each in piece)
@@ -50,7 +57,7 @@ def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
 def shown(tokenizer: Tokenizer, token: int, logprob: float) -> TopToken:
     """Return a token with its log-probability."""
     raw = token_bytes(tokenizer, token)
-    return TopToken(token=raw.decode("utf-8", "replace"), logprob=_finite(logprob), bytes=[*raw])
+    return TopToken(token=raw.decode("utf-8", "replace"), logprob=finite(logprob), bytes=[*raw])
 
 
 def logprob_of(tokenizer: Tokenizer, token: Token) -> TokenLogprob | None:
@@ -66,6 +73,26 @@ def logprob_of(tokenizer: Tokenizer, token: Token) -> TokenLogprob | None:
     )
 
 
-def _finite(value: float) -> float:
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text; half a character is a replacement character."""
+    return token_bytes(tokenizer, token).decode("utf-8", "replace")
+
+
+def likeliest(tokenizer: Tokenizer, token: Token) -> dict[str, float] | None:
+    """Return the likeliest tokens in a token's place, and the token itself, as the older API does.
+
+    Of two with the same text the likelier stands for both. None for a token that has no
+    log-probability.
+    """
+    if token.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for each, value in (*token.top, (token.id, token.logprob)):
+        found.setdefault(token_text(tokenizer, each), finite(value))
+    return found
+
+
+def finite(value: float) -> float:
+    """Return a log-probability that JSON can have."""
     # JSON has no infinity; OpenAI writes this number for what can't come.
     return max(value, -9999.0)

@@ -187,16 +187,22 @@ async def begin(exchange: Exchange, status: int, kind: str, headers: Mapping[str
     await _send(exchange, {"type": "http.response.start", "status": status, "headers": lines})
 
 
-async def answer_text(exchange: Exchange, text: str, kind: str) -> None:
+# One for all: json.dumps makes another for each call that has options.
+dumped = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+async def answer_text(
+    exchange: Exchange, text: str, kind: str, headers: Mapping[str, str] | None = None
+) -> None:
     """Answer with a text."""
-    await _whole_answer(exchange, 200, text.encode(), kind, {})
+    await _whole_answer(exchange, 200, text.encode(), kind, headers or {})
 
 
 async def answer_json(
     exchange: Exchange, value: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> None:
     """Answer with JSON."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    body = dumped(value).encode("utf-8", "replace")
     await _whole_answer(exchange, status, body, "application/json", headers or {})
 
 
@@ -216,7 +222,10 @@ class Events:
 
     async def send(self, value: object) -> None:
         """Send one event."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        await self.send_json(dumped(value))
+
+    async def send_json(self, text: str) -> None:
+        """Send one event that is JSON already."""
         await self._send(text.encode("utf-8", "replace"))
 
     async def end(self) -> None:

@@ -16,7 +16,7 @@ from mst import serial
 from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.errors import Interrupted
-from mst.extensions import hide_packages
+from mst.extensions import NOT_FOR_ANSWERS, hide_packages
 from mst.seal.keys.ring import KeyRing, inherited
 from mst.serve.engine import Engine
 from mst.serve.engines.external import ExternalEngine, started
@@ -96,7 +96,7 @@ def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> 
             with suppress(OSError):  # nobody reads it any more
                 print(log_line(exchange), flush=True)
 
-    return App(service, names, keys, job.limits, noted)
+    return App(service, names, keys, job.limits, noted, job.web)
 
 
 def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -> None:
@@ -178,7 +178,8 @@ def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ServeJob, json.loads(argv[0]))
-    hide_packages(keep=() if job.engine.model.quantization == "none" else ("bitsandbytes",))
+    keep = () if job.engine.model.quantization == "none" else ("bitsandbytes",)
+    hide_packages(keep, NOT_FOR_ANSWERS)
     listener, control, pipe, *rest = map(int, argv[1:])
     keys = inherited(rest[0] if rest else None)
     return guarded(lambda: work(job, listener, control, pipe, keys))

@@ -203,9 +203,11 @@ def reader(served_model: Path, tokenizer: TextTokenizer, engine: Engine) -> Read
 def called_once(engine: Engine, reader: Reader) -> Callable[..., Caller]:
     """Return a function that makes an application, with other access or limits."""
 
-    def make(keys: Path | None = None, names: Names | None = None, **limits: Any) -> Caller:
+    def make(
+        keys: Path | None = None, names: Names | None = None, web: bool = False, **limits: Any
+    ) -> Caller:
         service = Service("tiny", engine, reader, limits.get("most_tokens", 64))
-        return Caller(App(service, names or Names(), Keys(keys), Limits(**limits)))
+        return Caller(App(service, names or Names(), Keys(keys), Limits(**limits), web=web))
 
     return make
 

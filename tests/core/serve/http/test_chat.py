@@ -17,7 +17,10 @@ from mst.data.rows import Message
 from mst.data.template import load_template, render
 from mst.data.tokens import TextTokenizer
 from mst.serve.engine import Choice, Engine, EngineFailure, Prompt, Token
+from mst.serve.http.answers import ChatChunk, ChatChunkChoice, Delta, plain
+from mst.serve.http.chat import _head, _piece
 from mst.serve.http.generation import Asked
+from mst.serve.http.wire import dumped
 
 TOOL = {
     "type": "function",
@@ -310,3 +313,13 @@ def test_an_answer_is_as_long_as_there_is_room(called: Callable[..., Caller]) ->
 
     assert used["prompt_tokens"] > 450
     assert used["total_tokens"] <= 512
+
+
+def test_pieces_of_text_are_what_their_type_says() -> None:
+    text = 'a "quoted" \\ é \U0001f99c\n'
+    chunk = ChatChunk(
+        id="x", created=7, model='n"m',
+        choices=[ChatChunkChoice(index=2, delta=Delta(content=text))],
+    )  # fmt: skip
+
+    assert _piece(_head("x", 7, 'n"m'), 2, text) == dumped(plain(chunk))

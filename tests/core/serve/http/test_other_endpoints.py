@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,85 @@ def test_log_probabilities_have_the_older_shape(api: Caller) -> None:
     assert found["text_offset"] == sorted(found["text_offset"])
 
 
+@pytest.fixture(scope="module")
+def expected_logprobs(served_model: Path) -> Callable[[list[int]], Any]:
+    """Return a function that computes all log-probabilities of tokens offline."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(served_model)
+    model.eval()
+
+    def compute(ids: list[int]) -> Any:
+        with torch.inference_mode():
+            return model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+    return compute
+
+
+def test_an_echoed_prompt_has_its_log_probabilities(
+    api: Caller, tokenizer: TextTokenizer, expected_logprobs: Callable[[list[int]], Any]
+) -> None:
+    ids = tokenizer.tokenizer.encode("my card is late and the fee is high").ids
+    choice = complete(api, prompt=ids, echo=True, logprobs=2, max_tokens=0).json["choices"][0]
+    found, logprobs = choice["logprobs"], expected_logprobs(ids)
+    own = [float(logprobs[place, token]) for place, token in enumerate(ids[1:])]
+    streamed = complete(api, prompt=ids, echo=True, logprobs=2, max_tokens=0, stream=True).events
+
+    assert (choice["text"], choice["finish_reason"]) == (tokenizer.decode(ids), "length")
+    assert "".join(found["tokens"]) == choice["text"]
+    assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+    assert found["token_logprobs"][1:] == pytest.approx(own, abs=1e-4)
+    likeliest = [max(each.values()) for each in found["top_logprobs"][1:]]
+    assert likeliest == pytest.approx(logprobs[:-1].max(-1).values.tolist(), abs=1e-4)
+    assert [choice["text"][at : at + 3] for at in found["text_offset"]] == [
+        choice["text"][len("".join(found["tokens"][:place])) :][:3] for place in range(len(ids))
+    ]
+    assert streamed[0]["choices"][0]["logprobs"] == found
+
+
+def test_the_requests_of_lm_evaluation_harness_are_answered(
+    api: Caller, tokenizer: TextTokenizer, expected_logprobs: Callable[[list[int]], Any]
+) -> None:
+    """As `lm_eval.models.openai_completions.LocalCompletionsAPI` of 0.4 sends and reads them."""
+    contexts = [tokenizer.tokenizer.encode(each).ids for each in ("my card is", "the fee")]
+    following = tokenizer.tokenizer.encode(" late").ids
+    payload = {"model": "tiny", "prompt": [each + following for each in contexts], "temperature": 0,
+               "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}  # fmt: skip
+    choices = api.post(COMPLETIONS, payload).json["choices"]
+    # Also where the token that is written ends the text, there is one behind the prompt's.
+    ended = api.post(COMPLETIONS, payload | {"logit_bias": {"2": 100}}).json["choices"]
+
+    assert {each["finish_reason"] for each in ended} == {"stop"}
+    for context, choice, other in zip(contexts, choices, ended, strict=True):
+        logprobs = expected_logprobs(context + following)
+        places = range(len(context) - 1, len(context) + len(following) - 1)
+        total = sum(float(logprobs[at, token]) for at, token in zip(places, following, strict=True))
+        greedy = all(int(logprobs[at].argmax()) == token
+                     for at, token in zip(places, following, strict=True))  # fmt: skip
+        for each in (choice, other):
+            told = each["logprobs"]["token_logprobs"][len(context) : -1]
+            top = each["logprobs"]["top_logprobs"][len(context) : -1]
+
+            assert sum(told) == pytest.approx(total, abs=1e-4)
+            assert all(a == max(b.values()) for a, b in zip(told, top, strict=True)) == greedy
+
+
+def test_biases_and_penalties_change_what_is_chosen(api: Caller, tokenizer: TextTokenizer) -> None:
+    wanted = tokenizer.tokenizer.encode(" late").ids[0]
+    word = tokenizer.decode([wanted])
+
+    assert texts(complete(api, logit_bias={str(wanted): 100})) == [word * 5]
+    penalized = complete(api, logit_bias={str(wanted): 3.0}, frequency_penalty=2.0, max_tokens=20)
+    biased = complete(api, logit_bias={str(wanted): 3.0}, max_tokens=20)
+    assert texts(penalized)[0].count(word) < max(2, texts(biased)[0].count(word))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"prompt": []}, "empty"), ({"prompt": [6400]}, "0 to 6399"), ({"prompt": [-1]}, "0 to"),
      ({"prompt": ""}, "no token"), ({"prompt": ["a", 1]}, ""),
-     ({"echo": True, "logprobs": 1}, "echo"),
+     ({"max_tokens": 0}, "goes with echo"),
      ({"suffix": "x"}, ""), ({"best_of": 3}, "best_of"), ({"prompt": ["a"] * 17}, "more than 16"),
      ({"prompt": "x " * 600}, "512 tokens")],
 )  # fmt: skip
@@ -155,6 +230,9 @@ def test_the_document_describes_what_is_answered(api: Caller) -> None:
         check(api.get(path), path, "get")
     check(api.get("/v1/models/tiny"), "/v1/models/{id}", "get")
     check(api.get("/v1/models/none"), "/v1/models/{id}", "get", "404")
+    # Read as the schema of each event, one of a whole body would refuse every stream.
+    streamed = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert streamed["text/event-stream"] == {}
     request = document["components"]["schemas"]["ChatRequest"]
     jsonschema.validate(
         {"model": "tiny", "messages": HELLO}, request | {"components": document["components"]}
