@@ -23,9 +23,9 @@ def one_row(wanted: bool) -> Iterator[None]:
     """Compute a pass of one token without oneDNN, where that is wanted.
 
     oneDNN lays a weight of 16 bits out anew in each product, which takes longer than a product with
-    one row does. torch's own kernel reads the weight once, and adds in float32 as well. The
-    products of SmolLM2-135M took 14 ms instead of 86 for one row (two cores of an AMD EPYC, Zen 4,
-    busy with other work, torch 2.13.0); from two rows on oneDNN is as fast.
+    one row does. torch's own kernel reads the weight once, and adds in float32 as well. A step of
+    SmolLM2-135M took 27 ms instead of 39 (medians of alternating steps on two cores of an AMD EPYC,
+    Zen 4, not quite quiet, torch 2.13.0); from two rows on oneDNN is as fast.
     """
     import torch
 

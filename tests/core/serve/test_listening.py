@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mst.chat_remote import ServerError, model_names, server_of
+from mst.errors import UsageError
 from mst.serve.http.listening import Listening, Place, listening
 from mst.serve.http.relay import READY, STOP, user_of
 
@@ -201,6 +203,41 @@ def test_tls_ends_inside_and_may_ask_for_the_clients_certificate(tmp_path: Path)
         finally:
             process.terminate()
         assert process.wait(60) == 0
+
+
+def test_mst_chat_believes_the_authority_that_it_is_given(tmp_path: Path) -> None:
+    files = certificate(tmp_path)
+    with listening(Place(port=0), {}) as found, serving(found, *files) as process:
+        where = f"https://127.0.0.1:{found.place.port}"
+        try:
+            names = model_names(server_of(where, str(files[0])), None)
+            with pytest.raises(ServerError, match=r"is not believed.*--server-ca"):
+                model_names(server_of(where), None)
+            with pytest.raises(UsageError, match="--server-ca"):
+                model_names(server_of(where, str(files[1])), None)
+            with pytest.raises(ServerError, match="no server answers"):
+                model_names(server_of(where.replace("https", "http")), None)
+        finally:
+            process.terminate()
+        process.wait(60)
+
+    assert names == ["x"]
+
+
+def test_places_of_servers_are_read_as_they_are_printed() -> None:
+    found = server_of("http://[::1]:8000/v1")
+
+    assert (found.host, found.port, found.base, found.tls) == ("::1", 8000, "/v1", False)
+    assert server_of("https://wards.example").port == 443
+    assert (
+        server_of("unix:/run/mst.sock").path == server_of("/run/mst.sock").path == "/run/mst.sock"
+    )
+    for wrong in ("http://wards.example", "http://10.0.0.7:8000/v1"):
+        with pytest.raises(UsageError, match="for all to read"):
+            server_of(wrong)
+    for wrong in ("http://a:b@localhost", "http://", "ftp://localhost", "http://localhost:x"):
+        with pytest.raises(UsageError, match="--server takes"):
+            server_of(wrong)
 
 
 def test_files_that_are_no_tls_are_said(tmp_path: Path) -> None:
