@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine-dir", metavar="DIR", help="where the environment of the engine lies"
     )
+    parser.add_argument(
+        "--model", metavar="DIR", help="to start the engine on (a tiny one with random weights)"
+    )
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
 
 
@@ -60,7 +63,9 @@ def _check(args: argparse.Namespace) -> int:
         )
     with tempfile.TemporaryDirectory(prefix="mst-conformance-") as directory:
         if args.name in load().engines:
-            results = serving_engine.run_checks(args.name, Path(directory), args.engine_dir)
+            results = serving_engine.run_checks(
+                args.name, Path(directory), args.engine_dir, args.model
+            )
         else:
             results = export_target.run_checks(args.name, Path(directory))
     if args.json:

@@ -1,8 +1,8 @@
 """The kit's part for serving engines: one is started on a tiny model, and each promise tried.
 
-Run as `python -m mst.conformance.serving_engine NAME WORKSPACE RESULTS [DIRECTORY]`: appends a line
-of JSON for each check to the file RESULTS. The plugin's code runs in that process alone, the engine
-in a jail.
+Run as `python -m mst.conformance.serving_engine NAME WORKSPACE RESULTS DIRECTORY MODEL`: appends a
+line of JSON for each check to the file RESULTS. The plugin's code runs in that process alone, the
+engine in a jail.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mst.serve.engines.environment import environment_dir
 from mst.serve.engines.found import command_of, find_engines
 from mst.serve.engines.last_words import LastWords
 from mst.serve.engines.process import Patience, Supervised
+from mst.serve.engines.target import model_to_serve
 from mst.serve.engines.upstream import Address, asked
 
 SECONDS = 900.0
@@ -61,7 +62,8 @@ class _Trial:
 
     name: str
     workspace: Path
-    directory: str | None
+    directory: str
+    given: str
     facts: EngineFacts | None = None
     backend: str = "cpu"
     model: ModelToServe | None = None
@@ -71,7 +73,7 @@ class _Trial:
 
     def place(self) -> Path:
         """Return where the engine's environment lies."""
-        if self.directory is not None:
+        if self.directory:
             return Path(self.directory)
         return environment_dir(self.name, self.backend)
 
@@ -86,7 +88,7 @@ def _loads(trial: _Trial) -> Finding:
 
 
 def _tells(trial: _Trial) -> Finding:
-    model = ModelToServe(str(tiny_model(trial.workspace)), "merged", "LlamaForCausalLM")
+    _, model = model_to_serve(trial.given or str(tiny_model(trial.workspace)), None, os.environ)
     (found,) = [
         each
         for each in find_engines(load(), model, trial.backend, (trial.name, trial.place()))
@@ -231,13 +233,16 @@ CHECKS: tuple[tuple[str, str, Callable[[_Trial], Finding]], ...] = (
 _NEEDED = ("engine.loads", "engine.tells", "engine.starts")
 
 
-def run_checks(name: str, workspace: Path, directory: str | None = None) -> list[Result]:
+def run_checks(
+    name: str, workspace: Path, directory: str | None = None, model: str | None = None
+) -> list[Result]:
     """Return the results of all checks of a serving engine, run in a process of their own.
 
     Args:
         name: as users write it after `--engine`.
         workspace: an empty directory.
         directory: of its environment; None for the usual place.
+        model: directory of a model to start it on; None for a tiny one with random weights.
 
     Raises:
         UsageError: no engine and no plugin has that name.
@@ -249,7 +254,7 @@ def run_checks(name: str, workspace: Path, directory: str | None = None) -> list
             f" {', '.join(sorted(registry.engines)) or 'none'}). `mst plugins` lists every plugin."
         )
     lines = workspace / "results.jsonl"
-    arguments = [name, str(workspace), str(lines), *([] if directory is None else [directory])]
+    arguments = [name, str(workspace), str(lines), directory or "", model or ""]
     ended = wait(start("mst.conformance.serving_engine", arguments, os.environ), SECONDS)
     found: dict[str, Result] = {}
     with suppress(OSError):
@@ -272,7 +277,7 @@ def run_checks(name: str, workspace: Path, directory: str | None = None) -> list
 def main(argv: Sequence[str]) -> int:
     """Run the checks and write their results."""
     name, workspace, lines = argv[0], Path(argv[1]), Path(argv[2])
-    trial = _Trial(name, workspace, argv[3] if len(argv) > 3 else None)
+    trial = _Trial(name, workspace, argv[3], argv[4])
     with asking(JailRequest(), Scene(outputs=(str(workspace),))), lines.open("a") as file:
         try:
             for check, title, function in CHECKS:
