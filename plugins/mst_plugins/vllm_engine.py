@@ -53,7 +53,7 @@ def mst_engine_facts() -> EngineFacts:
             Serves(("merged", "awq", "gptq", "compressed-tensors"), ("cpu",), source=_CPU),
         ),
         listens=("unix", "port"),
-        features=("chat", "completions", "json_schema", "tools", "logprobs"),
+        features=("chat", "completions", "json_schema", "tools", "logprobs", "penalties"),
         made_for=("awq", "gptq", "compressed-tensors"),
     )
 

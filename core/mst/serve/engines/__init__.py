@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # What an engine may be able to do beside answering; a request that wants what it can't is refused.
-FEATURES = ("chat", "completions", "embeddings", "json_schema", "tools", "logprobs")
+# "penalties" are `presence_penalty`, `frequency_penalty` and `logit_bias`; "prompt_logprobs" are
+# those of `echo` with `logprobs`.
+FEATURES = (
+    "chat", "completions", "embeddings", "json_schema", "tools", "logprobs", "prompt_logprobs",
+    "penalties",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from mst.serve.http.wire import Events, Exchange, answer_json
 
 T = TypeVar("T", bound=BaseModel)
 _SAMPLING = ("seed", "n", "stop")
+_PENALTIES = ("presence_penalty", "frequency_penalty", "logit_bias")
 _RULES: tuple[str, ...] = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
 _BUSY_SECONDS, _RESTART_SECONDS = 2, 5
 
@@ -48,6 +49,7 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest) -> No
         _need(engine, "json_schema", "response_format")
     if request.logprobs:
         _need(engine, "logprobs", "logprobs")
+    _need_penalties(engine, request)
     # The same refusals as of the built-in engine, and the count that limits go by.
     ids = await asyncio.to_thread(chat_ids, service.reader, request)
     count_prompts(exchange, [ids])
@@ -71,6 +73,9 @@ async def completions(service: Service, exchange: Exchange, request: CompletionR
     _need(engine, "completions", None)
     if request.logprobs is not None:
         _need(engine, "logprobs", "logprobs")
+    if request.max_tokens == 0 or (request.echo and request.logprobs is not None):
+        _need(engine, "prompt_logprobs", "echo")
+    _need_penalties(engine, request)
     given = request.prompts()
     ids = await asyncio.to_thread(
         lambda: [plain_ids(service.reader, each, "prompt") for each in given]
@@ -143,6 +148,12 @@ def _need(engine: ExternalEngine, feature: str, param: str | None) -> None:
         )
 
 
+def _need_penalties(engine: ExternalEngine, request: ChatRequest | CompletionRequest) -> None:
+    for name in _PENALTIES:
+        if getattr(request, name):
+            _need(engine, "penalties", name)
+
+
 def _sampled(
     service: Service, request: ChatRequest | CompletionRequest, most: int, tokens: int
 ) -> dict[str, Any]:
@@ -159,6 +170,8 @@ def _sampled(
     for name in _SAMPLING:
         if getattr(request, name) is not None:
             body[name] = getattr(request, name)
+    # One of nothing changes nothing, and an engine may not know it.
+    body |= {name: getattr(request, name) for name in _PENALTIES if getattr(request, name)}
     if request.stream:
         body["stream_options"] = {"include_usage": True}
     return body

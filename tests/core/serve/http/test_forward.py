@@ -148,6 +148,10 @@ def test_what_the_engine_has_not_is_refused_by_name(forwarded: Calls) -> None:
         assert (reply.status, reply.error["param"]) == (400, param)
         assert "--engine builtin" in reply.error["message"]
     assert chat(forwarded, "a", tools=[TOOL]).error["param"] == "tools"
+    assert chat(forwarded, "a", presence_penalty=0.5).error["param"] == "presence_penalty"
+    assert chat(forwarded, "a", presence_penalty=0, logit_bias={}).status == 200
+    echoed = {"model": "tiny", "prompt": "a", "echo": True, "max_tokens": 0}
+    assert forwarded.post("/v1/completions", echoed).error["param"] == "echo"
     assert chat(forwarded, "a", model="gpt-4").error["code"] == "model_not_found"
     assert chat(forwarded, "a " * 600).error["code"] == "context_length_exceeded"
 
