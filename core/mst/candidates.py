@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mst.configuration import ZERO_STAGES, Configuration
+from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
 from mst.facts import Capabilities, DeviceFacts
 from mst.memory import StepShape, forecast
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
@@ -44,6 +45,9 @@ TIME_TIE = 1.05
 # Small products run slower than the forecast knows (SmolLM2 on two cores: 4 rows of 40 tokens were
 # no faster than 16 where it promised 27 %), so the largest micro-batch wins within this.
 BATCH_TIE = 1.3
+# To compute a tenth of the layers twice takes 3 % longer (5 % with frozen weights): less than is
+# known of other choices, so within a tenth the largest micro-batch wins.
+RECOMPUTED_TIES = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Candidate:
         memory: of one device.
         time: None when the device's speed is unknown.
         trained: weights that it changes.
+        recomputed: share of the decoder's layers whose activations are computed twice.
         why_not: "" when it can be chosen.
     """
 
@@ -101,6 +106,7 @@ class Candidate:
     memory: MemoryForecast
     time: TimeForecast | None
     trained: int
+    recomputed: float
     why_not: str = ""
 
 
@@ -154,7 +160,7 @@ def _rows(candidate: Candidate) -> int:
     return made.micro_batch * made.accumulation * made.world_size
 
 
-def complexity(candidate: Candidate) -> tuple[int, ...]:
+def complexity(candidate: Candidate) -> tuple[float, ...]:
     """Return a key by which simpler configurations come first."""
     made = candidate.configuration
     return (
@@ -163,10 +169,11 @@ def complexity(candidate: Candidate) -> tuple[int, ...]:
         ("none", "optimizer", "parameters").index(made.offload),
         ZERO_STAGES[made.strategy],
         int(made.optim != "adamw_torch"),
-        int(made.checkpointing),
+        math.ceil(RECOMPUTED_TIES * candidate.recomputed),
         # Where no time is known, more devices are taken to be faster.
         made.world_size if candidate.time else -made.world_size,
         -made.micro_batch,
+        candidate.recomputed,
     )
 
 
@@ -295,16 +302,46 @@ def _optimizers(
 
 
 def within(space: Space, way: Configuration) -> list[Candidate]:
-    """Return the candidates of one way: every micro-batch, with and without checkpointing."""
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    found = []
-    for checkpointing in switches[space.request.gradient_checkpointing]:
-        for size, accumulation in _batches(space, way.world_size):
-            made = replace(
-                way, checkpointing=checkpointing, micro_batch=size, accumulation=accumulation
-            )
-            found.append(_forecast(space, made))
-    return found
+    """Return the candidates of one way: every micro-batch, without and with checkpointing.
+
+    Where a micro-batch fits only with checkpointing, the fewest layers that will do are found too.
+    """
+    asked = space.request.gradient_checkpointing
+    batches = [
+        replace(way, checkpointing=False, micro_batch=size, accumulation=accumulation)
+        for size, accumulation in _batches(space, way.world_size)
+    ]
+    if asked not in ("auto", "on", "off"):
+        layers = None if int(asked) == space.model.layers else int(asked)
+        return [_forecast(space, _recomputed(made, layers)) for made in batches]
+    without = [] if asked == "on" else [_forecast(space, made) for made in batches]
+    with_all = [] if asked == "off" else [_forecast(space, _recomputed(made)) for made in batches]
+    fewest = [
+        _fewest(space, each.configuration) for each in without if asked == "auto" and each.why_not
+    ]
+    return [*without, *(each for each in fewest if each is not None), *with_all]
+
+
+def _recomputed(made: Configuration, layers: int | None = None) -> Configuration:
+    return replace(made, checkpointing=True, checkpointed_layers=layers)
+
+
+def _fewest(space: Space, made: Configuration) -> Candidate | None:
+    """Return the candidate that fits with the fewest recomputed layers; None where all have to be.
+
+    A heap that is faster is worth more than a layer that isn't recomputed.
+    """
+    for heap in _heaps(space):
+
+        def at(layers: int, heaps: tuple[str, ...] = (heap,)) -> Candidate:
+            return _forecast(space, _recomputed(made, layers), heaps)
+
+        some = range(1, space.model.layers)
+        # Each layer that is recomputed keeps less, so those that fit are the last of them.
+        place = bisect_left(some, True, key=lambda layers: not at(layers).why_not)
+        if place < len(some):
+            return at(some[place])
+    return None
 
 
 def _batches(space: Space, world: int) -> list[tuple[int, int]]:
@@ -350,13 +387,16 @@ def _shares(space: Space, made: Configuration) -> bool:
     return space.shares and made.strategy != "zero3"
 
 
-def _forecast(space: Space, made: Configuration) -> Candidate:
+def _heaps(space: Space) -> tuple[str, ...]:
+    # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
+    return ("roomy", "tight") if space.capabilities.torch_device == "cpu" else ("tight",)
+
+
+def _forecast(space: Space, made: Configuration, heaps: tuple[str, ...] = ()) -> Candidate:
     global_batch = made.micro_batch * made.accumulation * made.world_size
     shares = _shares(space, made)
     count = made.world_size // space.request.nnodes
-    on_host = space.capabilities.torch_device == "cpu"
-    # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
-    for heap in ("roomy", "tight") if on_host else ("tight",):
+    for heap in heaps or _heaps(space):
         made = replace(made, heap=heap)
         memory = memory_of(space, made)
         why_not = _why_not(space, memory, count)
@@ -374,7 +414,8 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     if made.tuner != "full":
         targets = lora_targets(space.model, made.target_modules)
         trained = lora_parameters(targets, made.lora_rank)
-    return Candidate(made, count, memory, time, trained, why_not)
+    recomputed = recomputed_layers(made, space.model.layers) / max(1, space.model.layers)
+    return Candidate(made, count, memory, time, trained, recomputed, why_not)
 
 
 def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:

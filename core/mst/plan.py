@@ -175,6 +175,8 @@ class Plan:
         heap: of a CPU's worker, as in `mst.configuration.Configuration`.
         prefix_sharing: what rows of a line begin with alike is computed once, where the model
             allows.
+        checkpointed_layers: of the decoder's first layers so many are recomputed, where
+            `gradient_checkpointing` is true; None for all.
     """
 
     backend: str
@@ -212,6 +214,7 @@ class Plan:
     compiled: bool = False
     heap: str = "tight"
     prefix_sharing: bool = False
+    checkpointed_layers: int | None = None
 
     @property
     def world_size(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mst.candidates import Candidate, Space, alternative, candidates, choose, memory_of, within
 from mst.compile_choice import compiled_time, compiling
-from mst.configuration import ZERO_CHOICES
+from mst.configuration import ZERO_CHOICES, checkpointing_option
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.learning_rates import usual_rate
@@ -233,6 +233,14 @@ def _images_reason(data: DataFacts) -> Reason | None:
     return Reason("images", str(data.images), why)
 
 
+def _check_layers(model: ModelFacts, asked: str) -> None:
+    if asked.isdecimal() and not 1 <= int(asked) <= model.layers:
+        raise PlanError(
+            f"--gradient-checkpointing {asked} was asked for; the model has {model.layers} decoder"
+            f" layers. Pass a number from 1 to {model.layers}, on for all of them, or auto."
+        )
+
+
 def _check_context(model: ModelFacts, data: DataFacts) -> None:
     context = model.max_position_embeddings
     if context is not None and data.max_length > context:
@@ -269,6 +277,7 @@ def open_space(
         ]
         devices = alike
     _check_context(model, data)
+    _check_layers(model, request.gradient_checkpointing)
     first, able = devices[0], capabilities[0]
     if (asked or 1) * request.nnodes > 1:
         for each, one in zip(devices, capabilities, strict=False):
@@ -416,6 +425,7 @@ def _plan(
         per_device_train_batch_size=made.micro_batch,
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
+        checkpointed_layers=made.checkpointed_layers,
         learning_rate=rate,
         train_rows=train_rows(data),
         val_rows=data.val_rows,
@@ -455,7 +465,9 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         max_length=plan.max_length,
         per_device_train_batch_size=plan.per_device_train_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
-        gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
+        gradient_checkpointing=checkpointing_option(
+            plan.gradient_checkpointing, plan.checkpointed_layers
+        ),
         nproc_per_node=len(plan.torch_devices),
         quant_bits={"nf4": 4, "int8": 8}.get(plan.quantization),
         optim=plan.optim,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mst.candidates import attention_kernel
-from mst.configuration import Configuration
+from mst.configuration import Configuration, checkpointing_option
 from mst.memory import forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
@@ -32,6 +32,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         optim=plan.optim,
         attention=plan.attention,
         checkpointing=plan.gradient_checkpointing,
+        checkpointed_layers=plan.checkpointed_layers,
         strategy=plan.strategy,
         world_size=plan.world_size,
         offload=plan.offload,
@@ -51,7 +52,8 @@ def next_smaller(
 
     The tuner, the dtypes, the devices and the global batch stay, so that the run goes on from its
     checkpoint with the losses that it would have had. The micro-batch shrinks first: it costs
-    less time than to compute activations twice.
+    less time than to compute activations twice. Then all layers are recomputed, however few would
+    do by the forecast, which was wrong once.
 
     Args:
         plan: that ran out of memory.
@@ -73,12 +75,13 @@ def next_smaller(
     if made is None or memory.peak_bytes >= failed:
         return None
     why = f"the plan before needed more than its {gib(failed)}"
-    switch = "on" if made.checkpointing else "off"
+    switch = checkpointing_option(made.checkpointing, made.checkpointed_layers)
     return replace(
         plan,
         per_device_train_batch_size=made.micro_batch,
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
+        checkpointed_layers=made.checkpointed_layers,
         memory=memory,
         reasons=(
             *plan.reasons,
@@ -92,12 +95,11 @@ def _smaller(made: Configuration) -> Iterator[Configuration]:
     """Yield smaller configurations of the same global batch, the fastest first."""
     rows = made.micro_batch * made.accumulation
     sizes = [made.micro_batch >> n for n in range(made.micro_batch.bit_length())]
-    for checkpointing in sorted({made.checkpointing, True}):
+    for each in (made, replace(made, checkpointing=True, checkpointed_layers=None)):
         for size in sizes:
-            if rows % size == 0 and (size, checkpointing) != (made.micro_batch, made.checkpointing):
-                yield replace(
-                    made, micro_batch=size, accumulation=rows // size, checkpointing=checkpointing
-                )
+            smaller = replace(each, micro_batch=size, accumulation=rows // size)
+            if rows % size == 0 and smaller != made:
+                yield smaller
 
 
 def _forecast(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.configuration import Configuration
+from mst.configuration import Configuration, recomputed_layers
 from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, step_phases
@@ -68,7 +68,7 @@ def forecast(
         layers=max(1, model.layers),
         shape=step,
         scheme=_scheme(configuration, on_host, attention_kernel),
-        checkpointing=configuration.checkpointing,
+        recomputed=recomputed_layers(configuration, max(1, model.layers)),
         vocabulary=1 if configuration.scores else model.vocab_size,
         head_width=model.hidden_size,
         tied=model.tied_embeddings,
@@ -152,8 +152,7 @@ def _parts(
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
     if heap:
-        alive = made.layers if peak.whole else 0
-        slack = heap_bytes(made, heap, alive, compiled) + _file_bytes(model, made)
+        slack = heap_bytes(made, heap, peak.whole, compiled) + _file_bytes(model, made)
     return MemoryForecast(
         runtime_bytes=LIBRARIES_BYTES if heap else context_bytes(device),
         weights_bytes=states.weights,

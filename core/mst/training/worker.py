@@ -116,7 +116,7 @@ def _load(
         _seed(request.seed)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
     if plan.gradient_checkpointing:
-        enable_checkpointing(model, row_gradients=plan.privacy is not None)
+        enable_checkpointing(model, plan.checkpointed_layers, plan.privacy is not None)
     return model
 
 
@@ -488,6 +488,7 @@ def _judged(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing) 
             available_bytes=plan.memory.available_bytes,
             cause="out of memory",
             when=rundir.now(),
+            checkpointed_layers=plan.checkpointed_layers,
         )
         rundir.add_miss(run, miss)
         raise
