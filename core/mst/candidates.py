@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
 from mst.facts import Capabilities, DeviceFacts
 from mst.memory import StepShape, forecast
+from mst.memory_bounds import lacks, scarcest
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Alternative, MemoryForecast, TimeForecast
-from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.time_forecast import Timer, over_steps
 from mst.workload import (
@@ -36,8 +36,6 @@ GLOBAL_BATCH_ROWS = 16
 # about so many steps, and a step no more units than that.
 PRIVATE_STEPS = 20
 PRIVATE_BATCH_UNITS = 1024
-# The share of the free memory that a plan may fill; of `--memory-budget` it may fill all.
-MEMORY_SHARE = 0.9
 # Devices on which torch, or the vendor's extension, has an attention that spares the matrices.
 FUSED_ATTENTION = frozenset({"cpu", "cuda", "npu", "xpu"})
 # Forecasts of time are not better than this, so a simpler plan wins within it.
@@ -211,6 +209,7 @@ def ways(space: Space) -> Iterator[Configuration]:
                         offload=offload,
                         row_gradients=request.dp_epsilon is not None,
                         chunked_loss=_chunks_loss(space, strategy),
+                        async_save=request.async_save == "on" and not ZERO_STAGES[strategy],
                         **objective_costs(space.data, request, tuner),
                     )
 
@@ -399,7 +398,7 @@ def _forecast(space: Space, made: Configuration, heaps: tuple[str, ...] = ()) ->
     for heap in heaps or _heaps(space):
         made = replace(made, heap=heap)
         memory = memory_of(space, made)
-        why_not = _why_not(space, memory, count)
+        why_not = lacks(space, memory, count)
         if not why_not:
             break
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
@@ -418,69 +417,9 @@ def _forecast(space: Space, made: Configuration, heaps: tuple[str, ...] = ()) ->
     return Candidate(made, count, memory, time, trained, recomputed, why_not)
 
 
-def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:
-    """Return what is short and by how much, or "" when it fits; `count` devices are used."""
-    usable = usable_bytes(space, count)
-    if usable is not None and memory.peak_bytes > usable:
-        return (
-            f"needs {gib(memory.peak_bytes)} a device, {usable_words(space, count)}:"
-            f" {gib(memory.peak_bytes - usable)} short"
-        )
-    if memory.host_bytes:
-        if space.host_bytes is None:
-            return f"needs {gib(memory.host_bytes)} of the host's memory, whose size is not known"
-        if memory.host_bytes > space.host_bytes * MEMORY_SHARE:
-            return (
-                f"needs {gib(memory.host_bytes)} of the host's memory,"
-                f" {gib(space.host_bytes * MEMORY_SHARE)} may be used"
-            )
-    return ""
-
-
-def usable_bytes(space: Space, count: int) -> float | None:
-    """Return what a plan may take of a device's memory; None when nothing bounds it.
-
-    Of what is free, a share is left to others and to the forecast's error. A budget says itself
-    what is left, so all of it may be taken.
-
-    Args:
-        space: what could be chosen from.
-        count: devices of a machine that are used; processes on a CPU share its memory.
-    """
-    limits = [each for each in (_share_of_free(space), space.budget_bytes) if each is not None]
-    shared = count if space.capabilities.torch_device == "cpu" else 1
-    return min(limits) / shared if limits else None
-
-
-def usable_words(space: Space, count: int) -> str:
-    """Return `usable_bytes` for a reason, with the budget named where it is the bound."""
-    usable = usable_bytes(space, count)
-    bound = " (--memory-budget)" if budget_binds(space) else ""
-    return "" if usable is None else f"{gib(usable)} may be used{bound}"
-
-
-def budget_binds(space: Space) -> bool:
-    """Return whether the user's budget bounds plans, rather than what is free."""
-    share = _share_of_free(space)
-    return space.budget_bytes is not None and (share is None or space.budget_bytes <= share)
-
-
-def _share_of_free(space: Space) -> float | None:
-    free = scarcest(space).memory_free_bytes
-    return None if free is None else free * MEMORY_SHARE
-
-
 def attention_kernel(torch_device: str) -> str:
     """Return what `scaled_dot_product_attention` runs on such devices, as `forecast` takes it."""
     return "fused" if torch_device in FUSED_ATTENTION else "math"
-
-
-def scarcest(space: Space) -> DeviceFacts:
-    """Return the device that limits the others: the one with the least free memory known."""
-    return min(
-        space.devices,
-        key=lambda each: math.inf if each.memory_free_bytes is None else each.memory_free_bytes,
-    )
 
 
 def _best(found: list[Candidate]) -> Candidate:

@@ -42,6 +42,7 @@ class Configuration:
         chunked_loss: logits are made of a few labels at a time.
         heap: of a CPU's worker: "tight" gives freed memory back at once, "roomy" keeps it.
         compiled: the decoder's layers are.
+        async_save: checkpoints are written beside the steps that follow, from a copy.
     """
 
     tuner: str = "lora"
@@ -69,6 +70,7 @@ class Configuration:
     chunked_loss: bool = False
     heap: str = "tight"
     compiled: bool = False
+    async_save: bool = False
 
 
 def recomputed_layers(made: Configuration, layers: int) -> int:

@@ -20,6 +20,7 @@ from mst.privacy.confine import check_unused, confined
 from mst.quantities import size_bytes
 from mst.reasons import batch_reasons, budget_reason, budget_warning, method_reasons
 from mst.request import TrainRequest
+from mst.saving_choice import saving
 from mst.sharing_choice import counted_on, sharing
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
@@ -327,8 +328,8 @@ def plan(
 ) -> Plan:
     """Choose how to train `model` on `devices`, and say why.
 
-    The fastest configuration is taken whose memory fits with `MEMORY_SHARE` of what is free, and
-    with the request's budget; among those as fast, the simplest.
+    The fastest configuration is taken whose memory fits with `mst.memory_bounds.MEMORY_SHARE` of
+    what is free, and with the request's budget; among those as fast, the simplest.
 
     Args:
         backend: name of the devices' backend.
@@ -374,8 +375,9 @@ def _plan(
     compiled, compile_reason = compiling(space, chosen)
     shares, sharing_reason = sharing(space, chosen)
     time, memory = chosen.time, chosen.memory
-    if compiled:
-        memory = memory_of(space, replace(made, compiled=True))
+    async_save, save_reason = saving(space, chosen, replace(made, compiled=compiled))
+    if compiled or async_save:
+        memory = memory_of(space, replace(made, compiled=compiled, async_save=async_save))
     if compiled and time is not None:
         time = compiled_time(time, steps)
     if on_host:
@@ -400,6 +402,7 @@ def _plan(
         _images_reason(data),
         compile_reason,
         sharing_reason,
+        save_reason,
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host
@@ -446,6 +449,7 @@ def _plan(
         compiled=compiled,
         heap=made.heap,
         prefix_sharing=shares,
+        async_save=async_save,
     )
 
 

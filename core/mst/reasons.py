@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mst.candidates import Candidate, Space, budget_binds, scarcest, usable_words
+from mst.candidates import Candidate, Space
 from mst.configuration import checkpointing_option
+from mst.memory_bounds import budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
 from mst.workload import mean_length

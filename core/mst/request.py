@@ -466,6 +466,12 @@ class TrainRequest:
     save_steps: int | None = option(
         None, "checkpoint every so many steps; default each epoch", group="run", at_least=1
     )
+    async_save: str = option(
+        "auto",
+        "write checkpoints beside the steps that follow, from a copy; auto: where it fits",
+        group="run",
+        choices=("auto", "on", "off"),
+    )
     save_total_limit: int = option(
         2, "newest checkpoints kept, beside the best", group="run", at_least=1
     )

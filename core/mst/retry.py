@@ -42,6 +42,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         chunked_loss=plan.chunked_loss,
         heap=plan.heap,
         compiled=plan.compiled,
+        async_save=plan.async_save,
     )
 
 
@@ -53,7 +54,7 @@ def next_smaller(
     The tuner, the dtypes, the devices and the global batch stay, so that the run goes on from its
     checkpoint with the losses that it would have had. The micro-batch shrinks first: it costs
     less time than to compute activations twice. Then all layers are recomputed, however few would
-    do by the forecast, which was wrong once.
+    do by the forecast, which was wrong once. What a checkpoint's copy takes is spared.
 
     Args:
         plan: that ran out of memory.
@@ -64,7 +65,12 @@ def next_smaller(
     failed = plan.memory.peak_bytes
     costs = objective_costs(data, request, plan.tuner)
     now = replace(configuration_of(plan, request), **costs)
-    forecasts = [(made, _forecast(made, plan, model, data, request)) for made in _smaller(now)]
+    spared = now if request.async_save == "on" else replace(now, async_save=False)
+    forecasts = [
+        (made, _forecast(made, plan, model, data, request))
+        for made in _smaller(spared)
+        if made != now
+    ]
     fitting = [each for each in forecasts if each[1].peak_bytes <= failed * SMALLER]
     # Nothing is that much smaller: the smallest is worth one try.
     made, memory = (
@@ -82,6 +88,7 @@ def next_smaller(
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
         checkpointed_layers=made.checkpointed_layers,
+        async_save=made.async_save,
         memory=memory,
         reasons=(
             *plan.reasons,
@@ -92,14 +99,13 @@ def next_smaller(
 
 
 def _smaller(made: Configuration) -> Iterator[Configuration]:
-    """Yield smaller configurations of the same global batch, the fastest first."""
+    """Yield this configuration and smaller ones of the same global batch, the fastest first."""
     rows = made.micro_batch * made.accumulation
     sizes = [made.micro_batch >> n for n in range(made.micro_batch.bit_length())]
     for each in (made, replace(made, checkpointing=True, checkpointed_layers=None)):
         for size in sizes:
-            smaller = replace(each, micro_batch=size, accumulation=rows // size)
-            if rows % size == 0 and smaller != made:
-                yield smaller
+            if rows % size == 0:
+                yield replace(each, micro_batch=size, accumulation=rows // size)
 
 
 def _forecast(

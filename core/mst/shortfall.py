@@ -9,19 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from mst.candidates import (
-    MEMORY_SHARE,
     Candidate,
     Space,
     alternative,
-    budget_binds,
     candidates,
     choose,
-    scarcest,
-    usable_bytes,
 )
 from mst.catalogue import known_chips
 from mst.configuration import checkpointing_option
 from mst.errors import PlanError
+from mst.memory_bounds import MEMORY_SHARE, budget_binds, scarcest, usable_bytes
 from mst.plan import Alternative, MemoryForecast
 from mst.quantities import gib
 from mst.reasons import way

@@ -149,6 +149,10 @@ def _parts(
     compiled: bool,
 ) -> MemoryForecast:
     """Return the forecast whose parts are those of the peak phase."""
+    # Written from the host's memory, which on a CPU is the device's.
+    buffers, host = states.buffers, states.host + states.copied
+    if heap:
+        buffers, host = buffers + states.copied, states.host
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
     if heap:
@@ -162,7 +166,7 @@ def _parts(
         activations_bytes=max(0, peak.activations),
         logits_bytes=peak.logits,
         available_bytes=available_bytes,
-        buffers_bytes=states.buffers,
+        buffers_bytes=buffers,
         slack_bytes=slack,
-        host_bytes=states.host,
+        host_bytes=host,
     )

@@ -15,6 +15,7 @@ from mst.training import checkpoint
 from mst.training.adapters import decoder_layers
 from mst.training.checkpoint import TrainState
 from mst.training.loop import run
+from mst.training.sealed_directory import remove
 
 Begin = Callable[..., Any]
 
@@ -162,7 +163,7 @@ def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin, block
     resumed = begin(**options)
     found = checkpoint.newest_whole(resumed.checkpoints)
     # The uninterrupted run saved its last step in the same directory.
-    checkpoint.remove(checkpoint.checkpoint_path(resumed.checkpoints, 8))
+    remove(checkpoint.checkpoint_path(resumed.checkpoints, 8))
     found = checkpoint.newest_whole(resumed.checkpoints)
     assert found is not None
     state = checkpoint.restore(

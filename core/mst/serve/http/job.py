@@ -14,7 +14,7 @@ from mst.errors import ModelError, UsageError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.http.limits import Limits
 from mst.serve.job import EngineJob, prepare_engine
-from mst.training.checkpoint import MANIFEST
+from mst.training.sealed_directory import MANIFEST
 
 # Of the `serve` extra.
 PACKAGES = ("uvicorn", "pydantic", "llguidance")
