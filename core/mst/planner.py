@@ -379,7 +379,7 @@ def _plan(
     if compiled or async_save:
         memory = memory_of(space, replace(made, compiled=compiled, async_save=async_save))
     if compiled and time is not None:
-        time = compiled_time(time, steps)
+        time = compiled_time(time, steps, made)
     if on_host:
         environment = {**environment, **heap_environment(made.heap)}
     label_accuracy, label_reason = _label_accuracy(request, data)

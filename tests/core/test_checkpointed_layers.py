@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.core.test_planner import OLD_XEON, RTX_3090, SMOLLM2, planned
+from tests.core.test_planner import AMX, COMPILING, OLD_XEON, RTX_3090, SMOLLM2, planned
 from tests.reference_models import LLAMA_2_7B
 from tests.reference_plans import planned as planned_on
 
@@ -17,7 +17,7 @@ from mst.errors import PlanError
 from mst.facts import DeviceFacts
 from mst.model.facts import ModelFacts
 from mst.plan import Plan
-from mst.planner import as_explicit
+from mst.planner import as_explicit, plan
 from mst.request import TrainRequest
 from mst.retry import next_smaller
 from mst.rundir import RunManifest
@@ -145,6 +145,16 @@ def test_several_devices_and_zero_have_some_layers_too() -> None:
     assert whole.time is not None
     assert every.time is not None
     assert whole.time.step_seconds < some.time.step_seconds < every.time.step_seconds
+
+
+def test_some_layers_alone_are_compiled_in_two_forms() -> None:
+    def cost(switch: str) -> str:
+        request = asked(switch, max_steps=100_000)
+        made = plan("cpu", (AMX,), (COMPILING,), {}, SMOLLM2, ROWS, request)
+        return next(each.why for each in made.reasons if each.choice == "torch_compile")
+
+    assert cost("on").startswith("it takes 35 s once")
+    assert cost("9").startswith("it takes 70 s once")
 
 
 def test_a_log_shows_the_number_and_nothing_else() -> None:
