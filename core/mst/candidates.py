@@ -330,16 +330,17 @@ def _fewest(space: Space, made: Configuration) -> Candidate | None:
 
     A heap that is faster is worth more than a layer that isn't recomputed.
     """
+    some, count = range(1, space.model.layers), made.world_size // space.request.nnodes
     for heap in _heaps(space):
 
-        def at(layers: int, heaps: tuple[str, ...] = (heap,)) -> Candidate:
-            return _forecast(space, _recomputed(made, layers), heaps)
+        def fits(layers: int, heap: str = heap) -> bool:
+            tried = replace(_recomputed(made, layers), heap=heap)
+            return not lacks(space, memory_of(space, tried), count)
 
-        some = range(1, space.model.layers)
         # Each layer that is recomputed keeps less, so those that fit are the last of them.
-        place = bisect_left(some, True, key=lambda layers: not at(layers).why_not)
-        if place < len(some):
-            return at(some[place])
+        if some and fits(some[-1]):
+            layers = some[bisect_left(some, True, key=fits)]
+            return _forecast(space, _recomputed(made, layers), (heap,))
     return None
 
 
