@@ -62,7 +62,14 @@ def test_layout_and_checkpointing_do_not_change_the_loss(
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"tuner": "full"}, {"lora_dropout": 0.3}, {"blocks": True}, {"shares": True}],
+    [
+        {},
+        {"tuner": "full"},
+        {"tuner": "qlora", "quantization": "nf4"},
+        {"lora_dropout": 0.3},
+        {"blocks": True},
+        {"shares": True},
+    ],
     ids=str,
 )
 def test_gradients_are_the_same_whichever_layers_are_recomputed(
