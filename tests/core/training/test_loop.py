@@ -153,11 +153,15 @@ def test_early_stopping_stops(begin: Begin, examples: list[Example], record: Any
     assert outcome.state.worse_evaluations == 2
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin, blocks: bool) -> None:
+@pytest.mark.parametrize(
+    "how", [{"blocks": False}, {"blocks": True}, {"async_save": True, **SOME_LAYERS}], ids=str
+)
+def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(
+    begin: Begin, how: dict[str, Any]
+) -> None:
     # Blocks of 40 tokens hold several of the rows each, and an epoch has two steps of them.
     options: dict[str, Any] = {"total_steps": 8, "lora_dropout": 0.1, "save_steps": 100}
-    options |= {"blocks": blocks, "max_length": 40}
+    options |= {"max_length": 40, **how}
     whole = begin(**options)
     run(whole, TrainState())
     stops = iter([False] * 3 + [True])
