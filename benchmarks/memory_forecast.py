@@ -1,7 +1,7 @@
 """The memory forecast and the trace beside measured peaks, over models, methods, batches, dtypes.
 
 From the root of the repository: `python -m benchmarks.memory_forecast [--output FILE] [CASE …]`
-trains each case for twelve steps in a process of its own, through mst's own loop: on the CPU, where
+trains each case for a few steps in a process of its own, through mst's own loop: on the CPU, where
 the resident set is measured from before the model was loaded, and on the simulated chip, where
 torch's allocator counts. Weights are random. One JSON line a case, then one a device with the
 errors. Cases that FILE already has are not run again; forecasts are always made anew.
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from mst.plan import Plan
     from mst.request import TrainRequest
 
-# A CPU's heap grows over the first ones: SmolLM2's by 2 % from the third to the twelfth.
-STEPS = 12
+# A CPU's heap grows over the first ones: SmolLM2's by 2 % from the third to the twelfth. The chip's
+# allocator counts tensors, and the optimizer's are all there after the first.
+STEPS = {"cpu": 12, "simchip": 3}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -93,7 +94,7 @@ class Case:
         made = self.configuration
         parts = [
             self.device, self.shape, made.tuner, f"r{made.lora_rank}", made.compute_dtype,
-            made.attention, "checkpointing" if made.checkpointing else "whole",
+            made.attention, _recomputed(made),
             f"{made.accumulation}x{len(self.lengths)}x{max(self.lengths)}",
             "padded" if len(set(self.lengths)) > 1 else "even", f"{self.labels}l",
             "packed" if laid_out(self).packed else "rows",
@@ -101,6 +102,12 @@ class Case:
             *(["compiled"] if made.compiled else []),
         ]  # fmt: skip
         return " ".join(parts)
+
+
+def _recomputed(made: Configuration) -> str:
+    if not made.checkpointing:
+        return "whole"
+    return "checkpointing" + (f"-{made.checkpointed_layers}" if made.checkpointed_layers else "")
 
 
 def _case(
@@ -113,6 +120,7 @@ def _case(
     *flags: str,
     rank: int = 8,
     accumulation: int = 1,
+    recomputed: int | None = None,
 ) -> Case:
     """Return a case; flags are "fp32", "eager", "ckpt", "padded", "packed", "roomy", "compiled"."""
     compute = "float32" if "fp32" in flags else "bfloat16"
@@ -124,7 +132,8 @@ def _case(
         weights_dtype="float32" if tuner == "full" else compute,
         lora_rank=rank,
         attention="eager" if "eager" in flags else "sdpa",
-        checkpointing="ckpt" in flags,
+        checkpointing="ckpt" in flags or recomputed is not None,
+        checkpointed_layers=recomputed,
         micro_batch=rows,
         accumulation=accumulation,
         # As the planner chooses where there is room; the others are what it falls back to.
@@ -204,6 +213,32 @@ def cases() -> list[Case]:
     return found
 
 
+def some_layers() -> list[Case]:
+    """Return cases of which the first layers are recomputed, some of them or none."""
+    some: list[tuple[int | None, tuple[Any, ...]]] = [
+        (None, ("llama-38m", "lora", 2, 256, 256)),
+        (3, ("llama-38m", "lora", 2, 256, 256)),
+        (7, ("llama-38m", "lora", 2, 256, 256)),
+        (5, ("llama-38m", "full", 2, 128, 128, "fp32")),
+        (6, ("qwen3-48m", "full", 1, 192, 192)),
+        (8, ("qwen2-90m", "lora", 1, 256, 256, "eager")),
+        (None, ("smollm2-135m", "lora", 1, 256, 64)),
+        (10, ("smollm2-135m", "lora", 1, 256, 64)),
+        (29, ("smollm2-135m", "lora", 1, 256, 64)),
+    ]
+    found = [
+        _case(device, *each, recomputed=count)
+        for device in ("simchip", "cpu")
+        for count, each in some
+    ]
+    found += [
+        _case("cpu", *each, "roomy", recomputed=count)
+        for count, each in some
+        if count in (3, 7, 10)
+    ]
+    return found
+
+
 def laid_out(case: Case) -> BatchShape:
     """Return the tensors of the case's micro-batch."""
     made = case.configuration
@@ -271,7 +306,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    made = case.configuration
+    made, steps = case.configuration, STEPS[case.device]
     device = torch.device("cpu" if case.device == "cpu" else f"{case.device}:0")
     before = _resident()
     request = TrainRequest(lora_rank=made.lora_rank, target_modules=made.target_modules)
@@ -282,7 +317,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     whole = made.tuner == "full"
     model = adapters.prepare_model(model, None if whole else adapters.lora_config(request))
     if made.checkpointing:
-        adapters.enable_checkpointing(model)
+        adapters.enable_checkpointing(model, made.checkpointed_layers)
     rows = [
         Example(
             array.array("i", range(3, 3 + n)),
@@ -299,7 +334,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         "per_device_train_batch_size": made.micro_batch,
         "gradient_accumulation_steps": made.accumulation,
         "gradient_checkpointing": made.checkpointing, "learning_rate": 1e-4,
-        "train_rows": len(rows), "val_rows": 0, "steps_per_epoch": STEPS, "total_steps": STEPS,
+        "train_rows": len(rows), "val_rows": 0, "steps_per_epoch": steps, "total_steps": steps,
         "label_accuracy": False, "memory": to_json(MemoryForecast(0, 0, 0, 0, 0, 0, 0, None)),
         "reasons": [], "chunked_loss": made.chunked_loss, "compiled": made.compiled,
     })  # fmt: skip
@@ -471,7 +506,8 @@ def main() -> int:
     if given.measure is not None:
         print(json.dumps(measure(given.measure, from_json(Case, json.load(sys.stdin)))))
         return 0
-    wanted = [each for each in cases() if set(given.words) <= set(each.name.split())]
+    known = [*cases(), *some_layers()]
+    wanted = [each for each in known if set(given.words) <= set(each.name.split())]
     lines: dict[str, list[dict[str, Any]]] = {}
     failed = 0
     with tempfile.TemporaryDirectory(prefix="mst-memory-") as scratch:

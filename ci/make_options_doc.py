@@ -32,7 +32,8 @@ def takes(each: dataclasses.Field[Any]) -> str:
     """Return what values an option accepts, in words."""
     meta = each.metadata
     if meta["choices"]:
-        return ", ".join(f"`{choice}`" for choice in meta["choices"])
+        words = [f"`{choice}`" for choice in meta["choices"]]
+        return ", ".join([*words, *(["whole number"] if meta["or_count"] else [])])
     # Annotations are text, since mst.request postpones their evaluation.
     kind = KINDS[str(each.type).removesuffix(" | None")]
     if meta["metavar"]:

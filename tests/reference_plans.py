@@ -55,6 +55,8 @@ def _cell(model: ModelFacts, on: str) -> str:
     tuner = "QLoRA" if made.tuner == "qlora" else {"lora": "LoRA", "full": "full"}[made.tuner]
     how = {"single": ""}.get(made.strategy, f" {made.strategy.upper()}")
     switch = ", checkpointing" if made.gradient_checkpointing else ""
+    if made.checkpointed_layers is not None:
+        switch += f" {made.checkpointed_layers} of {model.layers}"
     peak = made.memory.peak_bytes / 2**30
     hours = ""
     if made.time is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from mst import rundir
+from mst.configuration import checkpointing_option
 from mst.errors import EXIT_OUT_OF_MEMORY, RunError
 from mst.job import Job, execute, write_documents
 from mst.quantities import gib
@@ -55,7 +56,7 @@ def run_to_end(
         if killed is not None:
             raise killed
         return code
-    switch = "on" if smaller.gradient_checkpointing else "off"
+    switch = checkpointing_option(smaller.gradient_checkpointing, smaller.checkpointed_layers)
     tell(
         "the plan did not fit; once more with the next smaller one: micro-batches of"
         f" {smaller.per_device_train_batch_size} rows, gradient checkpointing {switch},"
@@ -79,6 +80,7 @@ def _killed(job: Job) -> ForecastMiss:
         available_bytes=plan.memory.available_bytes,
         cause="killed",
         when=rundir.now(),
+        checkpointed_layers=plan.checkpointed_layers,
     )
 
 

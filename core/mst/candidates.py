@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mst.configuration import ZERO_STAGES, Configuration
+from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
 from mst.facts import Capabilities, DeviceFacts
 from mst.memory import StepShape, forecast
+from mst.memory_bounds import lacks, scarcest
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Alternative, MemoryForecast, TimeForecast
-from mst.quantities import gib
 from mst.request import TrainRequest
 from mst.time_forecast import Timer, over_steps
 from mst.workload import (
@@ -35,8 +36,6 @@ GLOBAL_BATCH_ROWS = 16
 # about so many steps, and a step no more units than that.
 PRIVATE_STEPS = 20
 PRIVATE_BATCH_UNITS = 1024
-# The share of the free memory that a plan may fill; of `--memory-budget` it may fill all.
-MEMORY_SHARE = 0.9
 # Devices on which torch, or the vendor's extension, has an attention that spares the matrices.
 FUSED_ATTENTION = frozenset({"cpu", "cuda", "npu", "xpu"})
 # Forecasts of time are not better than this, so a simpler plan wins within it.
@@ -44,6 +43,9 @@ TIME_TIE = 1.05
 # Small products run slower than the forecast knows (SmolLM2 on two cores: 4 rows of 40 tokens were
 # no faster than 16 where it promised 27 %), so the largest micro-batch wins within this.
 BATCH_TIE = 1.3
+# To compute a tenth of the layers twice takes 3 % longer (5 % with frozen weights): less than is
+# known of other choices, so within a tenth the largest micro-batch wins.
+RECOMPUTED_TIES = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Candidate:
         memory: of one device.
         time: None when the device's speed is unknown.
         trained: weights that it changes.
+        recomputed: share of the decoder's layers whose activations are computed twice.
         why_not: "" when it can be chosen.
     """
 
@@ -101,6 +104,7 @@ class Candidate:
     memory: MemoryForecast
     time: TimeForecast | None
     trained: int
+    recomputed: float
     why_not: str = ""
 
 
@@ -154,7 +158,7 @@ def _rows(candidate: Candidate) -> int:
     return made.micro_batch * made.accumulation * made.world_size
 
 
-def complexity(candidate: Candidate) -> tuple[int, ...]:
+def complexity(candidate: Candidate) -> tuple[float, ...]:
     """Return a key by which simpler configurations come first."""
     made = candidate.configuration
     return (
@@ -163,10 +167,11 @@ def complexity(candidate: Candidate) -> tuple[int, ...]:
         ("none", "optimizer", "parameters").index(made.offload),
         ZERO_STAGES[made.strategy],
         int(made.optim != "adamw_torch"),
-        int(made.checkpointing),
+        math.ceil(RECOMPUTED_TIES * candidate.recomputed),
         # Where no time is known, more devices are taken to be faster.
         made.world_size if candidate.time else -made.world_size,
         -made.micro_batch,
+        candidate.recomputed,
     )
 
 
@@ -204,6 +209,7 @@ def ways(space: Space) -> Iterator[Configuration]:
                         offload=offload,
                         row_gradients=request.dp_epsilon is not None,
                         chunked_loss=_chunks_loss(space, strategy),
+                        async_save=request.async_save == "on" and not ZERO_STAGES[strategy],
                         **objective_costs(space.data, request, tuner),
                     )
 
@@ -295,16 +301,47 @@ def _optimizers(
 
 
 def within(space: Space, way: Configuration) -> list[Candidate]:
-    """Return the candidates of one way: every micro-batch, with and without checkpointing."""
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    found = []
-    for checkpointing in switches[space.request.gradient_checkpointing]:
-        for size, accumulation in _batches(space, way.world_size):
-            made = replace(
-                way, checkpointing=checkpointing, micro_batch=size, accumulation=accumulation
-            )
-            found.append(_forecast(space, made))
-    return found
+    """Return the candidates of one way: every micro-batch, without and with checkpointing.
+
+    Where a micro-batch fits only with checkpointing, the fewest layers that will do are found too.
+    """
+    asked = space.request.gradient_checkpointing
+    batches = [
+        replace(way, checkpointing=False, micro_batch=size, accumulation=accumulation)
+        for size, accumulation in _batches(space, way.world_size)
+    ]
+    if asked not in ("auto", "on", "off"):
+        layers = None if int(asked) == space.model.layers else int(asked)
+        return [_forecast(space, _recomputed(made, layers)) for made in batches]
+    without = [] if asked == "on" else [_forecast(space, made) for made in batches]
+    with_all = [] if asked == "off" else [_forecast(space, _recomputed(made)) for made in batches]
+    fewest = [
+        _fewest(space, each.configuration) for each in without if asked == "auto" and each.why_not
+    ]
+    return [*without, *(each for each in fewest if each is not None), *with_all]
+
+
+def _recomputed(made: Configuration, layers: int | None = None) -> Configuration:
+    return replace(made, checkpointing=True, checkpointed_layers=layers)
+
+
+def _fewest(space: Space, made: Configuration) -> Candidate | None:
+    """Return the candidate that fits with the fewest recomputed layers; None where all have to be.
+
+    A heap that is faster is worth more than a layer that isn't recomputed.
+    """
+    some, count = range(1, space.model.layers), made.world_size // space.request.nnodes
+    for heap in _heaps(space):
+
+        def fits(layers: int, heap: str = heap) -> bool:
+            tried = replace(_recomputed(made, layers), heap=heap)
+            return not lacks(space, memory_of(space, tried), count)
+
+        # Each layer that is recomputed keeps less, so those that fit are the last of them.
+        if some and fits(some[-1]):
+            layers = some[bisect_left(some, True, key=fits)]
+            return _forecast(space, _recomputed(made, layers), (heap,))
+    return None
 
 
 def _batches(space: Space, world: int) -> list[tuple[int, int]]:
@@ -350,16 +387,19 @@ def _shares(space: Space, made: Configuration) -> bool:
     return space.shares and made.strategy != "zero3"
 
 
-def _forecast(space: Space, made: Configuration) -> Candidate:
+def _heaps(space: Space) -> tuple[str, ...]:
+    # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
+    return ("roomy", "tight") if space.capabilities.torch_device == "cpu" else ("tight",)
+
+
+def _forecast(space: Space, made: Configuration, heaps: tuple[str, ...] = ()) -> Candidate:
     global_batch = made.micro_batch * made.accumulation * made.world_size
     shares = _shares(space, made)
     count = made.world_size // space.request.nnodes
-    on_host = space.capabilities.torch_device == "cpu"
-    # A roomy heap is never slower, and may be much faster, so it is taken wherever it fits.
-    for heap in ("roomy", "tight") if on_host else ("tight",):
+    for heap in heaps or _heaps(space):
         made = replace(made, heap=heap)
         memory = memory_of(space, made)
-        why_not = _why_not(space, memory, count)
+        why_not = lacks(space, memory, count)
         if not why_not:
             break
     items = min(epoch_items(space.data), global_batch) * rows_a_unit(space.data)
@@ -374,72 +414,13 @@ def _forecast(space: Space, made: Configuration) -> Candidate:
     if made.tuner != "full":
         targets = lora_targets(space.model, made.target_modules)
         trained = lora_parameters(targets, made.lora_rank)
-    return Candidate(made, count, memory, time, trained, why_not)
-
-
-def _why_not(space: Space, memory: MemoryForecast, count: int) -> str:
-    """Return what is short and by how much, or "" when it fits; `count` devices are used."""
-    usable = usable_bytes(space, count)
-    if usable is not None and memory.peak_bytes > usable:
-        return (
-            f"needs {gib(memory.peak_bytes)} a device, {usable_words(space, count)}:"
-            f" {gib(memory.peak_bytes - usable)} short"
-        )
-    if memory.host_bytes:
-        if space.host_bytes is None:
-            return f"needs {gib(memory.host_bytes)} of the host's memory, whose size is not known"
-        if memory.host_bytes > space.host_bytes * MEMORY_SHARE:
-            return (
-                f"needs {gib(memory.host_bytes)} of the host's memory,"
-                f" {gib(space.host_bytes * MEMORY_SHARE)} may be used"
-            )
-    return ""
-
-
-def usable_bytes(space: Space, count: int) -> float | None:
-    """Return what a plan may take of a device's memory; None when nothing bounds it.
-
-    Of what is free, a share is left to others and to the forecast's error. A budget says itself
-    what is left, so all of it may be taken.
-
-    Args:
-        space: what could be chosen from.
-        count: devices of a machine that are used; processes on a CPU share its memory.
-    """
-    limits = [each for each in (_share_of_free(space), space.budget_bytes) if each is not None]
-    shared = count if space.capabilities.torch_device == "cpu" else 1
-    return min(limits) / shared if limits else None
-
-
-def usable_words(space: Space, count: int) -> str:
-    """Return `usable_bytes` for a reason, with the budget named where it is the bound."""
-    usable = usable_bytes(space, count)
-    bound = " (--memory-budget)" if budget_binds(space) else ""
-    return "" if usable is None else f"{gib(usable)} may be used{bound}"
-
-
-def budget_binds(space: Space) -> bool:
-    """Return whether the user's budget bounds plans, rather than what is free."""
-    share = _share_of_free(space)
-    return space.budget_bytes is not None and (share is None or space.budget_bytes <= share)
-
-
-def _share_of_free(space: Space) -> float | None:
-    free = scarcest(space).memory_free_bytes
-    return None if free is None else free * MEMORY_SHARE
+    recomputed = recomputed_layers(made, space.model.layers) / max(1, space.model.layers)
+    return Candidate(made, count, memory, time, trained, recomputed, why_not)
 
 
 def attention_kernel(torch_device: str) -> str:
     """Return what `scaled_dot_product_attention` runs on such devices, as `forecast` takes it."""
     return "fused" if torch_device in FUSED_ATTENTION else "math"
-
-
-def scarcest(space: Space) -> DeviceFacts:
-    """Return the device that limits the others: the one with the least free memory known."""
-    return min(
-        space.devices,
-        key=lambda each: math.inf if each.memory_free_bytes is None else each.memory_free_bytes,
-    )
 
 
 def _best(found: list[Candidate]) -> Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mst.candidates import Candidate, Space
+from mst.configuration import Configuration
 from mst.errors import PlanError
 from mst.plan import Reason, TimeForecast
 
@@ -45,8 +46,9 @@ def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
     if obstacle or saved is None:
         why = obstacle or "what it saves is measured on CPUs alone, without quantized weights"
         return False, Reason("torch_compile", "off", why)
-    worth = saved >= WORTH * COMPILE_SECONDS
-    why = f"it takes {COMPILE_SECONDS:.0f} s once, and would save {saved:.0f} s of this run"
+    cost = _compile_seconds(chosen.configuration)
+    worth = saved >= WORTH * cost
+    why = f"it takes {cost:.0f} s once, and would save {saved:.0f} s of this run"
     return worth, Reason("torch_compile", "on" if worth else "off", why)
 
 
@@ -77,7 +79,14 @@ def _saved(space: Space, chosen: Candidate) -> float | None:
     return chosen.time.total_seconds * (1 - 1 / SPEEDUP)
 
 
-def compiled_time(time: TimeForecast, steps: int) -> TimeForecast:
+def compiled_time(time: TimeForecast, steps: int, made: Configuration) -> TimeForecast:
     """Return the forecast of a run of `steps` steps through compiled layers."""
-    step = time.step_seconds / SPEEDUP
-    return replace(time, step_seconds=step, total_seconds=step * steps + COMPILE_SECONDS)
+    step, once = time.step_seconds / SPEEDUP, _compile_seconds(made)
+    return replace(time, step_seconds=step, total_seconds=step * steps + once)
+
+
+def _compile_seconds(made: Configuration) -> float:
+    # torch compiles a layer that is recomputed and one that isn't each by itself (2.13.0): two
+    # graphs, and twice the time, of a small Llama.
+    some = made.checkpointing and made.checkpointed_layers is not None
+    return COMPILE_SECONDS * (2 if some else 1)

@@ -25,6 +25,7 @@ class Configuration:
         optim: "adamw_torch", "adamw_8bit" or "paged_adamw_8bit".
         attention: transformers' attention implementation.
         checkpointing: activations are recomputed in the backward pass.
+        checkpointed_layers: of the decoder's first layers so many are; None for all.
         strategy: "single", "ddp", "zero1", "zero2" or "zero3".
         world_size: processes in all, one a device.
         offload: what ZeRO keeps in the host's memory: "none", "optimizer" or "parameters" (which
@@ -41,6 +42,7 @@ class Configuration:
         chunked_loss: logits are made of a few labels at a time.
         heap: of a CPU's worker: "tight" gives freed memory back at once, "roomy" keeps it.
         compiled: the decoder's layers are.
+        async_save: checkpoints are written beside the steps that follow, from a copy.
     """
 
     tuner: str = "lora"
@@ -53,6 +55,7 @@ class Configuration:
     optim: str = "adamw_torch"
     attention: str = "sdpa"
     checkpointing: bool = False
+    checkpointed_layers: int | None = None
     strategy: str = "single"
     world_size: int = 1
     offload: str = "none"
@@ -67,6 +70,21 @@ class Configuration:
     chunked_loss: bool = False
     heap: str = "tight"
     compiled: bool = False
+    async_save: bool = False
+
+
+def recomputed_layers(made: Configuration, layers: int) -> int:
+    """Return how many of a model's `layers` decoder layers compute their activations twice."""
+    if not made.checkpointing:
+        return 0
+    return layers if made.checkpointed_layers is None else min(made.checkpointed_layers, layers)
+
+
+def checkpointing_option(checkpointing: bool, layers: int | None) -> str:
+    """Return what `--gradient-checkpointing` would have to say: "on", "off" or a number."""
+    if not checkpointing:
+        return "off"
+    return "on" if layers is None else str(layers)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from mst.candidates import (
     alternative,
     candidates,
     order,
-    usable_words,
     ways,
     within,
 )
 from mst.configuration import Configuration
+from mst.memory_bounds import usable_words
 from mst.plan import Alternative
 from mst.reasons import budget_warning
 from mst.shortfall import LENGTH_STEP, last_holding, nothing_fits

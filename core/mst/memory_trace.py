@@ -55,7 +55,8 @@ class TraceEstimate:
         late_bytes: peak of the backward pass of loss, head and last layer.
         early_bytes: peak of the backward pass of the first layer and the embedding.
         optimizer_bytes: peak of clipping and the optimizer's step.
-        layers_traced: depths that were run; the rest is a straight line through them.
+        layers_traced: depths that were run; the rest is a straight line through them, one for each
+            kind where only some layers are recomputed.
         seconds: that the trace took.
     """
 

@@ -46,8 +46,14 @@ def layer_period(asked: TraceRequest) -> int:
     )
 
 
-def build(asked: TraceRequest, layers: int) -> torch.nn.Module:
-    """Return the model as `mst.training.worker` prepares it, on torch's meta device."""
+def build(asked: TraceRequest, layers: int, recomputed: int) -> torch.nn.Module:
+    """Return the model as `mst.training.worker` prepares it, on torch's meta device.
+
+    Args:
+        asked: what is traced.
+        layers: that it has.
+        recomputed: of the first, how many are computed again in the backward pass.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -69,8 +75,8 @@ def build(asked: TraceRequest, layers: int) -> torch.nn.Module:
     )
     with torch.device("meta"):
         model = prepare_model(model, None if made.tuner == "full" else lora_config(request))
-    if made.checkpointing:
-        enable_checkpointing(model)
+    if recomputed:
+        enable_checkpointing(model, recomputed)
     whole: torch.nn.Module = model
     return whole
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mst.configuration import Configuration
+from mst.configuration import Configuration, recomputed_layers
 from mst.extensions import hide_extensions, hide_packages
 from mst.live_storages import LiveStorages, counted
 from mst.memory import StepShape
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 PHASES = ("forward", "late", "early", "optimizer")
 # Models up to so many layers are traced whole.
 WHOLE_LAYERS = 4
+# Layers that are recomputed, and those above them that are not.
+Depth = tuple[int, int]
 
 
 def estimate(asked: TraceRequest) -> TraceEstimate:
-    """Return what the step takes: traced at two depths and extended to the model's own."""
+    """Return what the step takes: traced at small depths and extended to the model's own."""
     began = time.perf_counter()
     layers = build_config(asked, None).num_hidden_layers
-    period = layer_period(asked)
-    depths = [2 * period, 3 * period] if period > 1 else [2, 4]
-    if layers <= max(WHOLE_LAYERS, depths[1]):
-        depths = [layers]
+    again = recomputed_layers(asked.configuration, layers)
+    own = (again, layers - again)
+    depths = _depths(own, layer_period(asked))
     traced = [_step(asked, depth) for depth in depths]
-    found = {name: _extended(depths, [each[name] for each in traced], layers) for name in traced[0]}
+    found = {name: _extended(depths, [each[name] for each in traced], own) for name in traced[0]}
     return TraceEstimate(
         weights_bytes=found["weights"],
         steady_bytes=found["steady"],
@@ -45,19 +46,31 @@ def estimate(asked: TraceRequest) -> TraceEstimate:
         late_bytes=found["late"],
         early_bytes=found["early"],
         optimizer_bytes=found["optimizer"],
-        layers_traced=tuple(depths),
+        layers_traced=tuple(map(sum, depths)),
         seconds=round(time.perf_counter() - began, 2),
     )
 
 
-def _extended(depths: list[int], values: list[int], layers: int) -> int:
-    if len(depths) == 1:
-        return values[0]
-    slope = (values[1] - values[0]) / (depths[1] - depths[0])
-    return round(values[0] + slope * (layers - depths[0]))
+def _depths(own: Depth, period: int) -> list[Depth]:
+    """Return what to trace: the model itself, or a small one and one that is larger a kind."""
+    few, more = (2 * period, 3 * period) if period > 1 else (2, 4)
+    kinds = [place for place in (0, 1) if own[place]]
+    if sum(own) <= max(WHOLE_LAYERS, few * (len(kinds) - 1) + more):
+        return [own]
+    small = (few if own[0] else 0, few if own[1] else 0)
+    return [small, *((more, small[1]) if place == 0 else (small[0], more) for place in kinds)]
 
 
-def _step(asked: TraceRequest, layers: int) -> dict[str, int]:
+def _extended(depths: list[Depth], values: list[int], own: Depth) -> int:
+    small, found = depths[0], float(values[0])
+    for depth, value in zip(depths[1:], values[1:], strict=True):
+        place = 0 if depth[0] != small[0] else 1
+        slope = (value - values[0]) / (depth[place] - small[place])
+        found += slope * (own[place] - small[place])
+    return round(found)
+
+
+def _step(asked: TraceRequest, depth: Depth) -> dict[str, int]:
     """Return the bytes that are live in each phase of the second step at this depth."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -65,7 +78,7 @@ def _step(asked: TraceRequest, layers: int) -> dict[str, int]:
     from mst.training.optimizers import make_optimizer
 
     made = asked.configuration
-    model = build(asked, layers)
+    model = build(asked, sum(depth), depth[0])
     live = LiveStorages()
     marks: dict[str, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), _autocast_lists(asked.on_host), counted(live):

@@ -25,8 +25,9 @@ from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.seal.supply.bill import write_bill
 from mst.training.adapters import load_model, merge_and_unload
-from mst.training.checkpoint import write_sealed, write_weights
+from mst.training.checkpoint import write_weights
 from mst.training.quantization import compute_in_float32
+from mst.training.sealed_directory import write_sealed
 from mst.tuned import load, load_dequantized
 from mst.worker_process import StopAsked, die_with_parent, guarded
 

@@ -30,10 +30,11 @@ class MemoryForecast:
         activations_bytes: what the backward pass keeps, at the largest micro-batch.
         logits_bytes: the loss over label positions and its gradient.
         available_bytes: what the device has free; None when the device cannot tell.
-        buffers_bytes: buckets and gathered layers of the collectives.
+        buffers_bytes: buckets and gathered layers of the collectives; on a CPU a checkpoint's copy
+            that is being written.
         slack_bytes: what the allocator holds without using it, and kernels' workspaces.
-        host_bytes: of the host's memory that offloading takes on this machine, all ranks; not a
-            part of the device's peak.
+        host_bytes: of the host's memory that offloading, or a checkpoint's copy that is being
+            written, takes on this machine, all ranks; not a part of the device's peak.
     """
 
     runtime_bytes: int
@@ -175,6 +176,9 @@ class Plan:
         heap: of a CPU's worker, as in `mst.configuration.Configuration`.
         prefix_sharing: what rows of a line begin with alike is computed once, where the model
             allows.
+        checkpointed_layers: of the decoder's first layers so many are recomputed, where
+            `gradient_checkpointing` is true; None for all.
+        async_save: checkpoints are written beside the steps that follow, from a copy.
     """
 
     backend: str
@@ -212,6 +216,8 @@ class Plan:
     compiled: bool = False
     heap: str = "tight"
     prefix_sharing: bool = False
+    checkpointed_layers: int | None = None
+    async_save: bool = False
 
     @property
     def world_size(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mst.candidates import Candidate, Space, alternative, candidates, choose, memory_of, within
 from mst.compile_choice import compiled_time, compiling
-from mst.configuration import ZERO_CHOICES
+from mst.configuration import ZERO_CHOICES, checkpointing_option
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.learning_rates import usual_rate
@@ -20,6 +20,7 @@ from mst.privacy.confine import check_unused, confined
 from mst.quantities import size_bytes
 from mst.reasons import batch_reasons, budget_reason, budget_warning, method_reasons
 from mst.request import TrainRequest
+from mst.saving_choice import saving
 from mst.sharing_choice import counted_on, sharing
 from mst.shortfall import nothing_fits
 from mst.time_forecast import step_timer
@@ -233,6 +234,14 @@ def _images_reason(data: DataFacts) -> Reason | None:
     return Reason("images", str(data.images), why)
 
 
+def _check_layers(model: ModelFacts, asked: str) -> None:
+    if asked.isdecimal() and not 1 <= int(asked) <= model.layers:
+        raise PlanError(
+            f"--gradient-checkpointing {asked} was asked for; the model has {model.layers} decoder"
+            f" layers. Pass a number from 1 to {model.layers}, on for all of them, or auto."
+        )
+
+
 def _check_context(model: ModelFacts, data: DataFacts) -> None:
     context = model.max_position_embeddings
     if context is not None and data.max_length > context:
@@ -269,6 +278,7 @@ def open_space(
         ]
         devices = alike
     _check_context(model, data)
+    _check_layers(model, request.gradient_checkpointing)
     first, able = devices[0], capabilities[0]
     if (asked or 1) * request.nnodes > 1:
         for each, one in zip(devices, capabilities, strict=False):
@@ -318,8 +328,8 @@ def plan(
 ) -> Plan:
     """Choose how to train `model` on `devices`, and say why.
 
-    The fastest configuration is taken whose memory fits with `MEMORY_SHARE` of what is free, and
-    with the request's budget; among those as fast, the simplest.
+    The fastest configuration is taken whose memory fits with `mst.memory_bounds.MEMORY_SHARE` of
+    what is free, and with the request's budget; among those as fast, the simplest.
 
     Args:
         backend: name of the devices' backend.
@@ -365,10 +375,11 @@ def _plan(
     compiled, compile_reason = compiling(space, chosen)
     shares, sharing_reason = sharing(space, chosen)
     time, memory = chosen.time, chosen.memory
-    if compiled:
-        memory = memory_of(space, replace(made, compiled=True))
+    async_save, save_reason = saving(space, chosen, replace(made, compiled=compiled))
+    if compiled or async_save:
+        memory = memory_of(space, replace(made, compiled=compiled, async_save=async_save))
     if compiled and time is not None:
-        time = compiled_time(time, steps)
+        time = compiled_time(time, steps, made)
     if on_host:
         environment = {**environment, **heap_environment(made.heap)}
     label_accuracy, label_reason = _label_accuracy(request, data)
@@ -391,6 +402,7 @@ def _plan(
         _images_reason(data),
         compile_reason,
         sharing_reason,
+        save_reason,
         label_reason,
         Reason("threads", str(threads), "cores that this process may really use")
         if on_host
@@ -416,6 +428,7 @@ def _plan(
         per_device_train_batch_size=made.micro_batch,
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
+        checkpointed_layers=made.checkpointed_layers,
         learning_rate=rate,
         train_rows=train_rows(data),
         val_rows=data.val_rows,
@@ -436,6 +449,7 @@ def _plan(
         compiled=compiled,
         heap=made.heap,
         prefix_sharing=shares,
+        async_save=async_save,
     )
 
 
@@ -455,7 +469,9 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         max_length=plan.max_length,
         per_device_train_batch_size=plan.per_device_train_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
-        gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
+        gradient_checkpointing=checkpointing_option(
+            plan.gradient_checkpointing, plan.checkpointed_layers
+        ),
         nproc_per_node=len(plan.torch_devices),
         quant_bits={"nf4": 4, "int8": 8}.get(plan.quantization),
         optim=plan.optim,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mst.candidates import Candidate, Space, budget_binds, scarcest, usable_words
+from mst.candidates import Candidate, Space
+from mst.configuration import checkpointing_option
+from mst.memory_bounds import budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
 from mst.workload import mean_length
@@ -132,16 +134,27 @@ def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) 
 
 def _checkpointing_reason(space: Space, chosen: Candidate, within: Sequence[Candidate]) -> Reason:
     made = chosen.configuration
-    others = [one for one in within if one.configuration.checkpointing != made.checkpointing]
-    other = min(others, key=lambda each: each.memory.peak_bytes)
-    peak, theirs = gib(chosen.memory.peak_bytes), gib(other.memory.peak_bytes)
-    if made.checkpointing:
+    without = [one for one in within if not one.configuration.checkpointing]
+    least = min(without, key=lambda each: each.memory.peak_bytes)
+    peak, theirs = gib(chosen.memory.peak_bytes), gib(least.memory.peak_bytes)
+    if not made.checkpointing:
+        why = f"needs {peak} without it"
+    elif made.checkpointed_layers is None:
         why = f"needs {theirs} without it, {peak} with it"
     else:
-        why = f"needs {peak} without it"
+        every = min(
+            one.memory.peak_bytes
+            for one in within
+            if one.recomputed == 1 and one.configuration.micro_batch == made.micro_batch
+        )
+        why = (
+            f"recomputes the first {made.checkpointed_layers} of {space.model.layers} layers, as"
+            f" few as fit: needs {theirs} with none, {peak} with these, {gib(every)} with all"
+        )
     if words := usable_words(space, chosen.devices):
         why += f"; {words}"
-    return Reason("gradient_checkpointing", "on" if made.checkpointing else "off", why)
+    switch = checkpointing_option(made.checkpointing, made.checkpointed_layers)
+    return Reason("gradient_checkpointing", switch, why)
 
 
 def budget_reason(space: Space) -> Reason | None:

@@ -17,6 +17,7 @@ def option(
     *,
     group: str,
     choices: tuple[str, ...] = (),
+    or_count: bool = False,
     aliases: tuple[str, ...] = (),
     metavar: str = "",
     at_least: float | None = None,
@@ -30,6 +31,7 @@ def option(
         help: one line, without the default.
         group: heading in `--help`.
         choices: accepted strings; empty accepts all.
+        or_count: a whole number from 1 on is accepted beside them.
         aliases: names that peers use for the same thing (notes on ms-swift, LLaMA-Factory, TRL).
         metavar: what the help shows for the value.
         at_least: smallest accepted number.
@@ -40,6 +42,7 @@ def option(
         "help": help,
         "group": group,
         "choices": choices,
+        "or_count": or_count,
         "aliases": aliases,
         "metavar": metavar,
         "at_least": at_least,
@@ -399,9 +402,12 @@ class TrainRequest:
     )
     gradient_checkpointing: str = option(
         "auto",
-        "recompute activations to save memory",
+        "recompute activations to save memory: of all layers, or of the first so many; auto: of as"
+        " few as will fit",
         group="memory",
         choices=("auto", "on", "off"),
+        or_count=True,
+        metavar="auto|on|off|N",
     )
     torch_compile: str = option(
         "auto",
@@ -459,6 +465,12 @@ class TrainRequest:
     )
     save_steps: int | None = option(
         None, "checkpoint every so many steps; default each epoch", group="run", at_least=1
+    )
+    async_save: str = option(
+        "auto",
+        "write checkpoints beside the steps that follow, from a copy; auto: where it fits",
+        group="run",
+        choices=("auto", "on", "off"),
     )
     save_total_limit: int = option(
         2, "newest checkpoints kept, beside the best", group="run", at_least=1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mst.candidates import attention_kernel
-from mst.configuration import Configuration
+from mst.configuration import Configuration, checkpointing_option
 from mst.memory import forecast
 from mst.model.facts import ModelFacts
 from mst.plan import MemoryForecast, Plan, Reason
@@ -32,6 +32,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         optim=plan.optim,
         attention=plan.attention,
         checkpointing=plan.gradient_checkpointing,
+        checkpointed_layers=plan.checkpointed_layers,
         strategy=plan.strategy,
         world_size=plan.world_size,
         offload=plan.offload,
@@ -41,6 +42,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         chunked_loss=plan.chunked_loss,
         heap=plan.heap,
         compiled=plan.compiled,
+        async_save=plan.async_save,
     )
 
 
@@ -51,7 +53,8 @@ def next_smaller(
 
     The tuner, the dtypes, the devices and the global batch stay, so that the run goes on from its
     checkpoint with the losses that it would have had. The micro-batch shrinks first: it costs
-    less time than to compute activations twice.
+    less time than to compute activations twice. Then all layers are recomputed, however few would
+    do by the forecast, which was wrong once. What a checkpoint's copy takes is spared.
 
     Args:
         plan: that ran out of memory.
@@ -62,7 +65,12 @@ def next_smaller(
     failed = plan.memory.peak_bytes
     costs = objective_costs(data, request, plan.tuner)
     now = replace(configuration_of(plan, request), **costs)
-    forecasts = [(made, _forecast(made, plan, model, data, request)) for made in _smaller(now)]
+    spared = now if request.async_save == "on" else replace(now, async_save=False)
+    forecasts = [
+        (made, _forecast(made, plan, model, data, request))
+        for made in _smaller(spared)
+        if made != now
+    ]
     fitting = [each for each in forecasts if each[1].peak_bytes <= failed * SMALLER]
     # Nothing is that much smaller: the smallest is worth one try.
     made, memory = (
@@ -73,12 +81,14 @@ def next_smaller(
     if made is None or memory.peak_bytes >= failed:
         return None
     why = f"the plan before needed more than its {gib(failed)}"
-    switch = "on" if made.checkpointing else "off"
+    switch = checkpointing_option(made.checkpointing, made.checkpointed_layers)
     return replace(
         plan,
         per_device_train_batch_size=made.micro_batch,
         gradient_accumulation_steps=made.accumulation,
         gradient_checkpointing=made.checkpointing,
+        checkpointed_layers=made.checkpointed_layers,
+        async_save=made.async_save,
         memory=memory,
         reasons=(
             *plan.reasons,
@@ -89,15 +99,13 @@ def next_smaller(
 
 
 def _smaller(made: Configuration) -> Iterator[Configuration]:
-    """Yield smaller configurations of the same global batch, the fastest first."""
+    """Yield this configuration and smaller ones of the same global batch, the fastest first."""
     rows = made.micro_batch * made.accumulation
     sizes = [made.micro_batch >> n for n in range(made.micro_batch.bit_length())]
-    for checkpointing in sorted({made.checkpointing, True}):
+    for each in (made, replace(made, checkpointing=True, checkpointed_layers=None)):
         for size in sizes:
-            if rows % size == 0 and (size, checkpointing) != (made.micro_batch, made.checkpointing):
-                yield replace(
-                    made, micro_batch=size, accumulation=rows // size, checkpointing=checkpointing
-                )
+            if rows % size == 0:
+                yield replace(each, micro_batch=size, accumulation=rows // size)
 
 
 def _forecast(

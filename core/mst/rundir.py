@@ -44,6 +44,7 @@ class ForecastMiss:
         available_bytes: what was free when the plan was made.
         cause: "out of memory", or "killed" when the kernel ended the worker for its memory.
         when: UTC, ISO 8601.
+        checkpointed_layers: of how many of the first layers; None for all.
     """
 
     step: int
@@ -54,6 +55,7 @@ class ForecastMiss:
     available_bytes: int | None
     cause: str
     when: str
+    checkpointed_layers: int | None = None
 
 
 @dataclass(frozen=True)

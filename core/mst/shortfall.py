@@ -9,18 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from mst.candidates import (
-    MEMORY_SHARE,
     Candidate,
     Space,
     alternative,
-    budget_binds,
     candidates,
     choose,
-    scarcest,
-    usable_bytes,
 )
 from mst.catalogue import known_chips
+from mst.configuration import checkpointing_option
 from mst.errors import PlanError
+from mst.memory_bounds import MEMORY_SHARE, budget_binds, scarcest, usable_bytes
 from mst.plan import Alternative, MemoryForecast
 from mst.quantities import gib
 from mst.reasons import way
@@ -74,7 +72,7 @@ def _words(space: Space, found: Sequence[Candidate]) -> str:
     least = min(whole, key=lambda each: each.memory.peak_bytes)
     made = least.configuration
     quantized = {"nf4": "NF4 ", "int8": "int8 "}.get(made.quantization, "")
-    switch = "on" if made.checkpointing else "off"
+    switch = checkpointing_option(made.checkpointing, made.checkpointed_layers)
     lines = (
         f"no plan for {_asked(space)} of {space.model.path} fits: {_bound(space)}."
         f" The smallest is {made.tuner}"
@@ -158,7 +156,7 @@ def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
     """Yield the request with one or two explicit choices taken back, and how to say it."""
     request = space.request
     options: list[tuple[str, dict[str, Any]]] = []
-    if request.gradient_checkpointing == "off":
+    if request.gradient_checkpointing not in ("auto", "on"):
         options.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}))
     if (request.per_device_train_batch_size or 1) > 1:
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mst.configuration import ZERO_STAGES, Configuration
+from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
 from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, lora_targets
 from mst.training.batches import TOKENS_MULTIPLE
@@ -163,7 +163,7 @@ def step_work(
     """
     own = tokens / made.world_size
     labels = label_tokens / made.world_size
-    again = 1 if made.checkpointing else 0
+    again = _again(work, made)
     full = made.tuner == "full"
     trained = float(work.parameters if full else made.lora_rank * work.adapter_units)
     if made.use_dora and not full:
@@ -206,7 +206,7 @@ def _attention_flop(
     span = _span(made, mean_row_tokens)
     if made.micro_batch * made.sequences == 1 and made.attention != "eager":
         span /= 2  # causal kernels leave out the half that is masked
-    passes = 1 + (1 if made.checkpointing else 0) + ATTENTION_BACKWARD + made.extra_passes
+    passes = 1 + _again(work, made) + ATTENTION_BACKWARD + made.extra_passes
     return 4 * passes * span * work.attention * tokens
 
 
@@ -219,7 +219,7 @@ def _activation_traffic(
     elementwise_passes: float,
 ) -> float:
     # Backward passes read what they differentiate beside the gradients: twice the forward one.
-    passes = 3 + (1 if made.checkpointing else 0) + made.extra_passes
+    passes = 3 + _again(work, made) + made.extra_passes
     moved = elementwise_passes * work.units
     if made.tuner != "full":
         moved += 2 * work.adapted
@@ -252,13 +252,13 @@ def _unpacked(work: ModelWork, made: Configuration) -> float:
     """Return bytes moved to unpack the weights in each pass over each micro-batch."""
     if made.quantization == "none":
         return 0.0
-    passes = _passes(made)
+    passes = _passes(work, made)
     width = STORED_BYTES[made.quantization] + FLOAT_BYTES[made.compute_dtype]
     return passes * width * work.stored * made.accumulation
 
 
 def _launches(work: ModelWork, made: Configuration) -> float:
-    passes = _passes(made)
+    passes = _passes(work, made)
     count = float(LAYER_LAUNCHES * work.layers)
     if made.tuner != "full":
         count += ADAPTER_LAUNCHES * work.adapters
@@ -285,7 +285,7 @@ def _sent(work: ModelWork, made: Configuration, trained: float) -> float:
     reduced = others * width * trained * made.accumulation
     if stage == 2:
         return reduced + others * width * trained
-    return reduced + others * _held(work, made) * _passes(made) * made.accumulation
+    return reduced + others * _held(work, made) * _passes(work, made) * made.accumulation
 
 
 def _held(work: ModelWork, made: Configuration) -> float:
@@ -296,8 +296,14 @@ def _held(work: ModelWork, made: Configuration) -> float:
     return STORED_BYTES[made.quantization] * work.stored + width * (work.parameters - work.stored)
 
 
-def _passes(made: Configuration) -> int:
-    return 2 + (1 if made.checkpointing else 0) + made.extra_passes + made.samples
+def _passes(work: ModelWork, made: Configuration) -> float:
+    return 2 + _again(work, made) + made.extra_passes + made.samples
+
+
+def _again(work: ModelWork, made: Configuration) -> float:
+    """Return what share of a forward pass checkpointing computes once more."""
+    layers = max(1, work.layers)
+    return recomputed_layers(made, layers) / layers
 
 
 def _offloaded(work: ModelWork, made: Configuration, trained: float) -> tuple[float, float]:
@@ -311,5 +317,5 @@ def _offloaded(work: ModelWork, made: Configuration, trained: float) -> tuple[fl
     share = trained / made.world_size
     moved = width * share * (made.accumulation + 1)
     if made.offload == "parameters":
-        moved += _held(work, made) / made.world_size * _passes(made) * made.accumulation
+        moved += _held(work, made) / made.world_size * _passes(work, made) * made.accumulation
     return moved, share

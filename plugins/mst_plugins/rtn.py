@@ -29,7 +29,7 @@ def round_model(
 
     Args:
         source: model directory.
-        directory: the empty one, such as `mst.training.checkpoint.write_sealed` gives.
+        directory: the empty one, such as `mst.training.sealed_directory.write_sealed` gives.
         linears: layers to round, from `decoder_linears`; all other weights stay as they are.
         scheme: how.
 

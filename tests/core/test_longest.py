@@ -55,6 +55,7 @@ def as_request(limit: LengthLimit, request: TrainRequest) -> TrainRequest:
         gradient_checkpointing="on" if made.checkpointing else "off",
         per_device_train_batch_size=made.micro_batch,
         nproc_per_node=made.world_size,
+        async_save="off",
         deepspeed=stage + ("" if made.offload == "none" else "_offload"),
     )
 

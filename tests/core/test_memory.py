@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.memory_forecast import SHAPES, cases, compared
+from benchmarks.memory_forecast import SHAPES, cases, compared, some_layers
 from tests.reference_models import LLAMA_2_7B, LLAMA_3_70B, decoder
 
 from mst.configuration import Configuration
@@ -24,6 +24,7 @@ RESULTS = {
     "simchip": ("2026-11-26-memory-forecast-simchip.jsonl",),
     "cpu": ("2026-11-26-memory-forecast.jsonl", "2026-11-27-memory-forecast-compiled.jsonl"),
 }
+SOME_LAYERS = "2026-11-27-memory-forecast-some-layers.jsonl"
 STEP = StepShape(tokens=2048, label_tokens=512, rows=1, width=2048)
 LORA = Configuration()
 
@@ -43,13 +44,16 @@ def shape_facts(name: str) -> ModelFacts:
     return replace(facts, model_type=shape.kind)
 
 
+def recorded(*names: str) -> dict[str, dict[str, Any]]:
+    """Return what files of results have, by their case."""
+    texts = [(ROOT / "benchmarks/results" / each).read_text(encoding="utf-8") for each in names]
+    lines = [json.loads(each) for text in texts for each in text.splitlines()]
+    return {each["case"]: each for each in lines if "case" in each}
+
+
 def errors(device: str, heap: str) -> list[float]:
     """Return forecast / measured - 1 of every recorded case of a device, forecast anew."""
-    texts = [
-        (ROOT / "benchmarks/results" / each).read_text(encoding="utf-8") for each in RESULTS[device]
-    ]
-    lines = [json.loads(each) for text in texts for each in text.splitlines()]
-    measured = {each["case"]: each for each in lines if "case" in each}
+    measured = recorded(*RESULTS[device])
     return [
         compared(measured[case.name], case, shape_facts(case.shape))["forecast_error"]
         for case in cases()
@@ -75,6 +79,32 @@ def test_forecasts_are_within_their_bars_of_what_was_measured(
     assert statistics.median(sizes) <= median
     assert sizes[-(-len(sizes) * 95 // 100) - 1] <= percentile
     assert min(found) >= -0.05
+
+
+@pytest.mark.parametrize(("device", "count", "over"), [("simchip", 9, 0.001), ("cpu", 12, 0.5)])
+def test_forecasts_of_some_recomputed_layers_are_near_what_was_measured(
+    device: str, count: int, over: float
+) -> None:
+    """On a CPU tensors of 256 tokens are small, and the heap's holes young after twelve steps."""
+    measured = recorded(SOME_LAYERS)
+    found = {
+        case.name: compared(measured[case.name], case, shape_facts(case.shape))
+        for case in some_layers()
+        if case.device == device
+    }
+    sizes = [each["forecast_error"] for each in found.values()]
+    llama = [
+        measured[f"{device} llama-38m lora r8 bfloat16 sdpa {how} 1x2x256 even 256l rows"]
+        for how in ("whole", "checkpointing-3", "checkpointing-7")
+    ]
+    whole, three, seven = (float(each["measured_bytes"]) for each in llama)
+
+    assert len(sizes) == count
+    assert -0.02 <= min(sizes) <= max(sizes) <= over
+    assert seven < three < whole
+    # It errs no more than where no layer is recomputed.
+    assert device != "cpu" or "whole" in max(found, key=lambda name: found[name]["forecast_error"])
+    assert (whole - seven) / (whole - three) == pytest.approx(7 / 3, rel=0.45)
 
 
 @pytest.mark.slow

@@ -61,6 +61,8 @@ def test_flags_override_yaml_which_overrides_defaults(tmp_path: Path) -> None:
     assert (request.learning_rate, request.lora_rank, request.max_length) == (1e-3, 16, 99)
     assert request.dataset == ("a.jsonl", "b.csv")
     assert (request.gradient_checkpointing, request.label_accuracy) == ("on", "off")
+    file.write_text("gradient_checkpointing: 12\n")
+    assert parsed(str(file))[0].gradient_checkpointing == "12"
     assert request.use_dora
     assert request.lora_alpha == TrainRequest().lora_alpha
     assert "lora_alpha" not in given
@@ -77,6 +79,11 @@ def test_flags_override_yaml_which_overrides_defaults(tmp_path: Path) -> None:
         (["--learning-rate", "-1"], "must be above 0"),
         (["--tuner", "lorra"], "one of auto, lora, qlora, full; found 'lorra'. Did you mean lora"),
         (["--use-dora", "maybe"], "true or false"),
+        (
+            ["--gradient-checkpointing", "0"],
+            "auto, on, off, or a whole number from 1 on; found '0'",
+        ),
+        (["--gradient-checkpointing", "some"], "or a whole number from 1 on; found 'some'"),
         (["--max-steps"], "expected one argument"),
         (["a.yaml", "b.yaml"], "unexpected argument 'b.yaml'"),
         (["no-such.yaml"], "cannot read the options in no-such.yaml"),

@@ -11,7 +11,7 @@ import pytest
 
 from mst.errors import ModelError
 from mst.model.files import read_config
-from mst.training.checkpoint import write_sealed
+from mst.training.sealed_directory import write_sealed
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.layouts.rounding import dequantize
 from mst_plugins.quantized_model import Scheme, decoder_linears, faults

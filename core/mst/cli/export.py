@@ -137,7 +137,7 @@ def _show_plan(console: Console, job: ExportJob) -> None:
 
 def _show_result(console: Console, directory: Path) -> None:
     from mst.export.job import PASSED
-    from mst.training.checkpoint import MANIFEST
+    from mst.training.sealed_directory import MANIFEST
 
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     shown = shlex.quote(os.path.relpath(directory))

@@ -141,10 +141,11 @@ def _bool(name: str, value: object) -> bool:
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
-    if meta["choices"] and str(value) not in meta["choices"]:
-        accepted = ", ".join(meta["choices"])
+    counted = meta["or_count"] and str(value).isdecimal() and int(value) >= 1
+    if meta["choices"] and str(value) not in meta["choices"] and not counted:
+        or_count = ", or a whole number from 1 on" if meta["or_count"] else ""
         raise UsageError(
-            f"{name} takes one of {accepted}; found {value!r}."
+            f"{name} takes one of {', '.join(meta['choices'])}{or_count}; found {value!r}."
             f"{nearest(str(value), meta['choices'])}"
         )
     for key, bad in (("at_least", operator.lt), ("above", operator.le), ("below", operator.ge)):

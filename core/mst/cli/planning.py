@@ -121,11 +121,12 @@ def _way_cells(each: Alternative) -> tuple[str, ...]:
     quantized = "" if made.quantization == "none" else f" {made.quantization}"
     moments = "" if made.optim == "adamw_torch" else f" {made.optim}"
     offload = "" if made.offload == "none" else f" {made.offload} on host"
+    again = "" if made.checkpointed_layers is None else f" {made.checkpointed_layers}"
     return (
         f"{made.tuner}{quantized}{moments}",
         f"{made.strategy}{offload}",
         str(made.world_size),
-        f"{made.micro_batch}{' ckpt' if made.checkpointing else ''}",
+        f"{made.micro_batch}{f' ckpt{again}' if made.checkpointing else ''}",
         gib(each.peak_bytes),
         gib(each.host_bytes) if each.host_bytes else "",
         "" if seconds is None else duration(seconds / rows),

@@ -20,7 +20,7 @@ from mst.model.card import model_card
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.seal.supply.bill import write_bill
-from mst.training.checkpoint import MANIFEST
+from mst.training.sealed_directory import MANIFEST
 
 # Lies in the merge that all formats share, once it has been compared.
 CHECK = "check.json"

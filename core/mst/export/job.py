@@ -29,6 +29,7 @@ from mst.quantities import gib
 from mst.registry import Registry, guarded
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.training import checkpoint
+from mst.training.sealed_directory import MANIFEST
 from mst.tuned import TunedModel, of_run
 
 # Where the merge lies that all formats share; a later export finds it there.
@@ -217,7 +218,7 @@ def refuse_existing(directory: Path) -> None:
 
 def _status(directory: Path) -> str | None:
     try:
-        found = json.loads((directory / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found.get("status") if isinstance(found, dict) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.configuration import Configuration
+from mst.configuration import Configuration, recomputed_layers
 from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, step_phases
@@ -68,7 +68,7 @@ def forecast(
         layers=max(1, model.layers),
         shape=step,
         scheme=_scheme(configuration, on_host, attention_kernel),
-        checkpointing=configuration.checkpointing,
+        recomputed=recomputed_layers(configuration, max(1, model.layers)),
         vocabulary=1 if configuration.scores else model.vocab_size,
         head_width=model.hidden_size,
         tied=model.tied_embeddings,
@@ -149,11 +149,14 @@ def _parts(
     compiled: bool,
 ) -> MemoryForecast:
     """Return the forecast whose parts are those of the peak phase."""
+    # Written from the host's memory, which on a CPU is the device's.
+    buffers, host = states.buffers, states.host + states.copied
+    if heap:
+        buffers, host = buffers + states.copied, states.host
     tensors = states.weights + states.adapters + states.optimizer + states.buffers + peak.bytes
     slack = segments_bytes(tensors, device)
     if heap:
-        alive = made.layers if peak.whole else 0
-        slack = heap_bytes(made, heap, alive, compiled) + _file_bytes(model, made)
+        slack = heap_bytes(made, heap, peak.whole, compiled) + _file_bytes(model, made)
     return MemoryForecast(
         runtime_bytes=LIBRARIES_BYTES if heap else context_bytes(device),
         weights_bytes=states.weights,
@@ -163,7 +166,7 @@ def _parts(
         activations_bytes=max(0, peak.activations),
         logits_bytes=peak.logits,
         available_bytes=available_bytes,
-        buffers_bytes=states.buffers,
+        buffers_bytes=buffers,
         slack_bytes=slack,
-        host_bytes=states.host,
+        host_bytes=host,
     )

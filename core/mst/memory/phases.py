@@ -56,7 +56,7 @@ class Step:
         layers: how many.
         shape: the micro-batch.
         scheme: numbers, and what is trained.
-        checkpointing: layers are recomputed in the backward pass.
+        recomputed: of the first layers, how many are recomputed in the backward pass.
         vocabulary: logits a position.
         head_width: input of the output head.
         tied: head and embedding share their weights.
@@ -72,7 +72,7 @@ class Step:
     layers: int
     shape: StepShape
     scheme: Scheme
-    checkpointing: bool
+    recomputed: int
     vocabulary: int
     head_width: int
     tied: bool
@@ -98,15 +98,18 @@ def step_phases(step: Step) -> Iterator[Phase]:
     head_cast = _head_values(step) * scheme.compute if scheme.casts else 0
     stream = tokens * layer.hidden * scheme.stream
     shared = _shared(step)
-    kept = step.layers * (stream if step.checkpointing else whole) + final + shared
-    if not (scheme.full or step.checkpointing):
+    # The first layers are the recomputed ones: what they would keep lives longest, and by the time
+    # that they are computed again, what the others keep is gone.
+    plain = step.layers - step.recomputed
+    kept = step.recomputed * stream + plain * whole + final + shared
+    if not (scheme.full or step.recomputed):
         # Nothing before the first adapter needs a gradient, so the first norm keeps nothing.
         kept -= tokens * norm_bytes(layer.hidden, 1, scheme, layer.layer_norm, scheme.stream)
     # Checkpointing drops what a layer keeps, but autocast's cache of trained weights lives on
     # until the forward pass is over.
-    cached = step.layers * base_casts if scheme.full or not step.checkpointing else base_casts
-    remain = 0 if step.checkpointing else step.layers * base_casts
-    remain_adapters = 0 if step.checkpointing else step.layers * adapters
+    cached = base_casts * (step.layers if scheme.full else max(1, plain))
+    remain = plain * base_casts
+    remain_adapters = plain * adapters
     if step.logit_rows:
         # The labels' states and their gradients, kept, and those of one chunk's logits.
         kept += 2 * step.shape.label_tokens * step.head_width * scheme.compute
@@ -150,32 +153,21 @@ def step_phases(step: Step) -> Iterator[Phase]:
         remain_adapters,
     )
     after = kept - final + remain
-    if step.checkpointing:
+    if plain:
+        yield from _layer_phases(step, before + head_gradient, after, remain_adapters)
+    if step.recomputed:
+        # Of the layers above only the gradients are there.
+        after -= plain * (whole + base_casts)
+        above = 0 if step.accumulates or not scheme.full else 4 * plain * layer.weights
         # Where the stream is float32, the norm's input is what checkpointing has kept.
         after += whole + base_casts + (stream if scheme.stream < 4 else 0)
-        remain_adapters = adapters
-    unpacked = _unpacked(step)
-    yield Phase(
-        "feed-forward, backward",
-        before + head_gradient,
-        after + mlp_backward_bytes(layer, tokens, scheme) + unpacked,
-        0,
-        remain_adapters,
-    )
-    yield Phase(
-        "attention, backward",
-        before + head_gradient,
-        after
-        - late_bytes(layer, step.shape, scheme)
-        + attention_backward_bytes(layer, step.shape, scheme)
-        + unpacked,
-        0,
-        remain_adapters,
-    )
+        yield from _layer_phases(
+            step, before + head_gradient + above, after, adapters, whole=plain == 0
+        )
     largest = 4 * layer.weights if not step.tied else step.vocabulary * step.head_width * 4
     extra = largest if scheme.full and (step.accumulates or step.tied) else 0
     in_flight = max(norm_backward_bytes(layer, tokens, scheme), stream)
-    first = whole + base_casts + stream if step.checkpointing else 0
+    first = whole + base_casts + stream if step.recomputed else 0
     # The embedding's gradient is the last to come, unless the head has made a place for it.
     late = 0 if step.tied or step.accumulates or not scheme.full else _head_values(step) * 4
     yield Phase("embedding, backward", step.gradients + extra, shared + in_flight, whole=False)
@@ -199,6 +191,33 @@ def step_phases(step: Step) -> Iterator[Phase]:
         whole=False,
     )
     yield Phase("optimizer step", step.gradients, step_copy=step.step_copy, whole=False)
+
+
+def _layer_phases(
+    step: Step, gradients: int, kept: int, casts: int, whole: bool = True
+) -> Iterator[Phase]:
+    """Yield the phases of a layer's backward pass, with `kept` of it and of those before it."""
+    layer, scheme = step.layer, step.scheme
+    unpacked = _unpacked(step)
+    yield Phase(
+        "feed-forward, backward",
+        gradients,
+        kept + mlp_backward_bytes(layer, step.shape.tokens, scheme) + unpacked,
+        0,
+        casts,
+        whole,
+    )
+    yield Phase(
+        "attention, backward",
+        gradients,
+        kept
+        - late_bytes(layer, step.shape, scheme)
+        + attention_backward_bytes(layer, step.shape, scheme)
+        + unpacked,
+        0,
+        casts,
+        whole,
+    )
 
 
 def _final_norm(step: Step) -> int:

@@ -66,25 +66,24 @@ def heap_environment(heap: str) -> dict[str, str]:
     return dict.fromkeys(names, str(MAPPED_FROM_BYTES[heap]))
 
 
-def heap_bytes(step: Step, heap: str, layers_alive: int, compiled: bool = False) -> int:
+def heap_bytes(step: Step, heap: str, whole: bool, compiled: bool = False) -> int:
     """Return what the CPU's heap has beyond the tensors that are alive at the peak.
 
     Args:
         step: of the forecast.
         heap: "tight" or "roomy".
-        layers_alive: layers whose kept tensors are counted as alive.
+        whole: every layer's kept tensors are counted as alive.
         compiled: the layers are.
     """
     mapped_from = MAPPED_FROM_BYTES[heap]
     small = sum(size for size in _kept_tensors(step) if size < mapped_from)
-    layers = step.layers
-    if step.checkpointing:
+    found = float(KERNELS_BYTES)
+    if step.recomputed:
         stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
-        inputs = stream * step.layers if stream < mapped_from else 0
-        return int(KERNELS_BYTES + RECOMPUTED_HOLES[heap] * small + inputs)
-    gone = small * (layers - layers_alive)
+        inputs = stream * step.recomputed if stream < mapped_from else 0
+        found += RECOMPUTED_HOLES[heap] * small + inputs
     holes = COMPILED_HOLES if compiled and heap == "roomy" else HEAP_HOLES[heap]
-    return int(KERNELS_BYTES + gone + holes * small * layers_alive)
+    return int(found + small * (step.layers - step.recomputed) * (holes if whole else 1))
 
 
 def _kept_tensors(step: Step) -> Iterator[int]:

@@ -49,6 +49,7 @@ class States:
         buffers: of collectives, and layers gathered for a moment.
         host: of the host's memory, all ranks.
         save: what a save gathers beside the rest, less the buffers, which are free by then.
+        copied: what a checkpoint that is written beside the steps takes, on the host.
     """
 
     weights: int
@@ -59,6 +60,7 @@ class States:
     buffers: int
     host: int
     save: int = 0
+    copied: int = 0
 
 
 def quantized_values(model: ModelFacts, configuration: Configuration) -> int:
@@ -160,16 +162,19 @@ def held(
         copy = 8 * largest if on_host else 4 * trained
     else:
         copy = 20 * largest if on_host else 0
+    moments = moments_bytes(trained, targets, configuration)
+    width = FLOAT_BYTES.get(configuration.weights_dtype, 4) if full else 4
     return States(
         weights=base + copy_bytes(model, configuration),
         adapters=0 if full else 4 * trained,
-        optimizer=moments_bytes(trained, targets, configuration),
+        optimizer=moments,
         gradients=gradients,
         step_copy=copy,
         buffers=min(4 * trained, max(BUCKET_BYTES, 4 * largest))
         if configuration.world_size > 1
         else 0,
         host=0,
+        copied=width * trained + moments if configuration.async_save else 0,
     )
 
 

@@ -245,11 +245,26 @@ def under_adapters(model: torch.nn.Module) -> Any:
     return whole.get_base_model() if hasattr(model, "peft_config") else whole
 
 
-def enable_checkpointing(model: torch.nn.Module, row_gradients: bool = False) -> None:
-    """Recompute each layer's activations in the backward pass.
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the layers of the model's decoder, first to last, as transformers checkpoints them."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    decoder = under_adapters(model).get_decoder()
+    return [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
+
+
+def enable_checkpointing(
+    model: torch.nn.Module, layers: int | None = None, row_gradients: bool = False
+) -> None:
+    """Recompute each layer's activations in the backward pass, or those of the first layers.
+
+    The backward pass comes to the first layers last: what they would keep lives longest, and when
+    they are computed again, what the others have kept is gone. Megatron-LM's "block" method takes
+    the first for the same reason.
 
     Args:
         model: ready to be trained.
+        layers: of the decoder's first so many; None for all, and for those of towers beside it.
         row_gradients: Opacus's hooks see the recomputed pass alone, as torch's older form has it;
             in the newer one they would keep what the first pass met.
     """
@@ -263,6 +278,8 @@ def enable_checkpointing(model: torch.nn.Module, row_gradients: bool = False) ->
         inner.activation_checkpointing_enable(arguments)
     else:
         inner.gradient_checkpointing_enable(arguments)
+    for each in decoder_layers(model)[layers:] if layers is not None else ():
+        each.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def _same_casts(model: torch.nn.Module) -> Callable[[], tuple[Any, Any]]:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst import serial
-from mst.durable import file_listing, seal_directory, sha256
-from mst.errors import RunError, TrainingError
-from mst.seal.container.cipher import derived
+from mst.durable import sha256
+from mst.errors import RunError
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import tensor_files
 from mst.training import zero as sharded
 from mst.training.optimizers import optimizer_tensors, restore_optimizer
 from mst.training.parallel import ALONE, Group, rank_name, share_text, shared_tensors
-from mst.training.tensor_files import ADAPTER_WEIGHTS, ENDING, file_name
+from mst.training.sealed_directory import (
+    MANIFEST,
+    empty,
+    manifest_mac,
+    remove,
+    seal,
+    whole_or_absent,
+)
+from mst.training.tensor_files import ADAPTER_WEIGHTS, Write, file_name
 
 if TYPE_CHECKING:
     import torch
 
-MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
@@ -68,6 +73,7 @@ def write_weights(
     target: Path,
     weights: Mapping[str, torch.Tensor] | None = None,
     keys: KeyRing = NO_KEYS,
+    write: Write | None = None,
 ) -> None:
     """Write the trained weights in the layout of PEFT (adapters) or transformers (whole models).
 
@@ -76,6 +82,7 @@ def write_weights(
         target: a directory.
         weights: the trained weights by name, where the model's own are only a share.
         keys: of an encrypted run.
+        write: takes the tensors of a file, in place of the library's function and of `keys`'.
     """
     whole: Any = model
     # safetensors only: no pickle can hide in a checkpoint.
@@ -85,7 +92,7 @@ def write_weights(
     if weights is not None and hasattr(model, "peft_config"):
         # Left to itself, PEFT looks for changes in embeddings that this rank has no copy of.
         arguments |= {"state_dict": dict(weights), "save_embedding_layers": False}
-    with tensor_files.saving(keys):
+    with tensor_files.saving(keys, write):
         whole.save_pretrained(target, **arguments)
 
 
@@ -158,87 +165,39 @@ def save(
     """
     import torch
 
-    def fill(part: Path) -> None:
-        weights, tensors = gathered or (None, optimizer_tensors(optimizer, names))
-        write_weights(model, part, weights, keys)
-        host = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        tensor_files.write(host, part / file_name(OPTIMIZER, keys), keys)
-        tensor_files.write(random, part / file_name(RANDOM, keys), keys)
-        (part / STATE).write_text(serial.dumps(state), encoding="utf-8")
-
     target = checkpoint_path(directory, state.step)
-    with torch.no_grad():
-        write_sealed(target, fill, keys)
+    with torch.no_grad(), whole_or_absent(target) as part:
+        empty(part)
+        fill(part, state, model, optimizer, names, random, gathered, keys)
+        seal(part, target, keys)
     return target
 
 
-def write_sealed(target: Path, fill: Callable[[Path], None], keys: KeyRing = NO_KEYS) -> None:
-    """Make directory `target` with what `fill` writes and a manifest of hashes, or not at all.
+def fill(
+    part: Path,
+    state: TrainState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    names: dict[int, str],
+    random: dict[str, torch.Tensor],
+    gathered: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None,
+    keys: KeyRing,
+    write: Write | None = None,
+) -> None:
+    """Write a checkpoint's files into a directory; arguments are those of `save`.
 
     Args:
-        target: a directory; one that is there is replaced.
-        fill: writes into the directory that it is given.
-        keys: of an encrypted run, by which the manifest is authenticated.
-
-    Raises:
-        TrainingError: it can't be written; the partial copy is removed.
+        part: the directory.
+        write: takes the tensors of each file; None to write them here.
     """
-    from safetensors import SafetensorError
-
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        fill(part)
-        if keys.key_files:
-            _refuse_plain(part)
-        listing = file_listing(part)
-        text = json.dumps({"files": listing, **_mac(target.name, listing, keys)}, indent=2)
-        (part / MANIFEST).write_text(text, encoding="utf-8")
-        if target.exists():
-            remove(target)
-        seal_directory(part, target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error)[:200]
-        raise TrainingError(
-            f"cannot write {target}: {reason}. Earlier checkpoints are untouched."
-            " Free some space (or fix the directory's permissions), then run the same command"
-            " with --resume."
-        ) from None
-
-
-def _refuse_plain(part: Path) -> None:
-    """Raise TrainingError when tensors lie in the clear: a library has another way to write."""
-    plain = sorted(part.rglob(f"*{ENDING}"))
-    if plain:
-        shutil.rmtree(part, ignore_errors=True)
-        raise TrainingError(
-            f"{plain[0].name} was written unencrypted, which --encrypt-run must not do, and was"
-            " removed again. This version of transformers or peft is not one that mst knows:"
-            " install those of constraints.txt, and report this."
-        )
-
-
-def _mac(name: str, listing: Mapping[str, Any], keys: KeyRing) -> dict[str, str]:
-    """Return what authenticates a manifest in an encrypted run; nothing in a plain one.
-
-    Each encrypted file is authentic by itself. This binds them to each other, to the plain files
-    beside them and to their directory's name: none can be put in from another checkpoint.
-    """
-    if not keys.key_files:
-        return {}
-    key = derived(keys.key_files[0], name.encode(), b"manifest")
-    text = json.dumps(listing, sort_keys=True).encode()
-    return {"hmac": hmac.new(key, text, hashlib.sha256).hexdigest()}
-
-
-def remove(target: Path) -> None:
-    """Delete a checkpoint so that a crash on the way can't leave a part of it under its name."""
-    trash = target.with_name(f".{target.name}.trash.part")
-    shutil.rmtree(trash, ignore_errors=True)
-    target.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    weights, tensors = gathered or (None, optimizer_tensors(optimizer, names))
+    write_weights(model, part, weights, keys, write)
+    if write is None:
+        write = tensor_files.write
+        tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    write(tensors, part / file_name(OPTIMIZER, keys), keys, None)
+    write(random, part / file_name(RANDOM, keys), keys, None)
+    (part / STATE).write_text(serial.dumps(state), encoding="utf-8")
 
 
 def set_aside(target: Path, directory: Path) -> None:
@@ -257,7 +216,7 @@ def is_whole(checkpoint: Path, keys: KeyRing = NO_KEYS) -> bool:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files: dict[str, Any] = manifest["files"]
-        mac = _mac(checkpoint.name, files, keys)
+        mac = manifest_mac(checkpoint.name, files, keys)
         return all(hmac.compare_digest(manifest[name], mac[name]) for name in mac) and all(
             (checkpoint / name).stat().st_size == facts["bytes"]
             and sha256(checkpoint / name) == facts["sha256"]

@@ -140,7 +140,7 @@ def too_large(
         )
         if request.on_oom != "shrink":
             ways.append("--on-oom shrink, which does that by itself and goes on from the step")
-    if not plan.gradient_checkpointing:
+    if not plan.gradient_checkpointing or plan.checkpointed_layers is not None:
         ways.append("--gradient-checkpointing on")
     ways.append(f"a --max-length below {plan.max_length}")
     if plan.tuner == "full":

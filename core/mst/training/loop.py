@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mst.errors import PeerFailed, TrainingError
-from mst.training import checkpoint, faults, parallel, precision, zero
+from mst.training import faults, parallel, precision, zero
 from mst.training.adapters import trained_parameters
+from mst.training.background_save import Writer, save
 from mst.training.checkpoint import TrainState
 from mst.training.evaluation import held_out
 from mst.training.micro_batches import (
@@ -55,10 +56,16 @@ def run(session: Session, state: TrainState) -> Outcome:
             was lost, or a save failed.
         PeerFailed: on a rank that has nothing to say, because another one raised.
     """
+    with Writer() as writer:
+        return _run(session, state, writer)
+
+
+def _run(session: Session, state: TrainState, writer: Writer) -> Outcome:
     plan, request = session.plan, session.request
     saved_at = state.step
     ending, evaluation = "done", None
     while state.step < plan.total_steps:
+        writer.check()
         if parallel.highest(session.group, int(session.stop_asked())):
             ending = "interrupted"
             break
@@ -67,7 +74,8 @@ def run(session: Session, state: TrainState) -> Outcome:
                 state = _one_step(session, state)
         except _Agreed as error:
             if saved_at != state.step and error.whole and _weights_are_finite(session):
-                _save(session, state)
+                save(session, state, writer)
+            writer.wait()
             raise error.reason if session.group.first else PeerFailed from None
         last = state.step == plan.total_steps
         if session.val and (last or _due(state.step, request.eval_steps, plan.steps_per_epoch)):
@@ -78,12 +86,12 @@ def run(session: Session, state: TrainState) -> Outcome:
                 ending = "early"
         best = state.best_step == state.step
         if best or last or _due(state.step, request.save_steps, plan.steps_per_epoch):
-            _save(session, state)
+            save(session, state, writer)
             saved_at = state.step
         if ending == "early":
             break
     if saved_at != state.step:
-        _save(session, state)
+        save(session, state, writer)
     return Outcome(ending, state, evaluation)
 
 
@@ -106,24 +114,6 @@ def _weights_are_finite(session: Session) -> bool:
 
 def _due(step: int, every: int | None, steps_per_epoch: int) -> bool:
     return step % (every or steps_per_epoch) == 0
-
-
-def _save(session: Session, state: TrainState) -> None:
-    directory = session.checkpoints
-    with faults.named(session.device, f"while step {state.step} was being saved"):
-        random = parallel.gathered(session.group, checkpoint.random_states(session.device))
-        shares = None
-        if session.zero is not None:
-            weights = zero.weights(session.zero, session.group)
-            shares = weights, zero.optimizer_tensors(session.zero, session.group)
-        if not session.group.first:
-            return
-        model = session.zero.engine.module if session.zero else session.model
-        checkpoint.save(
-            directory, state, model, session.optimizer, session.names, random, shares, session.keys
-        )
-    checkpoint.prune(directory, session.request.save_total_limit, state.best_step)
-    session.reporter.saved(state.step)
 
 
 def _micro_batch(session: Session, state: TrainState) -> int:

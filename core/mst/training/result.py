@@ -20,6 +20,7 @@ from mst.training import checkpoint, lora_init
 from mst.training import zero as sharded
 from mst.training.faults import free_memory, named
 from mst.training.reference import as_before
+from mst.training.sealed_directory import write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def _write_result(training: Training, weights: Mapping[str, torch.Tensor] | None
                 shutil.copyfile(source / each, part / each)
 
     target = training.run / ("model" if plan.tuner == "full" else "adapter")
-    checkpoint.write_sealed(target, fill, keys)
+    write_sealed(target, fill, keys)
     return target
 
 

@@ -112,13 +112,14 @@ def make_session(
     keys: KeyRing = NO_KEYS,
     compiled: bool = False,
     shares: bool = False,
+    logits: Logits | None = None,
 ) -> Session:
     """Gather what the loop needs, with a fresh optimizer; the model is as it was before training.
 
     With `zero_config` the model is handed to DeepSpeed; for stage 3 it may lie on the host. The
     default of `objective` is the built-in one that the request names. Where it needs the model
     before training, that is the base under the adapter, a frozen copy, or, when the request wants
-    it, log-probabilities that are computed here.
+    it, log-probabilities that are computed here. The default of `logits` is what `logits_in` says.
 
     Raises:
         TrainingError: the model does not sit on the device that was asked for.
@@ -146,7 +147,7 @@ def make_session(
         layout=layout_of(packing and not objective.scores, plan.attention, compiled),
         shares=shares and packing,
         sizes=row_sizes(train, plan.max_length if request.packing else None),
-        logits=logits_in(model, device, plan),
+        logits=logits or logits_in(model, device, plan),
         plan=plan,
         request=request,
         checkpoints=checkpoints,

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     import torch
 
-# The format's names of dtypes, and torch's.
+# The format's names of dtypes, and torch's, in the order in which the library lays them out.
 _DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "F64": "float64", "F32": "float32", "I32": "int32", "BF16": "bfloat16",
+    "F16": "float16", "I16": "int16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 _FORMAT_NAMES = {f"torch.{name}": kind for kind, name in _DTYPES.items()}
 
@@ -35,8 +35,17 @@ def laid_out(
         tensors: contiguous; those of a device are brought to the host one by one.
         metadata: of the file.
     """
+    found, size = pieces(tensors, metadata)
+    return io.BufferedReader(_Pieces(found)), size
+
+
+def pieces(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[Iterator[memoryview], int]:
+    """Return the pieces of a safetensors file in their order, and its size; arguments as above."""
     # Wide elements first, so that each tensor begins at a multiple of its elements' size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    places = {f"torch.{name}": place for place, name in enumerate(_DTYPES.values())}
+    order = sorted(tensors, key=lambda name: (places[str(tensors[name].dtype)], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
@@ -51,7 +60,7 @@ def laid_out(
     text += b" " * (-len(text) % 8)
     start = memoryview(len(text).to_bytes(8, "little") + text)
     rest = (_bytes_of(tensors[name].cpu()) for name in order)
-    return io.BufferedReader(_Pieces(chain([start], rest))), len(start) + end
+    return chain([start], rest), len(start) + end
 
 
 def tensors_in(file: BinaryIO) -> dict[str, torch.Tensor]:

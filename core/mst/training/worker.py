@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from mst.objective import Objective
     from mst.registry import Registry
     from mst.training.loop import Outcome
+    from mst.training.loss import Logits
     from mst.training.session import Session
 
 
@@ -116,7 +117,7 @@ def _load(
         _seed(request.seed)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
     if plan.gradient_checkpointing:
-        enable_checkpointing(model, row_gradients=plan.privacy is not None)
+        enable_checkpointing(model, plan.checkpointed_layers, plan.privacy is not None)
     return model
 
 
@@ -330,7 +331,7 @@ def _session(training: Training) -> Session:
     from mst.training.batches import layout_of
     from mst.training.isolation import rows_stay_apart
     from mst.training.report import Reporters
-    from mst.training.session import make_session
+    from mst.training.session import logits_in, make_session
 
     prepared, request, plan = training.prepared, training.request, training.plan
     zero_config = None
@@ -351,8 +352,10 @@ def _session(training: Training) -> Session:
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()
-    shares = packing and plan.prefix_sharing and _shares(training)
-    compiled = plan.compiled and _compiled(training, packing, shares)
+    with named(training.device, "in a first forward pass"):
+        logits = logits_in(training.model, training.device, plan)
+    shares = packing and plan.prefix_sharing and _shares(training, logits)
+    compiled = plan.compiled and _compiled(training, packing, shares, logits)
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -374,6 +377,7 @@ def _session(training: Training) -> Session:
             training.keys,
             compiled,
             shares,
+            logits,
         )
     if late:
         session = replace(session, layout=layout_of(apart(), plan.attention))
@@ -392,12 +396,11 @@ def _session(training: Training) -> Session:
     return session
 
 
-def _shares(training: Training) -> bool:
+def _shares(training: Training, logits: Logits) -> bool:
     """Return whether rows share their beginnings, or say why they don't."""
     import torch
 
     from mst.training.isolation import sharing_obstacle
-    from mst.training.session import logits_in
 
     plan, prepared = training.plan, training.prepared
     with named(training.device, "in a first pass forward and back"):
@@ -407,7 +410,7 @@ def _shares(training: Training) -> bool:
             training.device,
             getattr(torch, plan.compute_dtype),
             plan.max_length + prepared.objective.samples,
-            logits_in(training.model, training.device, plan),
+            logits,
         )
     if reason:
         training.console.print(
@@ -417,14 +420,13 @@ def _shares(training: Training) -> bool:
     return not reason
 
 
-def _compiled(training: Training, packing: bool, shares: bool) -> bool:
+def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
     """Compile the model's layers, or say why they run as they are."""
     import torch
 
     from mst.job import cache_dir
     from mst.training.batches import layout_of
     from mst.training.compilation import compile_layers, tensor_kind
-    from mst.training.session import logits_in
 
     plan, objective = training.plan, training.prepared.objective
     sequences = len(objective.sequences(training.prepared.train.examples[0]))
@@ -438,7 +440,7 @@ def _compiled(training: Training, packing: bool, shares: bool) -> bool:
             getattr(torch, plan.compute_dtype),
             layout_of(packing and not objective.scores, plan.attention, compiled=True),
             tensor_kind(plan, training.request, sequences, shares),
-            logits_in(training.model, training.device, plan),
+            logits,
             objective.scores,
             cache_dir(),
         )
@@ -488,6 +490,7 @@ def _judged(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing) 
             available_bytes=plan.memory.available_bytes,
             cause="out of memory",
             when=rundir.now(),
+            checkpointed_layers=plan.checkpointed_layers,
         )
         rundir.add_miss(run, miss)
         raise

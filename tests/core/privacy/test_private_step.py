@@ -162,14 +162,15 @@ def test_a_step_that_draws_nobody_is_taken_all_the_same(begin: Begin) -> None:
     assert float((after - before).abs().min()) > 0
 
 
-def test_checkpointing_leaves_the_same_gradients(begin: Begin) -> None:
+@pytest.mark.parametrize("layers", [None, 1])
+def test_checkpointing_leaves_the_same_gradients(begin: Begin, layers: int | None) -> None:
     from mst.training.adapters import enable_checkpointing
     from mst.training.private_step import clipped_sums
 
     plain, private = started(begin(train=ROWS, packing=False))
     wanted = flat(clipped_sums(plain, private, 0, 4).sums)
     session = begin(train=ROWS, packing=False)
-    enable_checkpointing(session.model, row_gradients=True)
+    enable_checkpointing(session.model, layers, row_gradients=True)
     session, private = started(session)
     found = flat(clipped_sums(session, private, 0, 4).sums)
 

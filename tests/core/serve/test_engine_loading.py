@@ -59,7 +59,7 @@ def changed(run: Path, path: Path) -> Path:
     """Copy a run with another adapter: a fresh one of the same shape."""
     from safetensors.torch import load_file, save_file
 
-    from mst.training.checkpoint import write_sealed
+    from mst.training.sealed_directory import write_sealed
 
     shutil.copytree(run, path)
     weights = load_file(path / "adapter/adapter_model.safetensors")

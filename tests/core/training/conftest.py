@@ -192,7 +192,7 @@ def begin(
         torch.manual_seed(0)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
         if plan.gradient_checkpointing:
-            enable_checkpointing(model)
+            enable_checkpointing(model, plan.checkpointed_layers)
         return make_session(
             model,
             torch.device("cpu"),

@@ -15,6 +15,7 @@ from mst.errors import RunError, TrainingError
 from mst.training import checkpoint
 from mst.training.checkpoint import TrainState
 from mst.training.loop import run
+from mst.training.sealed_directory import MANIFEST
 
 Begin = Callable[..., Any]
 
@@ -32,9 +33,9 @@ def test_no_pickle_and_every_file_is_in_the_manifest(saved: Path) -> None:
     newest = checkpoint.newest_whole(saved)
     assert newest is not None
     names = {each.name for each in newest.iterdir()}
-    listed = json.loads((newest / checkpoint.MANIFEST).read_text())["files"]
+    listed = json.loads((newest / MANIFEST).read_text())["files"]
 
-    assert names == {*listed, checkpoint.MANIFEST}
+    assert names == {*listed, MANIFEST}
     assert {"adapter_model.safetensors", "optimizer.safetensors", "state.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in names)
 

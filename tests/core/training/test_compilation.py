@@ -103,7 +103,7 @@ def test_losses_and_gradients_are_those_of_plain_layers(
 
     model = causal(kind, adapted, **more)
     if not adapted:
-        enable_checkpointing(model)
+        enable_checkpointing(model, 1)
     plain = learned(model)
     types = {type(each) for each in model.modules()}
 

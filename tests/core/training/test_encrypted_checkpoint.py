@@ -21,6 +21,7 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.training import checkpoint, tensor_files
 from mst.training.checkpoint import TrainState, checkpoint_path
 from mst.training.loop import run
+from mst.training.sealed_directory import MANIFEST, remove, write_sealed
 from mst.training.session import Session
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def test_going_on_ends_as_without_a_stop(begin: Begin, keys: KeyRing, tuner: str
     whole = dataclasses.replace(begin(**options), keys=keys)
     run(whole, TrainState())
     uninterrupted = tensors_of(checkpoint_path(whole.checkpoints, 6), keys)
-    checkpoint.remove(checkpoint_path(whole.checkpoints, 6))
+    remove(checkpoint_path(whole.checkpoints, 6))
     again = dataclasses.replace(begin(**options), keys=keys)
     newest = checkpoint.newest_whole(again.checkpoints, keys)
     assert newest is not None
@@ -124,7 +125,7 @@ def flip_a_bit(path: Path) -> None:
 
 def hash_anew(directory: Path) -> None:
     """Make the manifest say what the files are, as somebody without the key would."""
-    path = directory / checkpoint.MANIFEST
+    path = directory / MANIFEST
     manifest = json.loads(path.read_text())
     for name, facts in manifest["files"].items():
         file = directory / name
@@ -202,7 +203,7 @@ def test_tensors_that_a_library_wrote_by_itself_are_not_kept(keys: KeyRing, tmp_
         tensor_files.write({"a": torch.ones(3)}, part / "model.safetensors", NO_KEYS)
 
     with pytest.raises(TrainingError, match="was written unencrypted"):
-        checkpoint.write_sealed(tmp_path / "model", fill, keys)
+        write_sealed(tmp_path / "model", fill, keys)
 
     assert not list(tmp_path.iterdir())
 

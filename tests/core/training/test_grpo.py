@@ -24,6 +24,7 @@ from mst.training.micro_batches import counted, part_of, preludes, share_of
 from mst.training.objectives import find_objective
 from mst.training.objectives.grpo import LOSS_TYPES, Completion, advantages
 from mst.training.sampling import sampled
+from mst.training.sealed_directory import remove
 
 Begin = Callable[..., Any]
 FAST = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
@@ -216,7 +217,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(grpo: Begin) -> None:
     plan: dict[str, Any] = {"lora_dropout": 0.1, "save_steps": 100, "beta": 0.1}
     whole = grpo(**plan)
     run(whole, TrainState())
-    checkpoint.remove(checkpoint.checkpoint_path(whole.checkpoints, 4))
+    remove(checkpoint.checkpoint_path(whole.checkpoints, 4))
     stops = iter([False] * 2 + [True])
     run(grpo(**plan, stop=lambda: next(stops)), TrainState())
     resumed = grpo(**plan)

@@ -12,8 +12,10 @@ import pytest
 from mst.data.encode import Example
 from mst.errors import TrainingError
 from mst.training import checkpoint
+from mst.training.adapters import decoder_layers
 from mst.training.checkpoint import TrainState
 from mst.training.loop import run
+from mst.training.sealed_directory import remove
 
 Begin = Callable[..., Any]
 
@@ -41,7 +43,12 @@ def test_accumulation_does_not_change_the_loss(begin: Begin, record: Any) -> Non
     assert [each.loss for each in record.steps] == pytest.approx(whole, rel=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"packing": False}, {"gradient_checkpointing": True}], ids=str)
+SOME_LAYERS: dict[str, Any] = {"gradient_checkpointing": True, "checkpointed_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "change", [{"packing": False}, {"gradient_checkpointing": True}, SOME_LAYERS], ids=str
+)
 def test_layout_and_checkpointing_do_not_change_the_loss(
     begin: Begin, record: Any, change: dict[str, Any]
 ) -> None:
@@ -51,6 +58,44 @@ def test_layout_and_checkpointing_do_not_change_the_loss(
     run(begin(**change), TrainState())
 
     assert [each.loss for each in record.steps] == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"tuner": "full"},
+        {"tuner": "qlora", "quantization": "nf4"},
+        {"lora_dropout": 0.3},
+        {"blocks": True},
+        {"shares": True},
+    ],
+    ids=str,
+)
+def test_gradients_are_the_same_whichever_layers_are_recomputed(
+    begin: Begin, how: dict[str, Any]
+) -> None:
+    def trained(**change: Any) -> list[bytes]:
+        session = begin(total_steps=3, **how, **change)
+        run(session, TrainState())
+        return trained_bytes(session)
+
+    assert trained(**SOME_LAYERS) == trained()
+
+
+def test_only_the_first_layers_are_computed_twice(begin: Begin) -> None:
+    session = begin(total_steps=1, gradient_accumulation_steps=1, **SOME_LAYERS)
+    calls: dict[int, int] = {}
+    layers = decoder_layers(session.model)
+    for place, layer in enumerate(layers):
+        inner: Any = layer
+        inner.mlp.register_forward_pre_hook(
+            lambda *_, place=place: calls.update({place: calls.get(place, 0) + 1})
+        )
+    run(session, TrainState())
+
+    assert len(layers) == 2
+    assert calls == {0: 2, 1: 1}
 
 
 @pytest.mark.parametrize("variant", [{"use_dora": True}, {"use_rslora": True}], ids=str)
@@ -108,11 +153,15 @@ def test_early_stopping_stops(begin: Begin, examples: list[Example], record: Any
     assert outcome.state.worse_evaluations == 2
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin, blocks: bool) -> None:
+@pytest.mark.parametrize(
+    "how", [{"blocks": False}, {"blocks": True}, {"async_save": True, **SOME_LAYERS}], ids=str
+)
+def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(
+    begin: Begin, how: dict[str, Any]
+) -> None:
     # Blocks of 40 tokens hold several of the rows each, and an epoch has two steps of them.
     options: dict[str, Any] = {"total_steps": 8, "lora_dropout": 0.1, "save_steps": 100}
-    options |= {"blocks": blocks, "max_length": 40}
+    options |= {"max_length": 40, **how}
     whole = begin(**options)
     run(whole, TrainState())
     stops = iter([False] * 3 + [True])
@@ -125,7 +174,7 @@ def test_a_wish_to_stop_saves_and_resume_ends_byte_identical(begin: Begin, block
     resumed = begin(**options)
     found = checkpoint.newest_whole(resumed.checkpoints)
     # The uninterrupted run saved its last step in the same directory.
-    checkpoint.remove(checkpoint.checkpoint_path(resumed.checkpoints, 8))
+    remove(checkpoint.checkpoint_path(resumed.checkpoints, 8))
     found = checkpoint.newest_whole(resumed.checkpoints)
     assert found is not None
     state = checkpoint.restore(

@@ -21,6 +21,7 @@ from mst.training.evaluation import held_out
 from mst.training.loop import run
 from mst.training.objectives import BUILT_IN, find_objective
 from mst.training.objectives.kto import mismatched
+from mst.training.sealed_directory import remove
 
 Begin = Callable[..., Any]
 OVER_PAIRS = ("dpo", "orpo", "simpo")
@@ -89,7 +90,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_metrics(
     whole = begin(**plan)
     run(whole, TrainState())
     told = figures(record)
-    checkpoint.remove(checkpoint.checkpoint_path(whole.checkpoints, 6))
+    remove(checkpoint.checkpoint_path(whole.checkpoints, 6))
     stops = iter([False] * 3 + [True])
     run(begin(**plan, stop=lambda: next(stops)), TrainState())
     resumed = begin(**plan)

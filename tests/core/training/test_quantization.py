@@ -25,6 +25,7 @@ from mst.training.quantization import (
     dequantized_weight,
     quantized_layers,
 )
+from mst.training.sealed_directory import remove
 from mst.training.session import Session
 
 CPU = torch.device("cpu")
@@ -126,7 +127,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     state = run(whole, TrainState()).state
     files = {each.name: each.read_bytes() for each in last(tmp_path).iterdir()}
     for path in checkpoint.listed(tmp_path / "checkpoints")[1:]:
-        checkpoint.remove(path)
+        remove(path)
     again = begin(**options)
     found = checkpoint.restore(
         last(tmp_path), again.model, again.optimizer, again.names, again.device

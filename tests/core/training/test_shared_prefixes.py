@@ -162,12 +162,12 @@ def test_so_are_they_however_logits_are_had(layout: Layout, how: Logits, adapter
     assert_alike(model, few_shot_rows(), layout, how)
 
 
-@pytest.mark.parametrize("adapters", [True, False])
-def test_so_are_they_with_recomputed_activations(adapters: bool) -> None:
+@pytest.mark.parametrize(("adapters", "layers"), [(True, None), (False, None), (True, 1)])
+def test_so_are_they_with_recomputed_activations(adapters: bool, layers: int | None) -> None:
     model = made("qwen3")
     if adapters:
         model = adapted(model)
-    enable_checkpointing(model)
+    enable_checkpointing(model, layers)
 
     assert_alike(model.train(), few_shot_rows(), "alike", HeadForm())
 

@@ -21,9 +21,10 @@ from mst.data.refusals import Refusals
 from mst.data.streaming import StreamedRows, open_files
 from mst.errors import DataError, UsageError
 from mst.request import TrainRequest
-from mst.training.checkpoint import TrainState, listed, newest_whole, remove, restore
+from mst.training.checkpoint import TrainState, listed, newest_whole, restore
 from mst.training.loop import run
 from mst.training.order import row_sizes, step_rows
+from mst.training.sealed_directory import remove
 from mst.workload import largest_step
 
 Streamed = Callable[..., Prepared]

@@ -81,13 +81,16 @@ def alone(
 def shared(
     tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A run of two processes for each strategy, full tuning: the same rows a step."""
+    """A run of two processes for each strategy, full tuning: the same rows a step.
+
+    They compute one of the two layers twice.
+    """
     runs = {}
     for strategy in STRATEGIES:
         runs[strategy] = tmp_path_factory.mktemp("zero") / strategy
         done = train(
             tiny_model, chat_rows, runs[strategy], tuner="full", deepspeed=strategy,
-            nproc_per_node=2, per_device_train_batch_size=2,
+            nproc_per_node=2, per_device_train_batch_size=2, gradient_checkpointing=1,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     return runs

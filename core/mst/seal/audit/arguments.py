@@ -77,6 +77,8 @@ def _shown(value: Any, choices: Container[Any] | None, metavar: str, name: str) 
         return [_shown(each, choices, metavar, name) for each in value]
     if isinstance(value, (bool, int, float)):
         return value
+    if "N" in metavar.split("|") and re.fullmatch(r"[0-9]{1,9}", str(value)):
+        return str(value)
     if choices is not None:
         return str(value) if value in choices else WITHHELD
     words = {each.lower() for each in re.split(r"[^A-Za-z]+", metavar) if each}

@@ -18,7 +18,7 @@ from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.plan import plan_engine
 from mst.serve.http.limits import Limits
 from mst.serve.job import EngineJob, prepare_engine
-from mst.training.checkpoint import MANIFEST
+from mst.training.sealed_directory import MANIFEST
 
 # Of the `serve` extra.
 PACKAGES = ("uvicorn", "pydantic", "llguidance")
