@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mst.bench.chat_clients import Question, ask_together, percentile
 from mst.bench.process import error_in, mst_command, run_watched, started
 from mst.bench.results import Exported, Served
-from mst.training.checkpoint import MANIFEST
+from mst.training.sealed_directory import MANIFEST
 
 if TYPE_CHECKING:
     from mst.bench.cells import Cell

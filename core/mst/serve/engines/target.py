@@ -13,7 +13,7 @@ from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.engines import ModelToServe
-from mst.training.checkpoint import MANIFEST
+from mst.training.sealed_directory import MANIFEST
 from mst.tuned import of_run
 
 
