@@ -70,6 +70,11 @@ def bench(wish: Wish, events: Events) -> Results:
         MstError: the directory, the cluster or a forecast stands in the way.
     """
     cells = cells_of(wish.matrix)
+    if wish.ray:
+        from mst.bench.ray_cluster import kind_of
+
+        for cell in cells:  # before anything is claimed
+            kind_of(cell)
     with store.claim(wish.directory, wish.matrix):
         known = store.read(wish.directory)
         to_do = store.left(cells, known, wish.retry)

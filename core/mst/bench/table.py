@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.bench import figures
@@ -146,9 +147,9 @@ def _show_products(console: Console, cells: Sequence[Measured]) -> None:
 
 
 def short(each: Measured) -> str:
-    """Return a cell in a few words."""
+    """Return a cell in a few words; of a model's path the last part."""
     cell = each.cell
-    return f"{cell.model}, {cell.method}, {cell.length}, {cell.batch}"
+    return f"{Path(cell.model).name or cell.model}, {cell.method}, {cell.length}, {cell.batch}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.simulated import simchip_environment
 
 from mst.bench.results import Measured, Results, read_results
 from mst.bench.store import MEASURED
@@ -33,10 +35,12 @@ options: {{threads: 1}}
 """
 
 
-def bench(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def bench(
+    *arguments: object, cwd: Path, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mst", "bench", *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "200"},
+        env=(environ or os.environ) | {"COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -145,3 +149,20 @@ def test_a_cell_that_hangs_is_ended_and_the_next_goes_on(
     assert done.returncode == EXIT_FAILED
     assert statuses == ["timeout"] * 2
     assert "ended after" in done.stdout
+
+
+def test_a_cell_that_runs_out_of_memory_is_marked_and_the_next_goes_on(
+    tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    text = MATRIX.format(model=tiny_model, rows=chat_rows) + "packing: false\n"
+    text = text.replace("[cpu, ascend]", "[simchip, ascend]")
+    (tmp_path / "matrix.yaml").write_text(re.sub("methods: .*", "methods: [lora]", text))
+    # The chip promises 4 GiB and has 2 MiB.
+    environ = simchip_environment(fault="capacity:0.0005")
+    done = bench("matrix.yaml", "--output-dir", "out", cwd=tmp_path, environ=environ)
+    found = read_results(tmp_path / "out").cells
+
+    # It says something about the chip, so the command has not failed.
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [each.status for each in found] == ["out of memory", "absent"]
+    assert "simchip:0 ran out of memory" in found[0].reason

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from tests.measured_cells import cell
 
 from mst.bench.cells import cells_of, train_arguments
-from mst.bench.matrix import QUICK, read_matrix
+from mst.bench.matrix import QUICK, Matrix, read_matrix
 from mst.bench.predict import train_request
 from mst.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 WHOLE = """
 name: wards
 models: [default, /models/qwen]
@@ -111,3 +113,24 @@ def test_a_matrix_that_is_wrong_is_refused_before_anything_runs(
 def test_a_matrix_that_is_not_there_names_what_else_there_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No such file.*quick, show, merge and peak"):
         read_matrix(tmp_path / "quik")
+
+
+@pytest.mark.parametrize("name", ["bench.yaml", "bench-npu.yaml"])
+def test_the_matrices_of_ci_can_be_run(name: str) -> None:
+    found = read_matrix(ROOT / "ci" / name)
+
+    assert {each.devices for each in cells_of(found)} == {1}
+    assert set(found.devices) <= {"cpu", "simchip", "npu"}
+
+
+def test_the_matrix_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
+    found = read_matrix(written(tmp_path, text.partition("```yaml\n")[2].partition("```")[0]))
+
+    assert len(cells_of(found)) == 2 * 5 * 2 * 3 * 2
+
+
+def test_every_key_of_a_matrix_is_documented() -> None:
+    text = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
+
+    assert [each.name for each in fields(Matrix) if f"`{each.name}`" not in text] == []
