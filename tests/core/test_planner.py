@@ -386,6 +386,17 @@ def test_compiled_layers_leave_fewer_holes_in_the_heap() -> None:
     assert compiled.slack_bytes < plain.slack_bytes / 2
 
 
+def test_nf4_layers_are_compiled_and_int8_ones_are_not() -> None:
+    able = replace(COMPILING, quantization=("none", "nf4", "int8"))
+    asked = TrainRequest(tuner="qlora", max_steps=5000)
+    nf4, int8 = (with_compiler(replace(asked, quant_bits=bits), able) for bits in (4, 8))
+    why = next(one.why for one in int8.reasons if one.choice == "torch_compile")
+
+    assert (nf4.quantization, nf4.compiled) == ("nf4", True)
+    assert (int8.quantization, int8.compiled) == ("int8", False)
+    assert "without weights in 8 bits" in why
+
+
 @pytest.mark.parametrize(
     ("able", "model", "says"),
     [
