@@ -20,8 +20,6 @@ VERIFIED = frozenset({
     "gpt_bigcode", "gpt_neox", "gptj", "granite", "llama", "mistral", "mixtral", "mpt", "nemotron",
     "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
-# Forecasts of time are wrong by more than this saves, so it must save several times its cost.
-WORTH = 1.5
 
 
 def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
@@ -46,8 +44,13 @@ def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
     if obstacle or saved is None:
         why = obstacle or "what it saves is measured on CPUs alone, without weights in 8 bits"
         return False, Reason("torch_compile", "off", why)
-    worth = saved >= WORTH * COMPILE_SECONDS
-    why = f"it takes {COMPILE_SECONDS:.0f} s once, and would save {saved:.0f} s of this run"
+    # It must pay where the forecast is as far off as it may be.
+    factor = chosen.time.uncertainty if chosen.time else 1.0
+    worth = saved >= factor * COMPILE_SECONDS
+    why = (
+        f"it takes {COMPILE_SECONDS:.0f} s once, and would save {saved:.0f} s of this run, within a"
+        f" factor of {factor:g}"
+    )
     return worth, Reason("torch_compile", "on" if worth else "off", why)
 
 
