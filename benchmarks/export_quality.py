@@ -85,7 +85,7 @@ def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
 
     from mst.data.encode import Example
     from mst.data.tokens import load_tokenizer
-    from mst.export.figures import distance
+    from mst.export.figures import distance, reference
     from mst.export.gate import put_weights
     from mst.registry import load as load_plugins
 
@@ -97,7 +97,7 @@ def text_perplexity(directory: Path, merged: Path, text: Path) -> float:
     trained, candidate = (load(merged, dtype=torch.float32).eval() for _ in range(2))
     relay = load_plugins().exports[directory.name]
     put_weights(candidate, relay.mst_export_weights(directory=str(directory)))
-    return distance(trained, candidate, rows).perplexity_ratio
+    return distance(reference(trained, rows), candidate).perplexity_ratio
 
 
 def main() -> None:

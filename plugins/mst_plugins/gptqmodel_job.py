@@ -24,6 +24,7 @@ _AWQ_OUT_MULTIPLE = 64
 # Rows are joined into sequences of so many tokens: a pass over one costs little more than over a
 # row of 40.
 SEQUENCE_TOKENS = 512
+_HUB_PLACES = ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE")
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ def _environment(threads: int, temporary: Path) -> dict[str, str]:
         "GPTQMODEL_CPU_WORKERS": str(max(2, threads)),
         "OMP_NUM_THREADS": str(threads),
         "TMPDIR": str(temporary.absolute()),
+        # Else tokenicer, which gptqmodel imports, makes these at a fixed place in /tmp.
+        **{name: str(temporary.absolute() / "hub") for name in _HUB_PLACES},
     }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Of the merge alone: what an artefact has in their place is written by mst.
-_LEFT_OUT = frozenset({"manifest.json", "merge.json", "README.md", "sbom.cdx.json"})
+_LEFT_OUT = frozenset({"manifest.json", "merge.json", "check.json", "README.md", "sbom.cdx.json"})
 # Cast to bfloat16, 96 % of SmolLM2-135M's likeliest tokens stayed (merge_worker.py).
 _BOUNDS = Bounds(perplexity_ratio=1.02, mean_kl=0.02, agreement=0.90, exact=True)
 

@@ -10,6 +10,7 @@ from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
 from mst.evaluate.batching import batches, in_passes
+from mst.evaluate.best_answer import best_answers
 from mst.training.batches import KEPT_MULTIPLE, rounded
 from mst.training.loss import compute_in, last_logits
 
@@ -145,31 +146,50 @@ def _continue(
     return logits
 
 
-def _scores(
-    model: torch.nn.Module, prefix: _Prefix, answers: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Return (prompts, answers): the log-probability of each answer after each prompt.
-
-    One answer at a time: answers padded to the longest would triple the work.
-    """
+def _likeliest(
+    model: torch.nn.Module, prefix: _Prefix, answers: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """Return, for each prompt, the place of the answer with the highest log-probability."""
     import copy
 
     import torch
 
-    rows, device = prefix.logits.shape[0], prefix.logits.device
-    first = prefix.logits.log_softmax(-1)
-    scores = []
-    for answer in answers:
-        score = first[:, answer[0]]
-        if len(answer) > 1:
-            # Copied, because every answer, and free generation, continues from the same prompts.
-            own = _Prefix(copy.deepcopy(prefix.cache), prefix.mask, prefix.logits)
-            tokens = torch.tensor([list(answer)] * rows, device=device)
-            logits = _continue(model, own, tokens[:, :-1], torch.ones_like(tokens[:, :-1]))
-            chosen = logits.gather(2, tokens[:, 1:, None])[..., 0]
-            score = score + (chosen - logits.logsumexp(-1)).sum(1)
-        scores.append(score)
-    return torch.stack(scores, dim=1)
+    device, everyone = prefix.logits.device, list(range(prefix.logits.shape[0]))
+    held, holds = prefix, everyone
+
+    def ask(rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        nonlocal held, holds
+        if len(rows) < len(holds) and _parts_by_row(prefix.cache):
+            held, holds = _rows_of(held, [holds.index(row) for row in rows]), list(rows)
+        own = dict(zip(rows, paths, strict=True))
+        width = max(map(len, paths))
+        padded = [own.get(row, ()) for row in holds]
+        tokens = torch.tensor([[*each, *[0] * (width - len(each))] for each in padded])
+        # Copied, because every path, and free generation, continues from the same prompts.
+        again = _Prefix(copy.deepcopy(held.cache), held.mask, held.logits)
+        logits = _continue(model, again, tokens.to(device), torch.ones_like(tokens).to(device))
+        return logits[[holds.index(row) for row in rows]]
+
+    return best_answers(prefix.logits, answers, ask)
+
+
+def _parts_by_row(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache; those of recurrent layers have no way to."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(each) in known for each in getattr(cache, "layers", [None]))
+
+
+def _rows_of(prefix: _Prefix, rows: Sequence[int]) -> _Prefix:
+    import copy
+
+    import torch
+
+    places = torch.tensor(rows, device=prefix.logits.device)
+    cache = copy.deepcopy(prefix.cache)
+    cache.batch_select_indices(places)
+    return _Prefix(cache, prefix.mask[places], prefix.logits[places])
 
 
 def _generate(
@@ -231,7 +251,7 @@ def label_answers(
     Args:
         model: a causal language model of transformers, on its device.
         rows: held-out rows, each one answer at the end.
-        answers: the set of answers, in the order of the scores.
+        answers: the set of answers.
         tokenizer: the model's.
         template: the model's.
         dtype: of the matrix products.
@@ -251,13 +271,12 @@ def label_answers(
         batch = [asked[place] for place in places]
         with torch.inference_mode(), compute_in(model, device.type, dtype):
             prefix = _read(model, [each.prompt for each in batch], tokenizer.pad_token_id)
-            scores = _scores(model, prefix, choices)
+            best = _likeliest(model, prefix, choices)
             said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
-        best = scores.argmax(1).tolist()
         return [
             LabelAnswer(
                 free=_same(tokenizer.decode(ids, skip_special_tokens=True), question.answer),
-                restricted=answers[int(index)].strip() == question.answer,
+                restricted=answers[index].strip() == question.answer,
             )
             for question, index, ids in zip(batch, best, said, strict=True)
         ]

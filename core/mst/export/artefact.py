@@ -22,6 +22,9 @@ from mst.request import TrainRequest
 from mst.seal.supply.bill import write_bill
 from mst.training.checkpoint import MANIFEST
 
+# Lies in the merge that all formats share, once it has been compared.
+CHECK = "check.json"
+
 
 @dataclass(frozen=True)
 class MergeCheck:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mst.data.encode import IGNORE, Example
+from mst.training.output_head import decoder_and_head, head_form, shaped
 
 if TYPE_CHECKING:
     import torch
@@ -43,25 +44,66 @@ class Distance:
     trained_kl: float = 0.0
 
 
-def distance(
-    trained: torch.nn.Module, candidate: torch.nn.Module, rows: Sequence[Example]
-) -> Distance:
-    """Return how far `candidate` is from `trained` on all tokens of the rows.
+@dataclass(frozen=True)
+class Reference:
+    """The trained model on the rows that candidates are held against it on.
+
+    Attributes:
+        batches: token ids, what is no padding, and what the model is trained to predict, each
+            (rows, width).
+        logits: the trained model's of a batch, (rows, width, vocabulary), by the batch's place.
+    """
+
+    batches: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(repr=False)
+    logits: Callable[[int], torch.Tensor] = field(repr=False)
+
+
+def reference(trained: torch.nn.Module, rows: Sequence[Example]) -> Reference:
+    """Run the trained model over the rows, once for all candidates where its head is known.
+
+    What its decoder gives is kept, a vector a token; logits, a hundred times as large, are made of
+    it each time.
+
+    Args:
+        trained: causal language model, in evaluation mode.
+        rows: encoded; every token after a row's first is predicted.
+    """
+    import torch
+    from torch.nn import functional
+
+    batches = tuple(_batches(rows))
+    device = torch.device("cpu")
+    form = head_form(trained, device) if hasattr(trained, "get_output_embeddings") else None
+    if form is None:
+        return Reference(batches, lambda place: _logits(trained, *batches[place][:2]))
+    decoder, head = decoder_and_head(trained)
+    with torch.inference_mode():
+        hidden = [
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            for ids, mask, _ in batches
+        ]
+    weight, bias = head.weight, head.bias
+    return Reference(
+        batches, lambda place: shaped(functional.linear(hidden[place], weight, bias), form).float()
+    )
+
+
+def distance(trained: Reference, candidate: torch.nn.Module) -> Distance:
+    """Return how far `candidate` is from the trained model on all tokens of the rows.
 
     A model that answers NaN is infinitely far.
 
     Args:
-        trained: causal language model, in evaluation mode.
-        candidate: another, of the same vocabulary.
-        rows: encoded; every token after a row's first is predicted.
+        trained: from `reference`.
+        candidate: causal language model of the same vocabulary, in evaluation mode.
     """
     import torch
 
     everything, answers = _Sums(), _Sums()
     largest = 0.0
-    for ids, mask, labels in _batches(rows):
+    for place, (ids, mask, labels) in enumerate(trained.batches):
         with torch.inference_mode():
-            these = _logits(trained, ids, mask)
+            these = trained.logits(place)
             those = _logits(candidate, ids, mask)
         kept = mask[:, 1:].bool()
         targets, learnt = ids[:, 1:][kept], labels[:, 1:][kept]

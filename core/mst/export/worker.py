@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst import serial
-from mst.durable import seal_directory, why_unwritten
+from mst.durable import seal_directory, why_unwritten, write_text
 from mst.errors import EXIT_REFUSED, Interrupted, MstError, RunError
 from mst.evaluate.answers import greedy_answers
 from mst.evaluate.labels import label_answers, questions
 from mst.export import ExportReport
-from mst.export.artefact import Artefact, MergeCheck, describe
-from mst.export.figures import distance
+from mst.export.artefact import CHECK, Artefact, MergeCheck, describe
+from mst.export.figures import Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
@@ -42,8 +42,8 @@ from mst.seal.keys.ring import KeyRing, inherited
 from mst.seal.redaction import WITHHELD, place_of
 from mst.training.adapters import merge_and_unload
 from mst.training.quantization import compute_in_float32
+from mst.tuned import TunedModel, load_dequantized
 from mst.tuned import load as load_tuned
-from mst.tuned import load_dequantized
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class _Shared:
         registry: the plugins.
         rows: of the run.
         trained: the merged model, float32.
+        reference: what it says of the judged rows.
         report: of the merge on disk.
         check: of the merge in memory.
         right: whether the trained model answers each asked row rightly; empty where nobody can say.
@@ -72,6 +73,7 @@ class _Shared:
     registry: Registry
     rows: ExportRows = field(repr=False)
     trained: torch.nn.Module
+    reference: Reference
     report: MergeReport
     check: MergeCheck
     right: Sequence[bool]
@@ -108,26 +110,35 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
                 f" ({len(faults)} faults). Remove it, and export again; if that fails too, please"
                 " report the architecture."
             )
+        if not check.faults:
+            write_text(merged / CHECK, serial.dumps(check))
         right = _right(trained, rows)
-    shared = _Shared(job, registry, rows, trained, report, check, right, console)
+        judged = reference(trained, rows.judged)
+    shared = _Shared(job, registry, rows, trained, judged, report, check, right, console)
     # A list: each target is made, though one before it has failed.
     return all([_made(shared, each, candidate) for each in job.targets])
 
 
 def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.Module, MergeCheck]:
-    """Return the merged model in float32, and how it agrees with base and adapter."""
+    """Return the merged model in float32, and how it agrees with base and adapter.
+
+    What an earlier export has found of these weights holds on: the caller makes sure that the files
+    of the merge are still what comes out here, bit for bit.
+    """
     import torch
 
-    cpu = torch.device("cpu")
-    model = load_tuned(job.source, "float32", job.attention, cpu, keys)
-    if job.source.quantization != "none":
+    cpu, source = torch.device("cpu"), job.source
+    found = _recorded(Path(job.merged))
+    if found is not None:
+        return _one(load_dequantized(source, job.attention, cpu, keys=keys), source), found
+    model = load_tuned(source, "float32", job.attention, cpu, keys)
+    if source.quantization != "none":
         compute_in_float32(model)
     prompts = [each.prompt for each in questions(_prompt_rows(rows), rows.tokenizer, rows.template)]
     before, answers = _logits(model, prompts), _answers(model, rows, prompts)
-    if job.source.adapter is not None:
-        if job.source.quantization != "none":
-            model = load_dequantized(job.source, job.attention, cpu, keys=keys)
-        model = merge_and_unload(model)
+    if source.quantization != "none":
+        model = load_dequantized(source, job.attention, cpu, keys=keys)
+    model = _one(model, source)
     after = _logits(model, prompts)
     largest = max(
         (float((a - b).abs().max()) for a, b in zip(before, after, strict=True)), default=0.0
@@ -135,6 +146,18 @@ def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.M
     same = sum(a == b for a, b in zip(answers, _answers(model, rows, prompts), strict=True))
     faults = merge_faults(largest, same, len(prompts))
     return model, MergeCheck(len(prompts), same, largest, tuple(faults))
+
+
+def _one(model: torch.nn.Module, source: TunedModel) -> torch.nn.Module:
+    return model if source.adapter is None else merge_and_unload(model)
+
+
+def _recorded(merged: Path) -> MergeCheck | None:
+    """Return what was found of a merge before; None where nobody knows."""
+    try:
+        return serial.load(MergeCheck, merged / CHECK)
+    except (OSError, ValueError):
+        return None
 
 
 def _prompt_rows(rows: ExportRows) -> list[Any]:
@@ -270,14 +293,14 @@ def _judged(
         faults += cast_faults(shared.trained, candidate, shared.report.dtype)
     if faults:
         return None, faults
-    found = distance(shared.trained, candidate, shared.rows.judged)
+    found = distance(shared.reference, candidate)
     answers = compared(shared.right, _right(candidate, shared.rows))
     rounding = None
     if bounds.beats_rounding:
         request = request_for(shared.job.options, shared.job.merged)
         rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
         put_weights(candidate, rounded)
-        rounding = distance(shared.trained, candidate, shared.rows.judged)
+        rounding = distance(shared.reference, candidate)
     quality = Quality(found, rounding, answers)
     return quality, quality_faults(quality, bounds)
 

@@ -14,11 +14,12 @@ import pytest
 from mst.data.encode import Example, encode
 from mst.data.formats import read
 from mst.data.labels import label_set
+from mst.data.rows import Message
 from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.evaluate.answers import greedy_answers
 from mst.evaluate.batching import batches, in_passes, token_budget
-from mst.evaluate.labels import label_accuracy, label_answers
+from mst.evaluate.labels import answer_tokens, label_accuracy, label_answers, questions
 from mst.evaluate.likelihood import row_losses
 from mst.model.facts import read_facts
 
@@ -126,6 +127,32 @@ def test_label_answers_are_in_the_order_of_their_rows(
 
     assert together == each
     assert share.restricted == pytest.approx(sum(one.restricted for one in each) / 9)
+
+
+def test_the_restricted_answer_is_the_likeliest_of_the_whole_set(
+    model: Any, tiny_model: Path, chat_rows: Path
+) -> None:
+    import torch
+
+    rows = read([str(chat_rows)]).rows
+    names = label_set(rows)
+    tokenizer, template = load_tokenizer(tiny_model), load_template(tiny_model)
+
+    assert names is not None
+    choices = answer_tokens(rows[0], names, tokenizer, template)
+    likeliest = []
+    for row, asked in zip(rows[:7], questions(rows[:7], tokenizer, template), strict=True):
+        scores = []
+        for choice in choices:
+            ids = torch.tensor([[*asked.prompt, *choice]])
+            with torch.inference_mode():
+                logs = model(input_ids=ids).logits[0, -len(choice) - 1 : -1].log_softmax(-1)
+            scores.append(float(logs.gather(1, torch.tensor(choice)[:, None]).sum()))
+        best = names[scores.index(max(scores))]
+        likeliest.append(replace(row, messages=(*row.messages[:-1], Message("assistant", best))))
+    found = label_answers(model, likeliest, names, tokenizer, template, torch.float32)
+
+    assert all(each.restricted for each in found)
 
 
 def test_the_output_head_reads_copies_of_what_it_needs(

@@ -141,6 +141,8 @@ def test_gptq_is_calibrated_by_the_runs_rows_and_leaves_none_behind(
     if not list(importlib.metadata.distributions(name="gptqmodel")):
         pytest.skip("wants the extra gptq")
     place = tmp_path / "out"
+    # tokenicer, which gptqmodel imports, makes this one wherever TMPDIR points.
+    before = set(Path("/tmp").glob("tokenicer*"))
     done = mst(
         "export", learnt_run, "--format", "gptq", "--output-dir", place,
         "--calibration-rows", 30, TMPDIR=str(tmp_path),
@@ -155,6 +157,7 @@ def test_gptq_is_calibrated_by_the_runs_rows_and_leaves_none_behind(
     assert manifest["versions"]["gptqmodel"] == "7.6.0"
     assert manifest["quality"]["rounding"] is not None
     assert sorted(os.listdir(place)) == [".merged", "gptq"]
+    assert set(Path("/tmp").glob("tokenicer*")) == before
     for path in (each for each in tmp_path.rglob("*") if each.is_file()):
         assert b"my card is" not in path.read_bytes()
 
@@ -181,6 +184,9 @@ def test_one_that_has_failed_stays_marked_and_is_replaced(learnt_run: Path, tmp_
     bad = mst(*arguments, PYTHONPATH=path, LOSSY="0.5")
     manifest = manifest_of(tmp_path / "out/lossy")
     readme = (tmp_path / "out/lossy/README.md").read_text()
+    # What was found of the merge is kept with it, and not asked again.
+    check = tmp_path / "out/.merged/check.json"
+    check.write_text(check.read_text().replace('"prompts": 8', '"prompts": 80'))
     raised = mst(*arguments, PYTHONPATH=path, LOSSY="a secret")
     good = mst(*arguments, PYTHONPATH=path, LOSSY="1")
 
@@ -193,6 +199,10 @@ def test_one_that_has_failed_stays_marked_and_is_replaced(learnt_run: Path, tmp_
     assert "a secret" not in raised.stdout + raised.stderr
     assert good.returncode == 0, good.stderr
     assert manifest_of(tmp_path / "out/lossy")["status"] == "passed"
+    assert (
+        manifest["merge"]["prompts"],
+        manifest_of(tmp_path / "out/lossy")["merge"]["prompts"],
+    ) == (8, 80)
 
 
 LOSSY = """

@@ -17,7 +17,7 @@ from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.demo import demo_data
 from mst.export import Bounds
-from mst.export.figures import Distance, distance
+from mst.export.figures import Distance, Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
@@ -76,6 +76,12 @@ def trained(smollm2: Path) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
+def judged(trained: torch.nn.Module, rows: list[Example]) -> Reference:
+    """What it says of the rows."""
+    return reference(trained, rows)
+
+
+@pytest.fixture(scope="module")
 def candidate(trained: torch.nn.Module) -> torch.nn.Module:
     """A model of the same shape, to put weights into."""
     import copy
@@ -88,13 +94,13 @@ def weights_of(model: torch.nn.Module) -> Weights:
 
 
 def faults(
-    trained: torch.nn.Module, candidate: torch.nn.Module, weights: Weights, rows: list[Example]
+    trained: torch.nn.Module, candidate: torch.nn.Module, weights: Weights, judged: Reference
 ) -> list[str]:
     """Return what the gate says of weights that an artefact gives."""
     found = put_weights(candidate, weights.items())
     return found or [
         *weight_faults(trained, candidate, 0.3),
-        *quality_faults(Quality(distance(trained, candidate, rows)), BOUNDS),
+        *quality_faults(Quality(distance(judged, candidate)), BOUNDS),
     ]
 
 
@@ -155,18 +161,18 @@ INJECTED: list[tuple[Callable[[Weights], None], str]] = [
     ("inject", "said"), INJECTED, ids=lambda each: getattr(each, "__name__", "")
 )
 def test_a_damaged_model_does_not_pass(
-    trained: torch.nn.Module, candidate: torch.nn.Module, rows: list[Example],
+    trained: torch.nn.Module, candidate: torch.nn.Module, judged: Reference,
     inject: Callable[[Weights], None], said: str,
 ) -> None:  # fmt: skip
     weights = weights_of(trained)
     inject(weights)
 
-    assert any(said in each for each in faults(trained, candidate, weights, rows))
+    assert any(said in each for each in faults(trained, candidate, weights, judged))
 
 
 @pytest.mark.slow
 def test_the_model_itself_passes_and_without_its_adapter_it_does_not(
-    trained: torch.nn.Module, candidate: torch.nn.Module, rows: list[Example], smollm2: Path
+    trained: torch.nn.Module, candidate: torch.nn.Module, judged: Reference, smollm2: Path
 ) -> None:
     import torch
 
@@ -174,8 +180,8 @@ def test_the_model_itself_passes_and_without_its_adapter_it_does_not(
 
     base = load_model(smollm2, "float32", "sdpa", torch.device("cpu"))
 
-    assert faults(trained, candidate, weights_of(trained), rows) == []
-    assert faults(trained, candidate, weights_of(base), rows) != []
+    assert faults(trained, candidate, weights_of(trained), judged) == []
+    assert faults(trained, candidate, weights_of(base), judged) != []
     assert cast_faults(trained, base, "bfloat16") != []
     assert cast_faults(base, base, "bfloat16") == []
 
@@ -198,6 +204,19 @@ def test_a_head_of_its_own_must_be_there(tmp_path: Path) -> None:
     assert put_weights(tied, weights_of(tied).items()) == []
 
 
+def test_logits_of_kept_hidden_states_are_the_models_own(
+    trained: torch.nn.Module, judged: Reference
+) -> None:
+    import torch
+
+    ids, mask, _ = judged.batches[0]
+    with torch.inference_mode():
+        own = trained(input_ids=ids, attention_mask=mask).logits
+        again = judged.logits(0)
+
+    assert (again - own).abs().max() < 1e-4
+
+
 def test_an_answer_that_is_not_a_number_is_infinitely_far() -> None:
     import torch
 
@@ -214,7 +233,7 @@ def test_an_answer_that_is_not_a_number_is_infinitely_far() -> None:
             return types.SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
 
     row = Example(array("i", [1, 2, 3]), array("i", [-100, 2, 3]), None)  # type: ignore[arg-type]
-    found = distance(Somewhere(), Nowhere(), [row])
+    found = distance(reference(Somewhere(), [row]), Nowhere())
 
     assert found.mean_kl == found.perplexity_ratio == float("inf")
     assert len(quality_faults(Quality(found), BOUNDS)) >= 2
@@ -242,8 +261,8 @@ def test_answers_are_measured_apart_from_prompts() -> None:
     row = Example(
         array("i", [5, 7, 6, 7]), array("i", [-100, -100, -100, 7]), None  # type: ignore[arg-type]
     )  # fmt: skip
-    prompt = distance(Favours(3, 3), Favours(0, 3), [row])
-    answer = distance(Favours(3, 3), Favours(3, 0), [row])
+    prompt = distance(reference(Favours(3, 3), [row]), Favours(0, 3))
+    answer = distance(reference(Favours(3, 3), [row]), Favours(3, 0))
 
     assert (prompt.tokens, prompt.trained_tokens) == (3, 1)
     assert (prompt.trained_ratio, prompt.trained_kl) == (1, 0)
