@@ -179,6 +179,8 @@ def cases() -> list[Case]:
         ("qwen3-48m", "lora", 6, 512, 32),
         ("smollm2-135m", "lora", 3, 384, 64),
         ("smollm2-135m", "lora", 3, 512, 64, "ckpt"),
+        ("llama-38m", "qlora", 3, 512, 384),
+        ("smollm2-135m", "qlora", 3, 384, 64),
     ]
     found = [_case(device, *each) for device in ("simchip", "cpu") for each in both]
     found += [_case("cpu", *each, "padded", "roomy", "compiled") for each in compiled]

@@ -1,54 +1,46 @@
-"""Tokens a second, peak memory and losses beside TRL's SFTTrainer: same rows, model and adapters.
+"""Tokens a second, peak memory and losses beside other trainers: same rows, model and adapters.
 
-`python benchmarks/train_throughput.py --dataset ROWS [--model llama qwen2 gemma3_text]` prints one
+`python -m benchmarks.train_throughput --dataset ROWS [--model llama qwen2 gemma3_text]` prints one
 JSON line a case; needs the `bench` extra. In each of `--pairs` rounds all sides take turns, each in
-a process of its own, so that a machine whose speed drifts is fair to them; a ratio is the median
-over the rounds. Sides: mst with compiled layers and without, TRL as it comes, TRL with packing. A
-float32 run of mst with plain layers gives the losses that bfloat16's are held against.
+a process of its own and each round beginning with another, so that a machine whose speed drifts is
+fair to them; a ratio is the median over the rounds. Sides: mst with compiled layers and without,
+the same on NF4 weights, TRL as it comes, TRL with packing, and LLaMA-Factory where `--llamafactory
+PYTHON` names the interpreter of its environment. Float32 runs of mst with plain layers, on NF4
+weights where sides are, give the losses that bfloat16's are held against.
 
 The model is SmolLM2-135M for llama; for others random weights of about its size. MFU is the model's
-products over what one product of 2,048 squared reached in the same process. `--profile FILE` runs
-mst once under torch's profiler instead, prints its table and writes a trace for a browser.
+products over what one product of 2,048 squared reached in the same process. `--cases` also takes
+made-up rows of one length: as they are, eight times as many, and eight times as long, with what
+arithmetic says of their times. `--profile FILE` runs mst once under torch's profiler instead,
+prints its table and writes a trace for a browser. A busy machine is refused; `--busy-ok` marks the
+lines instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mst.data.prepare import Prepared, data_facts, prepare
-from mst.demo import demo_data
-from mst.facts import Capabilities
+from benchmarks.train_sides import PEERS, SIDES, measure, operations
+from benchmarks.train_task import RANK, SEED, Task
 from mst.job import cache_dir
-from mst.launch import offline_environment
-from mst.memory.runtime import heap_environment
 from mst.model.facts import read_facts
 from mst.model.gguf import convert
 from mst.model.locate import default_model
-from mst.plan import Plan
-from mst.planner import plan
-from mst.request import TrainRequest
 from mst.step_work import model_work
-from mst.training.order import row_sizes, step_rows
 
-WARM_UP = 2
-RANK = 8
-RATE = 2e-4
-SEED = 42
-ROWS = 120
-MAX_LENGTH = 512
-SIDES = ("mst", "mst-plain", "trl", "trl-packed")
+# What others may use of the machine's cores before it counts as busy.
+QUIET = 0.05
+# Rows and tokens of each of the made-up cases, and how they compare with the first.
+MADE_UP = {"even": (4, 128), "rows8": (32, 128), "length8": (4, 1024)}
 # About SmolLM2-135M's size and shape, under its tokenizer.
 SHAPES = {
     "qwen2": {
@@ -61,23 +53,6 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-
-
-def request_of(side: str, dtype: str, batch: int, steps: int) -> TrainRequest:
-    """Return what a side of mst trains with."""
-    return TrainRequest(
-        max_steps=steps, per_device_train_batch_size=batch, gradient_accumulation_steps=1,
-        learning_rate=RATE, dtype=dtype, warmup_ratio=0.0, lr_scheduler_type="constant",
-        tuner="lora", seed=SEED, save_steps=10**6, lora_rank=RANK, max_length=MAX_LENGTH,
-        torch_compile="on" if side == "mst" else "off",
-    )  # fmt: skip
-
-
-def rows_of_steps(prepared: Prepared, batch: int, steps: int) -> list[Any]:
-    """Return the examples in the order in which mst and TRL without packing see them."""
-    rows = prepared.train.examples
-    sizes = row_sizes(rows, None)
-    return [rows[i] for step in range(steps) for (i,) in step_rows(sizes, step, batch, SEED)]
 
 
 def model_directory(kind: str, place: Path) -> Path:
@@ -99,260 +74,6 @@ def model_directory(kind: str, place: Path) -> Path:
     return place
 
 
-def load(model_dir: Path, dtype: str) -> Any:
-    """Return the model with fresh adapters, the same for all."""
-    import torch
-
-    from mst.training.adapters import load_model, lora_config, prepare_model
-
-    model = load_model(model_dir, dtype, "sdpa", torch.device("cpu"))
-    torch.manual_seed(SEED)
-    return prepare_model(model, lora_config(TrainRequest(lora_rank=RANK)))
-
-
-class Clock:
-    """Collects what a trainer reports of each step."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self.losses: list[float] = []
-        self.ends: list[float] = []
-        self.tokens: list[int] = []
-        self.labels: list[int] = []
-        self.compile_seconds = 0.0
-
-    def step(self, metrics: Any) -> None:
-        """Note the loss and the time."""
-        self.losses.append(metrics.loss)
-        self.ends.append(time.perf_counter())
-
-    def evaluation(self, metrics: Any) -> None:
-        """Nothing is held out."""
-
-    def saved(self, step: int) -> None:
-        """Saving is not timed: the last step's time is taken before it."""
-
-    def shrunk(self, step: int, before: int, after: int) -> None:
-        """Not asked for."""
-
-    def count(self, rows: Sequence[Any], batch: int) -> None:
-        """Note the tokens of each step of `batch` rows."""
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            self.tokens.append(sum(len(each.input_ids) for each in part))
-            self.labels.append(sum(label != -100 for each in part for label in each.labels))
-
-
-def planned(request: TrainRequest, prepared: Prepared, model_dir: Path) -> Plan:
-    """Return the plan of this machine's CPU."""
-    from mst_backends.cpu import mst_capabilities
-    from mst_backends.cpu import read_facts as cpu_facts
-
-    able: Capabilities = mst_capabilities()
-    data = data_facts(prepared)
-    return plan("cpu", (cpu_facts(),), (able,), {}, read_facts(model_dir), data, request)
-
-
-def run_mst(
-    prepared: Prepared, model_dir: Path, made: Plan, request: TrainRequest, profiled: Any = None
-) -> Clock:
-    """Train with our loop, as a worker sets it up."""
-    import torch
-
-    from mst.training.batches import layout_of
-    from mst.training.checkpoint import TrainState
-    from mst.training.compilation import compile_layers, tensor_kind
-    from mst.training.isolation import rows_stay_apart, sharing_obstacle
-    from mst.training.loop import run
-    from mst.training.session import logits_in, make_session
-
-    model = load(model_dir, made.weights_dtype)
-    cpu = torch.device("cpu")
-    packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, cpu)
-    dtype = getattr(torch, made.compute_dtype)
-    shares = made.prefix_sharing and not sharing_obstacle(
-        model, prepared.tokenizer.vocab_size, cpu, dtype, made.max_length
-    )
-    clock = Clock()
-    began = time.perf_counter()
-    if made.compiled:
-        reason = compile_layers(
-            model, cpu, dtype,
-            layout_of(packing, made.attention, compiled=True),
-            tensor_kind(made, request, 1, shares),
-            logits_in(model, cpu, made), False, cache_dir(),
-        )  # fmt: skip
-        if reason:
-            raise SystemExit(f"not compiled: {reason}")
-        clock.compile_seconds = time.perf_counter() - began
-    batch, steps = made.per_device_train_batch_size, made.total_steps
-    clock.count(rows_of_steps(prepared, batch, steps), batch)
-    with tempfile.TemporaryDirectory() as checkpoints:
-        session = make_session(
-            model, cpu, packing, prepared.train.examples, (), prepared.tokenizer.pad_token_id,
-            made, request, Path(checkpoints), clock, lambda: False, compiled=made.compiled,
-            shares=shares,
-        )  # fmt: skip
-        with profiled or contextlib.nullcontext():
-            run(session, TrainState())
-    return clock
-
-
-def run_trl(
-    prepared: Prepared, model_dir: Path, dtype: str, batch: int, steps: int, packing: bool
-) -> Clock:
-    """Train with TRL's SFTTrainer, its gradient checkpointing off as ours is.
-
-    With packing its blocks have MAX_LENGTH tokens, two a step; rows in one see each other, for
-    TRL keeps them apart on GPUs alone.
-    """
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    rows = prepared.train.examples if packing else rows_of_steps(prepared, batch, steps)
-    data = Dataset.from_list(
-        [
-            {
-                "input_ids": list(each.input_ids),
-                "completion_mask": [int(label != -100) for label in each.labels],
-            }
-            for each in rows
-        ]
-    )
-    clock = Clock()
-
-    class Note(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.ends.append(time.perf_counter())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" in logs:
-                clock.losses.append(logs["loss"])
-
-    class InOrder(SFTTrainer):  # type: ignore[misc]
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            mask = inputs.get("attention_mask")
-            ids = inputs["input_ids"]
-            clock.tokens.append(int(ids.numel() if mask is None else mask.sum()))
-            clock.labels.append(int((inputs["labels"] != -100).sum()))
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    with tempfile.TemporaryDirectory() as output:
-        config = SFTConfig(
-            output_dir=output, per_device_train_batch_size=2 if packing else batch,
-            max_steps=steps, learning_rate=RATE, lr_scheduler_type="constant", logging_steps=1,
-            report_to=[], bf16=dtype == "bfloat16", gradient_checkpointing=False,
-            save_strategy="no", use_cpu=True, packing=packing, completion_only_loss=True,
-            max_length=MAX_LENGTH if packing else None, disable_tqdm=True,
-            dataloader_pin_memory=False, weight_decay=0.0, seed=SEED,
-        )  # fmt: skip
-        trainer = InOrder(
-            model=load(model_dir, dtype), args=config, train_dataset=data,
-            processing_class=AutoTokenizer.from_pretrained(model_dir), callbacks=[Note()],
-        )  # fmt: skip
-        trainer.train()
-    return clock
-
-
-def product_rate(dtype: str) -> float:
-    """Return the operations a second of one square product, the best of ten."""
-    import torch
-
-    size = 2048
-    a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - began)
-    best: float = min(times)
-    return 2 * size**3 / best
-
-
-def child(side: str, model_dir: Path, args: argparse.Namespace) -> None:
-    """Run one trainer in this process and print what it measured."""
-    import torch
-
-    # All sides get the same threads, whatever the machine has.
-    torch.set_num_threads(args.threads)
-    dtype = "float32" if side == "reference" else args.dtype
-    prepared = prepared_rows(model_dir, args.dataset)
-    request = request_of(side, dtype, args.batch, args.steps)
-    made = planned(request, prepared, model_dir)
-    if args.profile:
-        profile(prepared, model_dir, made, request, args.profile)
-        return
-    if side.startswith("trl"):
-        clock = run_trl(
-            prepared, model_dir, dtype, args.batch, args.steps, packing=side == "trl-packed"
-        )
-    else:
-        clock = run_mst(prepared, model_dir, made, request)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = clock.ends[args.steps - 1] - clock.ends[WARM_UP - 1]
-    tokens, labels = (sum(each[WARM_UP : args.steps]) for each in (clock.tokens, clock.labels))
-    facts = read_facts(model_dir)
-    work = model_work(facts, ("all-linear",))
-    # As docs/time.md counts LoRA: a frozen weight costs 2 operations forward and 2 back.
-    flop = 4 * work.body * tokens + 4 * work.head * labels
-    flop += 2 * 3 * RANK * work.adapter_units * tokens
-    found = {
-        "tokens_per_second": tokens / seconds,
-        "answer_tokens_per_second": labels / seconds,
-        "mfu": flop / seconds / product_rate(dtype),
-        "peak_rss_bytes": peak,
-        "compile_seconds": clock.compile_seconds,
-        "losses": clock.losses[: args.steps],
-    }
-    print(json.dumps(found), flush=True)
-
-
-def prepared_rows(model_dir: Path, dataset: str | None) -> Prepared:
-    """Return the first rows of the data set, those beyond MAX_LENGTH cut."""
-    request = TrainRequest(
-        val_size=0.0, max_length=MAX_LENGTH, truncation_strategy="right", model=str(model_dir)
-    )
-    source = (f"{dataset}#{ROWS}",) if dataset else demo_data()[:1]
-    return prepare(request, source, model_dir, None)
-
-
-def profile(
-    prepared: Prepared, model_dir: Path, made: Plan, request: TrainRequest, trace: str
-) -> None:
-    """Run the steps under torch's profiler; print its table and write its trace."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    kept = profiler(activities=[ProfilerActivity.CPU])
-    run_mst(prepared, model_dir, made, request, kept)
-    print(kept.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    kept.export_chrome_trace(trace)
-
-
-def measure(side: str, model_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one side in a fresh process, with the environment that each would have in use."""
-    from mst_backends.cpu import mst_environment
-    from mst_backends.cpu import read_facts as cpu_facts
-
-    environment = os.environ | offline_environment()
-    if not side.startswith("trl"):
-        environment |= {**mst_environment((cpu_facts(),)), **heap_environment("roomy")}
-    environment |= {"OMP_NUM_THREADS": str(args.threads)}
-    command = [sys.executable, __file__, "--child", side, "--directory", str(model_dir)]
-    for name in ("dtype", "batch", "steps", "threads", "dataset", "profile"):
-        value = getattr(args, name)
-        command += [f"--{name}", str(value)] if value is not None else []
-    output = None if args.profile else subprocess.PIPE
-    done = subprocess.run(command, env=environment, stdout=output, text=True, check=True)
-    found: dict[str, Any] = {} if args.profile else json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def busy_share(seconds: float = 2.0) -> float:
     """Return the share of this machine's cores that others use now."""
 
@@ -366,72 +87,187 @@ def busy_share(seconds: float = 2.0) -> float:
     return 1 - (rest - idle) / max(1, after - total)
 
 
-def case(kind: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+def quiet_or_leave(allowed: bool) -> float:
+    """Return how busy the machine is; leave where that is too much and not allowed."""
+    found = busy_share()
+    if found > QUIET and not allowed:
+        raise SystemExit(
+            f"others use {found:.0%} of this machine's cores (load average"
+            f" {os.getloadavg()[0]:.2f}), which makes times worthless. Wait, or pass --busy-ok to"
+            " measure and mark the lines."
+        )
+    return found
+
+
+def rounds_of(
+    sides: Sequence[str], directory: Path, task: Task, args: argparse.Namespace
+) -> tuple[list[dict[str, dict[str, Any]]], list[float]]:
+    """Return what was measured of each side in each round, and how busy the machine was before."""
+    found, busy = [], []
+    for number in range(args.pairs):
+        turn = number % len(sides)
+        busy.append(quiet_or_leave(args.busy_ok))
+        taken = {
+            side: measure(side, directory, task, interpreter(side, args))
+            for side in (*sides[turn:], *sides[:turn])
+        }
+        found.append({side: taken[side] for side in sides})
+    return found, busy
+
+
+def interpreter(side: str, args: argparse.Namespace) -> str:
+    """Return the interpreter of a peer's environment, "" for other sides."""
+    return str(getattr(args, side.replace("-", "_"))) if side in PEERS else ""
+
+
+def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """Return one case: medians of all sides, and the medians of ratios, round by round."""
+    batch, length = MADE_UP.get(name, (args.batch, None))
+    task = Task(args.dataset, args.dtype, batch, length, args.steps, args.threads)
     with tempfile.TemporaryDirectory() as place:
         directory = model_directory(kind, Path(place))
         if args.profile:
-            measure("mst", directory, args)
+            measure("mst", directory, task, trace=args.profile)
             raise SystemExit(0)
-        busy = busy_share()
-        reference = measure("reference", directory, args)["losses"]
-        measure("mst", directory, args)  # kernels are kept from here on
-        rounds = [
-            {side: measure(side, directory, args) for side in sides} for _ in range(args.pairs)
-        ]
-
-    def median(side: str, name: str) -> float:
-        found: float = statistics.median(one[side][name] for one in rounds)
-        return round(found, 4)
-
-    def ratio(name: str, side: str) -> float:
-        found: float = statistics.median(one["mst"][name] / one[side][name] for one in rounds)
-        return round(found, 3)
-
+        names = {"reference-nf4" if "nf4" in side else "reference" for side in sides}
+        references = {name: measure(name, directory, task)["losses"] for name in names}
+        for side in sides:
+            if side in ("mst", "mst-nf4"):
+                measure(side, directory, replace(task, steps=3))  # kernels are kept from here on
+        rounds, busy = rounds_of(sides, directory, task, args)
+        work = arithmetic(directory, task) if length else {}
     line: dict[str, Any] = {
-        "case": f"{kind} lora r={RANK} all-linear {args.dtype} batch {args.batch}",
-        "rows": Path(args.dataset).name if args.dataset else "banking77",
+        "case": f"{kind} lora r={RANK} all-linear {args.dtype} batch {batch}",
+        "rows": f"{name}: {batch} x {length} made up" if length else _rows(args),
         "pairs": args.pairs,
         "steps": args.steps,
         "threads": args.threads,
-        "busy_share_before": round(busy, 3),
+        "busy_share_before": round(max(busy), 3),
+        "load_average": round(os.getloadavg()[0], 2),
+        "busy": max(busy) > QUIET,
     }
-    for name in ("tokens_per_second", "answer_tokens_per_second", "mfu", "peak_rss_bytes"):
-        line[name] = {side: median(side, name) for side in sides}
-    line["compile_seconds_with_kept_kernels"] = median("mst", "compile_seconds")
+    return line | work | summed_up(rounds, references, sides)
+
+
+def _rows(args: argparse.Namespace) -> str:
+    return Path(args.dataset).name if args.dataset else "banking77"
+
+
+def summed_up(
+    rounds: Sequence[dict[str, dict[str, Any]]],
+    references: Mapping[str, Sequence[float]],
+    sides: Sequence[str],
+) -> dict[str, Any]:
+    """Return the medians of all sides, those of their ratios, and how far the losses are off.
+
+    Args:
+        rounds: what was measured of each side.
+        references: losses of the float32 runs, "reference" and "reference-nf4".
+        sides: the first is what the others are held against.
+    """
+
+    def ratio(name: str, side: str) -> float:
+        values = (one[sides[0]][name] / one[side][name] for one in rounds)
+        return round(float(statistics.median(values)), 3)
+
+    line: dict[str, Any] = {}
+    names = (
+        "tokens_per_second", "answer_tokens_per_second", "step_seconds", "mfu", "product_tflops",
+        "peak_rss_bytes", "compile_seconds",
+    )  # fmt: skip
+    for name in names:
+        line[name] = {
+            side: round(float(statistics.median(one[side][name] for one in rounds)), 4)
+            for side in sides
+        }
     for side in sides[1:]:
         # Packed rows are others in each step, and more of them; answers are what both learn.
         speed = "answer_tokens_per_second" if side == "trl-packed" else "tokens_per_second"
         line[f"{speed}_ratio_to_{side}"] = ratio(speed, side)
         line[f"peak_rss_ratio_to_{side}"] = ratio("peak_rss_bytes", side)
+    off = line["largest_loss_difference_to_float32"] = {}
     for side in sides:
         if side != "trl-packed":
-            pairs = zip(rounds[0][side]["losses"], reference, strict=True)
-            off = max(abs(a - b) for a, b in pairs)
-            line.setdefault("largest_loss_difference_to_float32", {})[side] = round(off, 5)
-    return line
+            known = references["reference-nf4" if "nf4" in side else "reference"]
+            pairs = zip(rounds[0][side]["losses"], known, strict=True)
+            off[side] = round(max(abs(a - b) for a, b in pairs), 5)
+    versions = {side: rounds[0][side]["version"] for side in sides if rounds[0][side]["version"]}
+    return line | ({"versions": versions} if versions else {})
 
 
-def main() -> None:
-    """Print each case, or run as a child."""
+def arithmetic(directory: Path, task: Task) -> dict[str, Any]:
+    """Return a step's operations in made-up rows, in products and in attention.
+
+    A causal kernel computes half the square of a row, forward once and 2.5 times back (Dao 2023,
+    "FlashAttention-2", section 2.3); where rows share lines mst computes all of a line's square.
+    """
+    length = task.length or 0
+    tokens = task.batch * length
+    work = model_work(read_facts(directory), ("all-linear",))
+    return {
+        "tokens_a_step": tokens,
+        "products_flop": operations(directory, tokens, tokens // 4),
+        "attention_flop": 4 * 3.5 * (length / 2) * work.attention * tokens,
+    }
+
+
+def scaling(lines: Sequence[dict[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
+    """Return how step times grow from the first made-up case, measured and by arithmetic."""
+    first = lines[0]
+
+    def flop(line: dict[str, Any]) -> float:
+        return float(line["products_flop"] + line["attention_flop"])
+
+    return {
+        "scaling": {
+            line["rows"]: {
+                "operations": round(flop(line) / flop(first), 2),
+                **{
+                    side: round(line["step_seconds"][side] / first["step_seconds"][side], 2)
+                    for side in sides
+                },
+            }
+            for line in lines[1:]
+        }
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", nargs="+", default=["llama"], choices=["llama", *SHAPES])
     parser.add_argument("--dataset", help="rows in any format; default the demo's")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", choices=SIDES)
+    parser.add_argument("--cases", nargs="+", default=["rows"], choices=["rows", *MADE_UP])
+    parser.add_argument("--llamafactory", metavar="PYTHON", help="of LLaMA-Factory's environment")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--busy-ok", action="store_true", help="mark a busy machine's lines")
     parser.add_argument("--profile", metavar="FILE")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        child(args.child, args.directory, args)
-        return
+    if args.sides is None:
+        given = [side for side in PEERS if interpreter(side, args) != "None"]
+        args.sides = ["mst", "mst-plain", "trl", "trl-packed", *given]
+    for side in args.sides:
+        if interpreter(side, args) == "None":
+            parser.error(f"--sides {side} needs --{side} PYTHON, of its environment")
+    return args
+
+
+def main() -> None:
+    """Print each case, then how the made-up ones compare."""
+    args = parsed()
     for kind in args.model:
-        print(json.dumps(case(kind, args.sides, args)), flush=True)
+        lines = []
+        for name in args.cases:
+            line = case(kind, name, args.sides, args)
+            print(json.dumps(line), flush=True)
+            lines += [line] if name in MADE_UP else []
+        if len(lines) > 1:
+            print(json.dumps(scaling(lines, args.sides)), flush=True)
 
 
 if __name__ == "__main__":

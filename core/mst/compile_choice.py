@@ -9,7 +9,8 @@ from mst.configuration import Configuration
 from mst.errors import PlanError
 from mst.plan import Reason, TimeForecast
 
-# Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores.
+# Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores. On
+# NF4 weights it saves as much (docs/qlora.md).
 SPEEDUP = 1.25
 # To compile one kind of layer where its kernels are not kept from an earlier run; then 6.
 COMPILE_SECONDS = 35.0
@@ -20,8 +21,6 @@ VERIFIED = frozenset({
     "gpt_bigcode", "gpt_neox", "gptj", "granite", "llama", "mistral", "mixtral", "mpt", "nemotron",
     "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
-# Forecasts of time are wrong by more than this saves, so it must save several times its cost.
-WORTH = 1.5
 
 
 def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
@@ -44,11 +43,16 @@ def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
     if not obstacle and space.model.model_type not in VERIFIED:
         obstacle = f"it was not verified for {space.model.model_type}; --torch-compile on tries it"
     if obstacle or saved is None:
-        why = obstacle or "what it saves is measured on CPUs alone, without quantized weights"
+        why = obstacle or "what it saves is measured on CPUs alone, without weights in 8 bits"
         return False, Reason("torch_compile", "off", why)
+    # It must pay where the forecast is as far off as it may be.
     cost = _compile_seconds(chosen.configuration)
-    worth = saved >= WORTH * cost
-    why = f"it takes {cost:.0f} s once, and would save {saved:.0f} s of this run"
+    factor = chosen.time.uncertainty if chosen.time else 1.0
+    worth = saved >= factor * cost
+    why = (
+        f"it takes {cost:.0f} s once, and would save {saved:.0f} s of this run, within a factor of"
+        f" {factor:g}"
+    )
     return worth, Reason("torch_compile", "on" if worth else "off", why)
 
 
@@ -73,8 +77,8 @@ def _obstacle(space: Space, chosen: Candidate) -> str:
 
 
 def _saved(space: Space, chosen: Candidate) -> float | None:
-    known = space.capabilities.torch_device == "cpu" and chosen.configuration.quantization == "none"
-    if chosen.time is None or not known:
+    known = chosen.configuration.quantization in ("none", "nf4")
+    if chosen.time is None or space.capabilities.torch_device != "cpu" or not known:
         return None
     return chosen.time.total_seconds * (1 - 1 / SPEEDUP)
 

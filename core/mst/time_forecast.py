@@ -13,6 +13,7 @@ from mst.catalogue import find
 from mst.configuration import Configuration
 from mst.facts import DeviceFacts
 from mst.model.facts import ModelFacts
+from mst.nearest_peak import Peak, peak_of
 from mst.plan import TimeForecast
 from mst.step_work import StepWork, model_work, step_work
 
@@ -186,14 +187,14 @@ def step_timer(
     def timer(
         made: Configuration, tokens: float, label_tokens: float, mean_row_tokens: float
     ) -> TimeForecast | None:
-        peak = device.peak_tflops.get(made.compute_dtype)
+        peak = peak_of(device, made.compute_dtype)
         if peak is None:
             return None
         # Ranks on a CPU share its cores.
         sharers = made.world_size // nnodes if device.backend == "cpu" else 1
         row = efficiency(device, made.compute_dtype)
         asked = step_work(work, made, tokens, label_tokens, mean_row_tokens, row.elementwise_passes)
-        return _forecast(asked, row, device, peak * 1e12 / sharers, sharers, reach)
+        return _forecast(asked, row, device, peak, sharers, reach)
 
     return timer
 
@@ -235,10 +236,11 @@ def _forecast(
     asked: StepWork,
     row: Efficiency,
     device: DeviceFacts,
-    peak: float,
+    most: Peak,
     sharers: int,
     link: Link,
 ) -> TimeForecast:
+    peak = most.flop_per_second / sharers
     bandwidth, note = _bandwidth(device, peak, sharers)
     computing = (asked.flop / row.products + asked.attention_flop / row.attention) / peak
     moving = asked.traffic_bytes / (bandwidth * row.bandwidth)
@@ -251,9 +253,11 @@ def _forecast(
     hosting = asked.offloaded_bytes / bus + asked.host_updates * HOST_SECONDS_PER_WEIGHT
     seconds = on_device + sending + hosting
     assumed = hosting + (0.0 if link.known else sending) + (moving + unpacking if note else 0.0)
-    uncertainty = row.uncertainty
+    uncertainty = row.uncertainty * most.uncertainty
     if assumed > ASSUMED_SHARE * seconds or unpacking:
         uncertainty *= ASSUMED_UNCERTAINTY
+    if most.source:
+        note += f"; peak {most.source}"
     if asked.sent_bytes:
         note += f"; link: {link.source}"
     return TimeForecast(

@@ -386,6 +386,35 @@ def test_compiled_layers_leave_fewer_holes_in_the_heap() -> None:
     assert compiled.slack_bytes < plain.slack_bytes / 2
 
 
+def test_a_core_of_unknown_speed_compiles_where_the_worst_that_is_known_is_worth_it() -> None:
+    # As Zen 4: instructions for bfloat16, and a peak in float32 alone.
+    zen4 = replace(
+        ZEN5, peak_tflops={"float32": 0.3}, features=("avx2", "avx512f", "avx512_bf16"),
+        compute_units=2,
+    )  # fmt: skip
+    runs = [
+        plan("cpu", (zen4,), (COMPILING,), {}, SMOLLM2, SHORT, TrainRequest(max_steps=steps))
+        for steps in (20, 5000)
+    ]
+    why = next(one.why for one in runs[1].reasons if one.choice == "torch_compile")
+
+    assert [each.compiled for each in runs] == [False, True]
+    assert why.endswith("within a factor of 3")
+    assert runs[1].time is not None
+    assert "peak assumed, as of other cores with avx512_bf16" in runs[1].time.basis
+
+
+def test_nf4_layers_are_compiled_and_int8_ones_are_not() -> None:
+    able = replace(COMPILING, quantization=("none", "nf4", "int8"))
+    asked = TrainRequest(tuner="qlora", max_steps=5000)
+    nf4, int8 = (with_compiler(replace(asked, quant_bits=bits), able) for bits in (4, 8))
+    why = next(one.why for one in int8.reasons if one.choice == "torch_compile")
+
+    assert (nf4.quantization, nf4.compiled) == ("nf4", True)
+    assert (int8.quantization, int8.compiled) == ("int8", False)
+    assert "without weights in 8 bits" in why
+
+
 @pytest.mark.parametrize(
     ("able", "model", "says"),
     [

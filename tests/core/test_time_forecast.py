@@ -249,6 +249,42 @@ def test_an_unknown_peak_gives_no_forecast() -> None:
     assert step_time(QWEN_7B, single, 1000, 500, 100, unknown) is not None
 
 
+ZEN4 = DeviceFacts(
+    "cpu", 0, "a Zen 4", "x86_64", None, None, ("bfloat16", "float32"), compute_units=2,
+    features=("avx2", "avx512f", "avx512_bf16"), peak_tflops={"float32": 0.3},
+)  # fmt: skip
+
+
+def test_a_cpu_whose_core_is_not_known_is_forecast_as_the_nearest_that_is() -> None:
+    known = replace(ZEN4, peak_tflops={"float32": 0.3, "bfloat16": 0.6})
+    stranger = replace(ZEN4, peak_tflops={})
+    declared, nearest, guessed = (
+        step_time(qwen("1.8B"), LORA, 2048, 2048, 256, each) for each in (known, ZEN4, stranger)
+    )
+
+    assert declared is not None
+    assert nearest is not None
+    assert guessed is not None
+    assert nearest.step_seconds == pytest.approx(declared.step_seconds)
+    assert declared.uncertainty == 1.5
+    assert (nearest.uncertainty, guessed.uncertainty) == (3.0, 4.5)
+    assert "assumed" not in declared.basis
+    assert nearest.basis.endswith(
+        "; peak assumed, as of other cores with avx512_bf16: 2 times float32's"
+    )
+    assert guessed.basis.endswith("64 operations a cycle, 3 GHz")
+
+
+def test_a_cpu_that_only_emulates_a_dtype_has_no_forecast_in_it() -> None:
+    old = replace(ZEN4, features=("avx2",))
+    single = replace(LORA, compute_dtype="float32", weights_dtype="float32")
+
+    assert step_time(qwen("1.8B"), LORA, 2048, 2048, 256, old) is None
+    assert step_time(qwen("1.8B"), single, 2048, 2048, 256, old) is not None
+    half = replace(LORA, compute_dtype="float16")
+    assert step_time(qwen("1.8B"), half, 2048, 2048, 256, ZEN4) is None
+
+
 def test_an_unknown_bandwidth_is_said_and_makes_it_less_certain() -> None:
     known = step_time(QWEN_7B, LORA, 16384, 16384, 2048, A100)
     guessed = step_time(

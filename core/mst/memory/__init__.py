@@ -9,6 +9,7 @@ from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, step_phases
 from mst.memory.runtime import (
+    COMPILED_NF4_BYTES,
     LIBRARIES_BYTES,
     context_bytes,
     heap_bytes,
@@ -157,6 +158,7 @@ def _parts(
     slack = segments_bytes(tensors, device)
     if heap:
         slack = heap_bytes(made, heap, peak.whole, compiled) + _file_bytes(model, made)
+        slack += COMPILED_NF4_BYTES if compiled and made.quantized else 0
     return MemoryForecast(
         runtime_bytes=LIBRARIES_BYTES if heap else context_bytes(device),
         weights_bytes=states.weights,

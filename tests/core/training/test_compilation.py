@@ -125,6 +125,43 @@ def test_losses_and_gradients_are_those_of_plain_layers(
 
 
 @pytest.mark.slow
+def test_layers_on_nf4_weights_are_compiled_and_keep_none_of_them_unpacked(
+    tmp_path: Path, cache: Path
+) -> None:
+    from mst.training.adapters import load_model
+    from mst.training.quantization import dequantized_weight, quantized_layers
+
+    base: Any = causal("llama", adapted=False)
+    base.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, "float32", "sdpa", CPU, "nf4")
+    torch.manual_seed(0)
+    model = prepare_model(loaded, lora_config(TrainRequest(lora_rank=4)))
+    for name, each in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(each, std=0.05)
+    plain = learned(model)
+    weights = [dequantized_weight(each) for _, each in quantized_layers(model)]
+
+    assert compiled(model, cache) == ""
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        fast = learned(model)
+    for (loss, gradients), (other, others) in zip(plain, fast, strict=True):
+        assert other == pytest.approx(loss, rel=1e-5)
+        for one, two in zip(gradients, others, strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    assert any(each.dtype == torch.uint8 for each in kept)
+    for (_, layer), weight in zip(quantized_layers(model), weights, strict=True):
+        assert torch.equal(dequantized_weight(layer), weight)
+        assert not any(torch.equal(each, weight) or torch.equal(each, weight.T) for each in kept)
+
+
+@pytest.mark.slow
 def test_wrongly_compiled_gradients_are_found_and_the_layers_left_as_they_were(
     cache: Path,
 ) -> None:

@@ -1,0 +1,318 @@
+"""The trainers that `benchmarks/train_throughput.py` compares, each run in a process of its own.
+
+Every side gets the same rows in the same order, the same model and adapters of the same values. It
+notes when each optimizer step ended, its loss, and the tokens that it had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.train_peers import product_rate
+from benchmarks.train_task import (
+    MAX_LENGTH,
+    RANK,
+    RATE,
+    SEED,
+    WARM_UP,
+    Clock,
+    Task,
+    prepared_rows,
+    rows_of_steps,
+)
+from mst.data.prepare import Prepared, data_facts
+from mst.facts import Capabilities
+from mst.job import cache_dir
+from mst.launch import offline_environment
+from mst.memory.runtime import heap_environment
+from mst.model.facts import read_facts
+from mst.plan import Plan
+from mst.planner import plan
+from mst.request import TrainRequest
+from mst.step_work import model_work
+
+PEERS = ("llamafactory",)
+SIDES = ("mst", "mst-plain", "mst-nf4", "mst-nf4-plain", "trl", "trl-packed", *PEERS)
+
+
+def request_of(side: str, task: Task) -> TrainRequest:
+    """Return what a side of mst trains with."""
+    plain = side not in ("mst", "mst-nf4")
+    return TrainRequest(
+        max_steps=task.steps, per_device_train_batch_size=task.batch,
+        gradient_accumulation_steps=1, learning_rate=RATE, dtype=task.dtype, warmup_ratio=0.0,
+        lr_scheduler_type="constant", tuner="qlora" if "nf4" in side else "lora", seed=SEED,
+        save_steps=10**6, lora_rank=RANK, max_length=max(MAX_LENGTH, task.length or 0),
+        torch_compile="off" if plain else "on", init_lora_weights="default",
+    )  # fmt: skip
+
+
+def load(model_dir: Path, dtype: str, quantization: str = "none") -> Any:
+    """Return the model with fresh adapters, the same for all."""
+    import torch
+
+    from mst.training.adapters import load_model, lora_config, prepare_model
+
+    cpu = torch.device("cpu")
+    model = load_model(model_dir, dtype, "sdpa", cpu, quantization)
+    torch.manual_seed(SEED)
+    return prepare_model(model, lora_config(TrainRequest(lora_rank=RANK)))
+
+
+def planned(request: TrainRequest, prepared: Prepared, model_dir: Path) -> Plan:
+    """Return the plan of this machine's CPU."""
+    from mst_backends.cpu import mst_capabilities
+    from mst_backends.cpu import read_facts as cpu_facts
+
+    able: Capabilities = mst_capabilities()
+    data = data_facts(prepared)
+    return plan("cpu", (cpu_facts(),), (able,), {}, read_facts(model_dir), data, request)
+
+
+def run_mst(
+    prepared: Prepared,
+    model_dir: Path,
+    made: Plan,
+    request: TrainRequest,
+    task: Task,
+    profiled: Any = None,
+) -> Clock:
+    """Train with our loop, as a worker sets it up."""
+    import torch
+
+    from mst.training.batches import layout_of
+    from mst.training.checkpoint import TrainState
+    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.isolation import rows_stay_apart, sharing_obstacle
+    from mst.training.loop import run
+    from mst.training.session import logits_in, make_session
+
+    model = load(model_dir, made.weights_dtype, made.quantization)
+    cpu = torch.device("cpu")
+    packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, cpu)
+    dtype = getattr(torch, made.compute_dtype)
+    shares = made.prefix_sharing and not sharing_obstacle(
+        model, prepared.tokenizer.vocab_size, cpu, dtype, made.max_length
+    )
+    clock = Clock()
+    began = time.perf_counter()
+    if made.compiled:
+        reason = compile_layers(
+            model, cpu, dtype,
+            layout_of(packing, made.attention, compiled=True),
+            tensor_kind(made, request, 1, shares),
+            logits_in(model, cpu, made), False, cache_dir(),
+        )  # fmt: skip
+        if reason:
+            raise SystemExit(f"not compiled: {reason}")
+    clock.compile_seconds = time.perf_counter() - began
+    clock.count(rows_of_steps(prepared, task), task.batch)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        session = make_session(
+            model, cpu, packing, prepared.train.examples, (), prepared.tokenizer.pad_token_id,
+            made, request, Path(checkpoints), clock, lambda: False, compiled=made.compiled,
+            shares=shares,
+        )  # fmt: skip
+        with profiled or contextlib.nullcontext():
+            run(session, TrainState())
+    return clock
+
+
+def run_trl(prepared: Prepared, model_dir: Path, task: Task, packing: bool) -> Clock:
+    """Train with TRL's SFTTrainer, its gradient checkpointing off as ours is.
+
+    With packing its blocks have MAX_LENGTH tokens, two a step; rows in one see each other, for
+    TRL keeps them apart on GPUs alone.
+    """
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    rows = prepared.train.examples if packing else rows_of_steps(prepared, task)
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": list(each.input_ids),
+                "completion_mask": [int(label != -100) for label in each.labels],
+            }
+            for each in rows
+        ]
+    )
+    clock = Clock()
+
+    class Note(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.ends.append(time.perf_counter())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                clock.losses.append(logs["loss"])
+
+    class InOrder(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            ids = inputs["input_ids"]
+            clock.tokens.append(int(ids.numel() if mask is None else mask.sum()))
+            clock.labels.append(int((inputs["labels"] != -100).sum()))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    with tempfile.TemporaryDirectory() as output:
+        config = SFTConfig(
+            output_dir=output, per_device_train_batch_size=2 if packing else task.batch,
+            max_steps=task.steps, learning_rate=RATE, lr_scheduler_type="constant",
+            logging_steps=1, report_to=[], bf16=task.dtype == "bfloat16",
+            gradient_checkpointing=False, save_strategy="no", use_cpu=True, packing=packing,
+            completion_only_loss=True, max_length=MAX_LENGTH if packing else None,
+            disable_tqdm=True, dataloader_pin_memory=False, weight_decay=0.0, seed=SEED,
+        )  # fmt: skip
+        trainer = InOrder(
+            model=load(model_dir, task.dtype), args=config, train_dataset=data,
+            processing_class=AutoTokenizer.from_pretrained(model_dir), callbacks=[Note()],
+        )  # fmt: skip
+        trainer.train()
+    return clock
+
+
+def run_peer(
+    side: str, python: str, prepared: Prepared, model_dir: Path, task: Task
+) -> tuple[Clock, dict[str, Any]]:
+    """Train with a tool that has an environment of its own; return what it measured there too.
+
+    Args:
+        side: one of `PEERS`.
+        python: the interpreter of its environment.
+        prepared: the rows.
+        model_dir: the model.
+        task: what all sides do.
+    """
+    rows = rows_of_steps(prepared, task)
+    with tempfile.TemporaryDirectory() as place:
+        load(model_dir, task.dtype).save_pretrained(f"{place}/adapter")
+        job = {
+            "model": str(model_dir), "adapter": f"{place}/adapter", "place": place,
+            "dtype": task.dtype, "batch": task.batch, "steps": task.steps, "rate": RATE,
+            "threads": task.threads, "seed": SEED, "rank": RANK, "max_length": MAX_LENGTH,
+            "rows": [[list(each.input_ids), list(each.labels)] for each in rows],
+        }  # fmt: skip
+        file = Path(place) / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run(
+            [python, str(Path(__file__).with_name("train_peers.py")), side, str(file)],
+            env=os.environ | {"HOME": place}, stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+    told = json.loads(done.stdout.splitlines()[-1])
+    clock = Clock()
+    clock.losses, clock.ends = told["losses"], told["ends"]
+    clock.count(rows, task.batch)
+    return clock, told
+
+
+def run_side(side: str, model_dir: Path, task: Task, python: str, trace: str) -> dict[str, Any]:
+    """Run one trainer in this process; return what was measured.
+
+    Args:
+        side: one of `SIDES`, or "reference" or "reference-nf4": float32, layers as they are.
+        model_dir: the model.
+        task: what all sides do.
+        python: interpreter of a peer's environment.
+        trace: file for the trace of torch's profiler, whose table is printed; "" for no profile.
+    """
+    import torch
+
+    # All sides get the same threads, whatever the machine has.
+    torch.set_num_threads(task.threads)
+    task = replace(task, dtype="float32") if side.startswith("reference") else task
+    prepared = prepared_rows(model_dir, task)
+    told: dict[str, Any] = {}
+    if side in PEERS:
+        clock, told = run_peer(side, python, prepared, model_dir, task)
+    elif side.startswith("trl"):
+        clock = run_trl(prepared, model_dir, task, packing=side == "trl-packed")
+    else:
+        request = request_of(side, task)
+        made = planned(request, prepared, model_dir)
+        if trace:
+            profile(prepared, model_dir, made, request, task, trace)
+            return {}
+        clock = run_mst(prepared, model_dir, made, request, task)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = clock.ends[task.steps - 1] - clock.ends[WARM_UP - 1]
+    tokens, labels = (sum(each[WARM_UP : task.steps]) for each in (clock.tokens, clock.labels))
+    rate = told.get("product_rate") or product_rate(task.dtype)
+    return {
+        "tokens_per_second": tokens / seconds,
+        "answer_tokens_per_second": labels / seconds,
+        "step_seconds": seconds / (task.steps - WARM_UP),
+        "mfu": operations(model_dir, tokens, labels) / seconds / rate,
+        "product_tflops": rate / 1e12,
+        "peak_rss_bytes": told.get("peak_rss_bytes", peak),
+        "compile_seconds": clock.compile_seconds,
+        "losses": clock.losses[: task.steps],
+        "version": told.get("version", ""),
+    }
+
+
+def operations(model_dir: Path, tokens: float, labels: float) -> float:
+    """Return what products with LoRA ask for, as docs/time.md counts them.
+
+    A frozen weight costs 2 operations a token forward and 2 back.
+    """
+    work = model_work(read_facts(model_dir), ("all-linear",))
+    return (
+        4 * work.body * tokens + 4 * work.head * labels + 2 * 3 * RANK * work.adapter_units * tokens
+    )
+
+
+def profile(
+    prepared: Prepared, model_dir: Path, made: Plan, request: TrainRequest, task: Task, trace: str
+) -> None:
+    """Run the steps under torch's profiler; print its table and write its trace."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    kept = profiler(activities=[ProfilerActivity.CPU])
+    run_mst(prepared, model_dir, made, request, task, kept)
+    print(kept.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    kept.export_chrome_trace(trace)
+
+
+def measure(
+    side: str, model_dir: Path, task: Task, python: str = "", trace: str = ""
+) -> dict[str, Any]:
+    """Run one side in a fresh process, with the environment that each would have in use.
+
+    Args: as `run_side`.
+    """
+    from mst_backends.cpu import mst_environment
+    from mst_backends.cpu import read_facts as cpu_facts
+
+    environment = os.environ | offline_environment()
+    if side.startswith(("mst", "reference")):
+        environment |= {**mst_environment((cpu_facts(),)), **heap_environment("roomy")}
+    environment |= {"OMP_NUM_THREADS": str(task.threads)}
+    job = json.dumps([side, str(model_dir), vars(task), python, trace])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_sides", job], env=environment,
+        stdout=None if trace else subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = {} if trace else json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    _side, _model, _task, _python, _trace = json.loads(sys.argv[1])
+    print(json.dumps(run_side(_side, Path(_model), Task(**_task), _python, _trace)), flush=True)

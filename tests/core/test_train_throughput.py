@@ -1,0 +1,84 @@
+"""What the training benchmark makes of its rounds, and when it refuses to run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import train_throughput
+from benchmarks.train_task import Task, prepared_rows, rows_of_steps
+from benchmarks.train_throughput import arithmetic, parsed, quiet_or_leave, scaling, summed_up
+
+
+def side(speed: float, losses: list[float], **more: Any) -> dict[str, Any]:
+    return {
+        "tokens_per_second": speed, "answer_tokens_per_second": speed / 10, "step_seconds": 1.0,
+        "mfu": 0.3, "product_tflops": 0.4, "peak_rss_bytes": 2.0**30, "compile_seconds": 0.0,
+        "losses": losses, "version": "",
+    } | more  # fmt: skip
+
+
+def test_ratios_are_medians_over_rounds_in_which_both_sides_ran() -> None:
+    # The machine slows down by half from round to round; in the last the second side suffers more.
+    rounds = [
+        {
+            "mst": side(100 / n, [2.0, 1.5]),
+            "trl": side(50 / n / (3 if n == 4 else 1), [2.0, 1.25], version="trl 1"),
+        }
+        for n in (1, 2, 4)
+    ]
+    found = summed_up(rounds, {"reference": [2.0, 1.375]}, ("mst", "trl"))
+
+    assert found["tokens_per_second_ratio_to_trl"] == 2.0
+    assert found["tokens_per_second"] == {"mst": 50.0, "trl": 25.0}
+    assert found["largest_loss_difference_to_float32"] == {"mst": 0.125, "trl": 0.125}
+    assert found["versions"] == {"trl": "trl 1"}
+
+
+def test_eight_times_the_rows_are_eight_times_the_work_and_longer_rows_more(
+    tiny_model: Path,
+) -> None:
+    lines = []
+    for name, (rows, length) in train_throughput.MADE_UP.items():
+        task = Task(None, "float32", rows, length, 1, 1)
+        lines.append(
+            {"rows": name, "step_seconds": {"mst": rows * length}, **arithmetic(tiny_model, task)}
+        )
+    found = scaling(lines, ("mst",))["scaling"]
+
+    assert found["rows8"] == {"operations": 8.0, "mst": 8.0}
+    assert found["length8"]["mst"] == 8.0
+    assert found["length8"]["operations"] > 10
+
+
+def test_made_up_rows_have_one_length_and_are_the_same_for_all_sides(tiny_model: Path) -> None:
+    task = Task(None, "float32", 2, 16, 3, 1)
+    one, two = (rows_of_steps(prepared_rows(tiny_model, task), task) for _ in range(2))
+
+    assert [list(each.input_ids) for each in one] == [list(each.input_ids) for each in two]
+    assert {len(each.input_ids) for each in one} == {16}
+    assert {sum(label != -100 for label in each.labels) for each in one} == {4}
+    assert len(one) == 6
+
+
+def test_a_busy_machine_is_refused_unless_its_lines_may_be_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_throughput, "busy_share", lambda: 0.5)
+
+    assert quiet_or_leave(allowed=True) == 0.5
+    with pytest.raises(SystemExit, match=r"others use 50% of this machine's cores .*--busy-ok"):
+        quiet_or_leave(allowed=False)
+
+
+def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(*words: str) -> argparse.Namespace:
+        monkeypatch.setattr("sys.argv", ["train_throughput", *words])
+        return parsed()
+
+    assert given().sides == ["mst", "mst-plain", "trl", "trl-packed"]
+    assert given("--llamafactory", "/peer/bin/python").sides[-1] == "llamafactory"
+    with pytest.raises(SystemExit):
+        given("--sides", "mst", "llamafactory")
