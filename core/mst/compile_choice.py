@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.candidates import Candidate, Space
+from mst.candidates import Candidate, Space, memory_of
 from mst.configuration import Configuration
 from mst.errors import PlanError
+from mst.memory_bounds import lacks
 from mst.plan import Reason, TimeForecast
 
 # Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores. On
@@ -53,6 +54,10 @@ def compiling(space: Space, chosen: Candidate) -> tuple[bool, Reason | None]:
         f"it takes {cost:.0f} s once, and would save {saved:.0f} s of this run, within a factor of"
         f" {factor:g}"
     )
+    if worth:
+        compiled = replace(chosen.configuration, compiled=True)
+        if short := lacks(space, memory_of(space, compiled), chosen.devices):
+            return False, Reason("torch_compile", "off", f"compiled, the plan {short}")
     return worth, Reason("torch_compile", "on" if worth else "off", why)
 
 

@@ -80,7 +80,8 @@ def test_the_plan_at_the_longest_fits_and_64_tokens_more_do_not(
 
     assert ended
     for each in ended:
-        asked = as_request(each, request_)
+        # Compiled layers of a quantized model take a little more, where that fits.
+        asked = replace(as_request(each, request_), torch_compile="off")
         made = planned(model, on, asked, half_labels(each.max_length))
         assert made.memory.peak_bytes == each.at.peak_bytes
         assert each.max_length % 64 == 0

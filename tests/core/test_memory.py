@@ -22,7 +22,11 @@ from mst.model.facts import ModelFacts
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {
     "simchip": ("2026-11-26-memory-forecast-simchip.jsonl",),
-    "cpu": ("2026-11-26-memory-forecast.jsonl", "2026-11-27-memory-forecast-compiled.jsonl"),
+    "cpu": (
+        "2026-11-26-memory-forecast.jsonl",
+        "2026-11-27-memory-forecast-compiled.jsonl",
+        "2026-11-27-memory-forecast-compiled-nf4.jsonl",
+    ),
 }
 SOME_LAYERS = "2026-11-27-memory-forecast-some-layers.jsonl"
 STEP = StepShape(tokens=2048, label_tokens=512, rows=1, width=2048)
@@ -66,7 +70,7 @@ def errors(device: str, heap: str) -> list[float]:
     [
         ("simchip", "tight", 28, 0.03, 0.10),
         ("cpu", "tight", 26, 0.04, 0.15),
-        ("cpu", "roomy", 17, 0.10, 0.30),
+        ("cpu", "roomy", 19, 0.10, 0.30),
     ],
 )
 def test_forecasts_are_within_their_bars_of_what_was_measured(
