@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mst.bench.matrix import AUTO, DEFAULT_MODEL, Matrix
+from mst.demo import demo_data
 from mst.request import fields
 
 # How often a cell is measured, and what is done with its result, make it no other cell.
@@ -126,6 +127,15 @@ def request_values(cell: Cell) -> dict[str, str]:
     return values
 
 
+def rows_of(cell: Cell) -> tuple[str, ...]:
+    """Return the data of a cell, as `--dataset` takes it.
+
+    The embedded rows are named, for without a name they come with the demo's learning rate, which
+    is one for LoRA.
+    """
+    return cell.dataset or demo_data()[:1]
+
+
 def train_arguments(cell: Cell, run: Path) -> list[str]:
     """Return the arguments of `mst train` for one repeat of a cell.
 
@@ -133,9 +143,7 @@ def train_arguments(cell: Cell, run: Path) -> list[str]:
         cell: that is measured.
         run: the run directory.
     """
-    found = ["--output-dir", str(run)]
-    if cell.dataset:
-        found += ["--dataset", *cell.dataset]
+    found = ["--output-dir", str(run), "--dataset", *rows_of(cell)]
     known = fields()
     for name, value in request_values(cell).items():
         several = isinstance(known[name].default, tuple)

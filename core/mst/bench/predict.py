@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import mst
 from mst import rundir
-from mst.bench.cells import Cell, request_values
+from mst.bench.cells import Cell, request_values, rows_of
 from mst.bench.figures import forecast_of, model_flop, setting_of
 from mst.bench.results import FORECAST, Machine, Measured, Peak
 from mst.errors import PlanError
@@ -86,6 +86,5 @@ def train_request(cell: Cell) -> TrainRequest:
     from mst.cli.options import convert
 
     values = {name: convert(name, one, name) for name, one in request_values(cell).items()}
-    if cell.dataset:
-        values["dataset"] = cell.dataset
+    values["dataset"] = rows_of(cell)
     return TrainRequest(**values)

@@ -48,21 +48,19 @@ def show_results(console: Console, results: Results, prices: Prices) -> None:
 
 
 def cell_table(cells: Sequence[Measured]) -> Table:
-    """Return a table with a row a cell; energy has a column where it is known."""
+    """Return a table with a row a cell."""
     from rich.table import Table
 
-    energy = any(figures.joules_per_token(each) for each in cells)
-    headings = (*_HEADINGS, "J/token") if energy else _HEADINGS
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for number, heading in enumerate(headings):
+    for number, heading in enumerate(_HEADINGS):
         table.add_column(heading, no_wrap=number >= _WRAPPED)
     for each in cells:
-        table.add_row(*cell_texts(each)[: len(headings)])
+        table.add_row(*cell_texts(each))
     return table
 
 
 def cell_texts(each: Measured) -> tuple[str, ...]:
-    """Return a cell's texts under the headings, the energy last."""
+    """Return a cell's texts under the headings."""
     machine = each.machine
     where = each.cell.device if machine is None else machine.device
     if machine is not None and machine.node:
@@ -72,7 +70,6 @@ def cell_texts(each: Measured) -> tuple[str, ...]:
         status = "does not fit" if each.status == FORECAST else each.status
         return (short(each), where, status)
     took, memory = seconds(each), figures.peak_memory(each)
-    joules = figures.joules_per_token(each)
     loss = figures.over_repeats(each, lambda one: one.loss)
     expected = gib(each.forecast.memory_bytes) if each.forecast else ""
     return (
@@ -83,7 +80,6 @@ def cell_texts(each: Measured) -> tuple[str, ...]:
         " / ".join(_share(figures.mfu(each, one)) for one in _peaks(each)),
         f"{gib(memory.median)} ({_error(each, memory)})" if memory else expected,
         f"{loss.median:.4f}" if loss else "",
-        f"{joules.median:.3g}" if joules else "",
     )
 
 
@@ -157,23 +153,24 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _show_costs(console: Console, cells: Sequence[Measured], prices: Prices) -> None:
-    costs = [(each, figures.million_tokens_cost(each, prices)) for each in cells]
-    known = [(each, cost) for each, cost in costs if cost is not None]
-    if not known:
-        return
+    """Print money and energy of a million tokens, where any of it is known; the cheapest first."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("a million tokens of", "on", f"{prices.currency or 'price'}", "kWh", ""):
-        table.add_column(heading, no_wrap=True)
-    for each, cost in sorted(known, key=lambda pair: pair[1]):
+        table.add_column(heading, no_wrap=heading not in ("a million tokens of", "on"))
+    costs = [(figures.million_tokens_cost(each, prices), each) for each in cells]
+    costs.sort(key=lambda pair: (pair[0] is None, pair[0] or 0.0))
+    for cost, each in costs:
         energy = figures.million_tokens_kwh(each)
-        table.add_row(
-            short(each), each.machine.chip if each.machine else "", f"{cost:.4g}",
-            _number(energy, ".3g"), "forecast" if each.status == FORECAST else "",
-        )  # fmt: skip
-    console.print()
-    console.print(table)
+        if cost is not None or energy is not None:
+            table.add_row(
+                short(each), each.machine.chip if each.machine else "", _number(cost, ".4g"),
+                _number(energy, ".3g"), "forecast" if each.status == FORECAST else "",
+            )  # fmt: skip
+    if table.row_count:
+        console.print()
+        console.print(table)
 
 
 def _show_reasons(console: Console, each: Measured) -> None:

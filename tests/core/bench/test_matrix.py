@@ -57,6 +57,14 @@ def test_a_cell_is_a_command_line_of_mst_train(tmp_path: Path) -> None:
     assert request.target_modules == ("q_proj", "v_proj")
 
 
+def test_the_embedded_rows_come_without_the_rate_of_the_demo(tmp_path: Path) -> None:
+    request = train_request(cell())
+
+    assert [Path(each).is_file() for each in request.dataset] == [True]
+    assert request.learning_rate is None
+    assert f"--dataset {request.dataset[0]}" in " ".join(train_arguments(cell(), tmp_path))
+
+
 def test_the_same_cell_has_the_same_id_however_often_it_is_measured() -> None:
     asked = cell()
 

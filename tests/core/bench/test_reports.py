@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.measured_cells import A100, CPU, cell, failed, forecast, measured, results
+from tests.measured_cells import A100, CPU, cell, failed, forecast, measured, repeat, results
 
 from mst import cli
 from mst.bench.charts import charts
@@ -86,11 +86,13 @@ def test_the_terminal_shows_figures_spread_and_why_a_cell_has_none() -> None:
 
 def test_figures_are_whole_in_a_narrow_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
-    show_results(console, results(measured()), PRICES)
+    each = measured(repeats=(repeat(990.0), repeat(1010.0, energy_joules=500.0)))
+    show_results(console, results(each), Prices({}))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
 
-    assert "…" not in shown.partition("a million tokens")[0]
+    assert "…" not in shown
+    assert "0.0174" in shown  # kWh of a million tokens
     assert all(each in shown for each in ("1,000 ±1.0%", "40.0% / 50.0%", "(+3%)", "2.5000"))
 
 
