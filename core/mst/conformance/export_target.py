@@ -11,15 +11,13 @@ import os
 import shutil
 import struct
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mst.conformance.findings import FAIL, SKIP, Finding, Result, failed, passed, skipped, verdict
-from mst.conformance.processes import ending, start, wait
+from mst.conformance.findings import Finding, Result, failed, passed, skipped, verdict
+from mst.conformance.kit import results_of, write_results
 from mst.conformance.tiny import HEADS, tiny_model
 from mst.errors import MstError, UsageError
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
@@ -288,24 +286,9 @@ def run_checks(name: str, workspace: Path) -> list[Result]:
             f" {', '.join(sorted(registry.exports)) or 'none'}). `mst plugins` lists every plugin."
         )
     lines = workspace / "results.jsonl"
-    child = start("mst.conformance.export_target", [name, str(workspace), str(lines)], os.environ)
-    ended = wait(child, SECONDS)
-    found: dict[str, Result] = {}
-    with suppress(OSError):
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            result = Result(**json.loads(line))
-            found[result.id] = result
-    results: list[Result] = []
-    why = ending(ended, SECONDS)
-    for check, title, _ in CHECKS:
-        if check in found:
-            results.append(found[check])
-        elif why:
-            results.append(Result(check, title, FAIL, f"the process {why}", _ADVICE, {}, 0.0))
-            why = ""
-        else:
-            results.append(Result(check, title, SKIP, "not reached", "", {}, 0.0))
-    return results
+    arguments = (name, str(workspace), str(lines))
+    module = "mst.conformance.export_target"
+    return results_of(module, arguments, lines, CHECKS, SECONDS, _ADVICE)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -319,25 +302,8 @@ def main(argv: Sequence[str]) -> int:
     trial = _Trial(name, workspace)
     # A process that the target starts may write there, and nowhere on a network.
     jailed = asking(JailRequest(), Scene(outputs=(str(workspace),)))
-    with jailed, lines.open("a", encoding="utf-8") as file:
-        for check, title, function in CHECKS:
-            began = time.monotonic()
-            try:
-                finding = function(trial)
-            except MstError as error:
-                finding = failed(f"{type(error).__name__}: {error}", "mend what it says")
-            except Exception as error:  # whatever a plugin raises
-                place = f"{type(error).__name__}: {str(error)[:200]}"
-                finding = failed(place, "raise an MstError for what a user can mend")
-            seconds = round(time.monotonic() - began, 3)
-            result = Result(
-                check, title, finding.status, finding.found, finding.advice, finding.figures,
-                seconds,
-            )  # fmt: skip
-            file.write(json.dumps(asdict(result)) + "\n")
-            file.flush()
-            if finding.status == FAIL and check in _NEEDED:
-                break
+    with jailed:
+        write_results(CHECKS, trial, _NEEDED, lines)
     return 0
 
 

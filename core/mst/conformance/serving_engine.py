@@ -13,15 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mst.conformance.findings import FAIL, SKIP, Finding, Result, failed, passed, skipped, verdict
-from mst.conformance.processes import ending, start, wait
+from mst.conformance.findings import Finding, Result, failed, passed, skipped, verdict
+from mst.conformance.kit import results_of, write_results
 from mst.conformance.tiny import tiny_model
-from mst.errors import MstError, UsageError
+from mst.errors import UsageError
 from mst.registry import load
 from mst.seal.jail.holder import asking, sealed
 from mst.seal.jail.seal import JailRequest, Scene
@@ -254,50 +253,18 @@ def run_checks(
             f" {', '.join(sorted(registry.engines)) or 'none'}). `mst plugins` lists every plugin."
         )
     lines = workspace / "results.jsonl"
-    arguments = [name, str(workspace), str(lines), directory or "", model or ""]
-    ended = wait(start("mst.conformance.serving_engine", arguments, os.environ), SECONDS)
-    found: dict[str, Result] = {}
-    with suppress(OSError):
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            result = Result(**json.loads(line))
-            found[result.id] = result
-    why = ending(ended, SECONDS)
-    results: list[Result] = []
-    for check, title, _ in CHECKS:
-        if check in found:
-            results.append(found[check])
-        elif why:
-            results.append(Result(check, title, FAIL, f"the process {why}", "mend it", {}, 0.0))
-            why = ""
-        else:
-            results.append(Result(check, title, SKIP, "not reached", "", {}, 0.0))
-    return results
+    arguments = (name, str(workspace), str(lines), directory or "", model or "")
+    module = "mst.conformance.serving_engine"
+    return results_of(module, arguments, lines, CHECKS, SECONDS, "mend it")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the checks and write their results."""
     name, workspace, lines = argv[0], Path(argv[1]), Path(argv[2])
     trial = _Trial(name, workspace, argv[3], argv[4])
-    with asking(JailRequest(), Scene(outputs=(str(workspace),))), lines.open("a") as file:
+    with asking(JailRequest(), Scene(outputs=(str(workspace),))):
         try:
-            for check, title, function in CHECKS:
-                began = time.monotonic()
-                try:
-                    finding = function(trial)
-                except MstError as error:
-                    finding = failed(f"{type(error).__name__}: {error}", "mend what it says")
-                except Exception as error:  # whatever a plugin raises
-                    place = f"{type(error).__name__}: {str(error)[:200]}"
-                    finding = failed(place, "raise an MstError for what a user can mend")
-                seconds = round(time.monotonic() - began, 3)
-                result = Result(
-                    check, title, finding.status, finding.found, finding.advice, finding.figures,
-                    seconds,
-                )  # fmt: skip
-                file.write(json.dumps(asdict(result)) + "\n")
-                file.flush()
-                if finding.status == FAIL and check in _NEEDED:
-                    break
+            write_results(CHECKS, trial, _NEEDED, lines)
         finally:
             if trial.engine is not None:
                 trial.engine.close()
