@@ -166,24 +166,10 @@ def check(matrix: Matrix, shown: str) -> None:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    import yaml
+    from mst.cli.options import yaml_in
 
-    from mst.seal.supply.yaml_text import load_yaml
-
-    try:
-        loaded = load_yaml(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(
-            f"cannot read the matrix {path}: {reason}. `mst bench` takes a YAML file, or one of"
-            " quick, show, merge and peak."
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"{path}{place} is not YAML: {getattr(error, 'problem', 'malformed')}."
-        ) from None
+    advice = "`mst bench` takes a YAML file, or one of quick, show, merge and peak."
+    loaded = yaml_in(path, "the matrix", advice)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no matrix; expected lines of `key: value` (docs/bench.md).")
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}

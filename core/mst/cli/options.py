@@ -196,12 +196,16 @@ def convert(name: str, value: object, shown: str) -> Any:
     return result
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read options from a YAML file; keys are canonical names or peers' aliases.
+def yaml_in(path: Path, what: str, advice: str) -> Any:
+    """Return the plain values of a YAML file that a user named.
+
+    Args:
+        path: the file.
+        what: stands before the path where it can't be read.
+        advice: follows the reason there.
 
     Raises:
-        UsageError: unreadable, oversized, not a mapping, an unknown key (names the nearest), a bad
-            value, or an alias.
+        UsageError: it can't be read, is too long, or is no YAML. No text of it is quoted.
     """
     import yaml
 
@@ -212,19 +216,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UsageError(
                 f"{path} has more than {_MOST_YAML_BYTES >> 20} MiB, which no file of options has."
             )
-        loaded = load_yaml(text, path)
+        return load_yaml(text, path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(
-            f"cannot read the options in {path}: {reason}. The first argument is a YAML file;"
-            " all else is given as --options."
-        ) from None
+        raise UsageError(f"cannot read {what} {path}: {reason}. {advice}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise UsageError(
             f"{path}{place} is not YAML: {getattr(error, 'problem', 'malformed')}."
         ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read options from a YAML file; keys are canonical names or peers' aliases.
+
+    Raises:
+        UsageError: unreadable, oversized, not a mapping, an unknown key (names the nearest), a bad
+            value, or an alias.
+    """
+    advice = "The first argument is a YAML file; all else is given as --options."
+    loaded = yaml_in(path, "the options in", advice)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
