@@ -34,16 +34,37 @@ def note() -> tuple[Any, dict[str, list[float]]]:
     return Note(), told
 
 
-def data_set(job: dict[str, Any]) -> Any:
-    """Return the rows as a data set of `datasets`."""
+def data_set(rows: list[tuple[list[int], list[int]]]) -> Any:
+    """Return rows of token ids and labels as a data set of `datasets`."""
     from datasets import Dataset
 
     return Dataset.from_list(
         [
             {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-            for ids, labels in job["rows"]
+            for ids, labels in rows
         ]
     )
+
+
+def packed(
+    rows: list[tuple[list[int], list[int]]], length: int
+) -> list[tuple[list[int], list[int]]]:
+    """Return blocks as LLaMA-Factory's `packing` makes them of rows that are tokens already.
+
+    Its own knapsack fills them; rows in one see each other, and the rest is 0 without a label.
+    """
+    from llamafactory.data.processor.processor_utils import greedy_knapsack
+
+    by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row[0]), []).append(row)
+    blocks = []
+    for lengths in greedy_knapsack([len(ids) for ids, _ in rows], length):
+        taken = [by_length[each].pop() for each in lengths]
+        gap = length + 1 - sum(lengths)
+        ids = [token for row in taken for token in row[0]] + [0] * gap
+        blocks.append((ids, [label for row in taken for label in row[1]] + [-100] * gap))
+    return blocks
 
 
 def arguments(job: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +85,8 @@ def llamafactory(job: dict[str, Any]) -> dict[str, list[float]]:
     from llamafactory.train.tuner import run_exp
 
     tokens = f"{job['place']}/tokens"
-    DatasetDict({"train": data_set(job)}).save_to_disk(tokens)
+    rows = packed(job["rows"], job["max_length"]) if job["packing"] else job["rows"]
+    DatasetDict({"train": data_set(rows)}).save_to_disk(tokens)
     callback, told = note()
     given = arguments(job) | {
         "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_target": "all",
@@ -74,6 +96,10 @@ def llamafactory(job: dict[str, Any]) -> dict[str, list[float]]:
         "disable_gradient_checkpointing": True, "flash_attn": "sdpa",
     }  # fmt: skip
     run_exp(given, callbacks=[callback])
+    for key, pad in (("tokens", 0), ("labels", -100)):
+        sizes = [sum(each != pad for each in row[key == "labels"]) for row in rows]
+        batches = range(0, len(sizes), job["batch"])
+        told[key] = [sum(sizes[start : start + job["batch"]]) for start in batches]
     return told
 
 

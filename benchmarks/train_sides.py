@@ -41,7 +41,8 @@ from mst.planner import plan
 from mst.request import TrainRequest
 from mst.step_work import model_work
 
-PEERS = ("llamafactory",)
+PEERS = ("llamafactory", "llamafactory-packed")
+PACKED = ("trl-packed", "llamafactory-packed")
 SIDES = ("mst", "mst-plain", "mst-nf4", "mst-nf4-plain", "trl", "trl-packed", *PEERS)
 
 
@@ -199,26 +200,33 @@ def run_peer(
         model_dir: the model.
         task: what all sides do.
     """
-    rows = rows_of_steps(prepared, task)
+    packing = side in PACKED
+    rows = prepared.train.examples if packing else rows_of_steps(prepared, task)
     with tempfile.TemporaryDirectory() as place:
         load(model_dir, task.dtype).save_pretrained(f"{place}/adapter")
         job = {
             "model": str(model_dir), "adapter": f"{place}/adapter", "place": place,
-            "dtype": task.dtype, "batch": task.batch, "steps": task.steps, "rate": RATE,
+            "dtype": task.dtype, "batch": 2 if packing else task.batch, "packing": packing,
+            "steps": task.steps, "rate": RATE,
             "threads": task.threads, "seed": SEED, "rank": RANK, "max_length": MAX_LENGTH,
             "rows": [[list(each.input_ids), list(each.labels)] for each in rows],
         }  # fmt: skip
         file = Path(place) / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
         done = subprocess.run(
-            [python, str(Path(__file__).with_name("train_peers.py")), side, str(file)],
+            [python, str(Path(__file__).with_name("train_peers.py")), tool(side), str(file)],
             env=os.environ | {"HOME": place}, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     told = json.loads(done.stdout.splitlines()[-1])
     clock = Clock()
     clock.losses, clock.ends = told["losses"], told["ends"]
-    clock.count(rows, task.batch)
+    clock.tokens, clock.labels = told["tokens"], told["labels"]
     return clock, told
+
+
+def tool(side: str) -> str:
+    """Return the peer that a side runs."""
+    return side.removesuffix("-packed")
 
 
 def run_side(side: str, model_dir: Path, task: Task, python: str, trace: str) -> dict[str, Any]:

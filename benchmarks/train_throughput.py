@@ -4,9 +4,9 @@
 JSON line a case; needs the `bench` extra. In each of `--pairs` rounds all sides take turns, each in
 a process of its own and each round beginning with another, so that a machine whose speed drifts is
 fair to them; a ratio is the median over the rounds. Sides: mst with compiled layers and without,
-the same on NF4 weights, TRL as it comes, TRL with packing, and LLaMA-Factory where `--llamafactory
-PYTHON` names the interpreter of its environment. Float32 runs of mst with plain layers, on NF4
-weights where sides are, give the losses that bfloat16's are held against.
+the same on NF4 weights, TRL as it comes and with packing, and LLaMA-Factory likewise where
+`--llamafactory PYTHON` names the interpreter of its environment. Float32 runs of mst with plain
+layers, on NF4 weights where sides are, give the losses that bfloat16's are held against.
 
 The model is SmolLM2-135M for llama; for others random weights of about its size. MFU is the model's
 products over what one product of 2,048 squared reached in the same process. `--cases` also takes
@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_sides import PEERS, SIDES, measure, operations
+from benchmarks.train_sides import PACKED, PEERS, SIDES, measure, operations, tool
 from benchmarks.train_task import RANK, SEED, Task
 from mst.job import cache_dir
 from mst.model.facts import read_facts
@@ -117,7 +117,7 @@ def rounds_of(
 
 def interpreter(side: str, args: argparse.Namespace) -> str:
     """Return the interpreter of a peer's environment, "" for other sides."""
-    return str(getattr(args, side.replace("-", "_"))) if side in PEERS else ""
+    return str(getattr(args, tool(side))) if side in PEERS else ""
 
 
 def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -182,12 +182,12 @@ def summed_up(
         }
     for side in sides[1:]:
         # Packed rows are others in each step, and more of them; answers are what both learn.
-        speed = "answer_tokens_per_second" if side == "trl-packed" else "tokens_per_second"
+        speed = "answer_tokens_per_second" if side in PACKED else "tokens_per_second"
         line[f"{speed}_ratio_to_{side}"] = ratio(speed, side)
         line[f"peak_rss_ratio_to_{side}"] = ratio("peak_rss_bytes", side)
     off = line["largest_loss_difference_to_float32"] = {}
     for side in sides:
-        if side != "trl-packed":
+        if side not in PACKED:
             known = references["reference-nf4" if "nf4" in side else "reference"]
             pairs = zip(rounds[0][side]["losses"], known, strict=True)
             off[side] = round(max(abs(a - b) for a, b in pairs), 5)
@@ -253,7 +253,7 @@ def parsed() -> argparse.Namespace:
         args.sides = ["mst", "mst-plain", "trl", "trl-packed", *given]
     for side in args.sides:
         if interpreter(side, args) == "None":
-            parser.error(f"--sides {side} needs --{side} PYTHON, of its environment")
+            parser.error(f"--sides {side} needs --{tool(side)} PYTHON, of its environment")
     return args
 
 
