@@ -21,9 +21,11 @@ from mst_plugins.quantized_model import Scheme
 VERSION = "7.6.0"
 # gptqmodel looks for AWQ's clipping so many outputs at a time.
 _AWQ_OUT_MULTIPLE = 64
-# Rows are joined into sequences of so many tokens: a pass over one costs little more than over a
-# row of 40.
-SEQUENCE_TOKENS = 512
+# A pass takes rows of about so many tokens together: it costs little more than one over a row of
+# 40. Rows are not joined: a model's first position carries far larger values than others, and
+# served it sees each row from there. SmolLM2-135M's GPTQ came to a divergence of 0.095 nats with
+# 512 tokens joined, and to 0.072 without.
+PASS_TOKENS = 1024
 _HUB_PLACES = ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE")
 
 
@@ -82,10 +84,9 @@ def check(linears: Iterable[LinearShape], scheme: Scheme) -> None:
             )
 
 
-def sequences(rows: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Return the token ids of rows joined end to end and cut into calibration sequences."""
-    ids = [token for row in rows for token in row]
-    return [ids[start : start + SEQUENCE_TOKENS] for start in range(0, len(ids), SEQUENCE_TOKENS)]
+def rows_a_pass(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many rows, of which the longest sets the width, make a pass of `PASS_TOKENS`."""
+    return max(1, PASS_TOKENS // max(map(len, rows)))
 
 
 def quantize(
@@ -123,7 +124,7 @@ def quantize(
     temporary.mkdir()
     memory = os.memfd_create("calibration")
     with os.fdopen(memory, "w+", encoding="utf-8") as calibration:
-        json.dump(sequences(rows), calibration)
+        json.dump(list(map(list, rows)), calibration)
         calibration.flush()
         read_end, write_end = os.pipe()
         reader = threading.Thread(target=_listen, args=(read_end, tell))

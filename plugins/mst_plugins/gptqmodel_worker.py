@@ -18,7 +18,7 @@ from mst.errors import Interrupted, ModelError, MstError, RunError
 from mst.extensions import hide_extensions, hide_packages
 from mst.model.files import read_config
 from mst.worker_process import StopAsked, die_with_parent, guarded
-from mst_plugins.gptqmodel_job import Progress, QuantizeJob
+from mst_plugins.gptqmodel_job import Progress, QuantizeJob, rows_a_pass
 from mst_plugins.gptqmodel_patches import patch, stop_noted
 from mst_plugins.quantized_model import decoder_linears, faults, write_side_files
 from mst_plugins.sealed_continuation import key_from_rows
@@ -104,7 +104,7 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
     try:
         model.quantize(
             [{"input_ids": each, "attention_mask": [1] * len(each)} for each in rows],
-            batch_size=1,
+            batch_size=rows_a_pass(rows),
             calibration_data_min_length=1,
             # Left to itself, gptqmodel asks for CUDA.
             backend=BACKEND.AWQ_TORCH if job.scheme.layout == "awq" else BACKEND.GPTQ_TORCH,
@@ -128,6 +128,8 @@ def _config(job: QuantizeJob, goes_on: bool) -> Any:
         group_size=scheme.group_size,
         sym=scheme.symmetric,
         desc_act=False,
+        # Scales of least squared error; left to itself, gptqmodel takes a group's largest weight.
+        mse=2.0 if scheme.layout == "gptq" else 0.0,
         device="cpu",
         # The default builds a C++ extension, which needs a compiler and 40 seconds.
         pack_impl="original",

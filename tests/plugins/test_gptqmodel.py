@@ -20,7 +20,7 @@ import pytest
 
 from mst.errors import PlanError
 from mst.model.facts import LinearShape
-from mst_plugins.gptqmodel_job import SEQUENCE_TOKENS, VERSION, check, sequences
+from mst_plugins.gptqmodel_job import PASS_TOKENS, VERSION, check, rows_a_pass
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.layouts.rounding import dequantize
 from mst_plugins.quantized_model import Scheme, decoder_linears, faults
@@ -48,12 +48,9 @@ quantize(
 """
 
 
-def test_rows_become_sequences_and_no_token_is_lost() -> None:
-    rows = [list(range(start, start + 40)) for start in range(0, 1200, 40)]
-    joined = sequences(rows)
-
-    assert [len(each) for each in joined] == [SEQUENCE_TOKENS, SEQUENCE_TOKENS, 176]
-    assert [token for each in joined for token in each] == list(range(1200))
+def test_a_pass_takes_short_rows_together_and_a_long_one_alone() -> None:
+    assert rows_a_pass([[1] * 40, [1] * 64]) == PASS_TOKENS // 64
+    assert rows_a_pass([[1], [1] * 2000]) == 1
 
 
 def test_what_gptqmodel_cannot_do_is_told_before_the_work(

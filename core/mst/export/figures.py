@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Both models' logits of so many tokens are held at once: 512 of SmolLM2's are 100 MB in float32.
 TOKENS_AT_ONCE = 512
+# Logits of so many tokens stay in a core's cache while they are compared.
+TOKENS_COMPARED = 16
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,20 @@ def distance(trained: Reference, candidate: torch.nn.Module) -> Distance:
     largest = 0.0
     for place, (ids, mask, labels) in enumerate(trained.batches):
         with torch.inference_mode():
-            these = trained.logits(place)
-            those = _logits(candidate, ids, mask)
-        kept = mask[:, 1:].bool()
-        targets, learnt = ids[:, 1:][kept], labels[:, 1:][kept]
-        these, those = these[:, :-1][kept], those[:, :-1][kept]
-        largest = max(largest, float((these - those).abs().max()))
-        same = these.argmax(-1) == those.argmax(-1)
-        expected, found = these.log_softmax(-1), those.log_softmax(-1)
-        losses = [-each.gather(1, targets[:, None])[:, 0].double() for each in (expected, found)]
-        kl = (expected.exp() * (expected - found)).sum(-1).double()
-        for sums, chosen in ((everything, slice(None)), (answers, learnt)):
-            sums.add(*(each[chosen] for each in (*losses, kl, same)))
+            own, found = trained.logits(place), _logits(candidate, ids, mask)
+        # Of each token but a row's first, where it stands and where its logits do.
+        rows, columns = mask[:, 1:].nonzero(as_tuple=True)
+        for part in range(0, len(rows), TOKENS_COMPARED):
+            row, column = (each[part : part + TOKENS_COMPARED] for each in (rows, columns))
+            these, those = own[row, column], found[row, column]
+            target, learnt = ids[row, column + 1], labels[row, column + 1]
+            largest = max(largest, float((these - those).abs().max()))
+            same = these.argmax(-1) == those.argmax(-1)
+            expected, given = these.log_softmax(-1), those.log_softmax(-1)
+            losses = [-each.gather(1, target[:, None])[:, 0].double() for each in (expected, given)]
+            kl = (expected.exp() * (expected - given)).sum(-1).double()
+            for sums, chosen in ((everything, slice(None)), (answers, learnt)):
+                sums.add(*(each[chosen] for each in (*losses, kl, same)))
     count = everything.tokens
     if not math.isfinite(everything.loss + everything.kl):
         agreement = everything.agreeing / count
