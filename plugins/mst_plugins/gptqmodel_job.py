@@ -128,8 +128,9 @@ def quantize(
         calibration.flush()
         read_end, write_end = os.pipe()
         reader = threading.Thread(target=_listen, args=(read_end, tell))
-        reader.start()
         try:
+            # In here: interrupted before the end is closed, it would be waited for without end.
+            reader.start()
             job = QuantizeJob(
                 source=str(source.absolute()),
                 directory=str(directory.absolute()),
@@ -147,7 +148,8 @@ def quantize(
             )
         finally:
             os.close(write_end)
-            reader.join()
+            if reader.ident is not None:
+                reader.join()
     shutil.rmtree(temporary, ignore_errors=True)
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{source} was not quantized. Run the same command to go on.")

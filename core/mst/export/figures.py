@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mst.data.encode import IGNORE, Example
+from mst.export.meanwhile import GoOn
 from mst.training.output_head import decoder_and_head, head_form, shaped
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def reference(trained: torch.nn.Module, rows: Sequence[Example]) -> Reference:
     )
 
 
-def distance(trained: Reference, candidate: torch.nn.Module) -> Distance:
+def distance(
+    trained: Reference, candidate: torch.nn.Module, go_on: GoOn = lambda: None
+) -> Distance:
     """Return how far `candidate` is from the trained model on all tokens of the rows.
 
     A model that answers NaN is infinitely far.
@@ -98,12 +101,14 @@ def distance(trained: Reference, candidate: torch.nn.Module) -> Distance:
     Args:
         trained: from `reference`.
         candidate: causal language model of the same vocabulary, in evaluation mode.
+        go_on: called before each batch.
     """
     import torch
 
     everything, answers = _Sums(), _Sums()
     largest = 0.0
     for place, (ids, mask, labels) in enumerate(trained.batches):
+        go_on()
         with torch.inference_mode():
             own, found = trained.logits(place), _logits(candidate, ids, mask)
         # Of each token but a row's first, where it stands and where its logits do.

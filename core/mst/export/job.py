@@ -95,6 +95,7 @@ class ExportJob:
         targets: in the order of the formats.
         attention: transformers' attention implementation.
         threads: CPU threads.
+        beside: whether memory allows comparing while a target quantizes.
     """
 
     run: str
@@ -104,6 +105,7 @@ class ExportJob:
     targets: tuple[TargetJob, ...]
     attention: str
     threads: int
+    beside: bool
 
 
 def prepare_export(
@@ -133,9 +135,9 @@ def prepare_export(
     if options.dtype in DTYPES:
         stored = DTYPES[options.dtype] * facts.parameters
     comparing = 8 * facts.parameters + stored
-    memory = max(comparing, *(each.plan.memory_bytes for each in targets))
+    making = max(each.plan.memory_bytes for each in targets)
     disk = sum(each.plan.disk_bytes for each in targets)
-    _check_memory(memory, registry)
+    free = _free_memory(max(comparing, making), registry)
     check_space(place, disk, "the export")
     absolute = _absolute(options)
     # What stands in the way of the rows is said before the merge; the worker reads them again.
@@ -157,6 +159,7 @@ def prepare_export(
         targets=tuple(targets),
         attention=plan.attention,
         threads=plan.threads,
+        beside=free is not None and comparing + making <= free,
     )
 
 
@@ -224,7 +227,12 @@ def _status(directory: Path) -> str | None:
     return found.get("status") if isinstance(found, dict) else None
 
 
-def _check_memory(needed: int, registry: Registry) -> None:
+def _free_memory(needed: int, registry: Registry) -> int | None:
+    """Return the bytes that are free, None where nobody knows.
+
+    Raises:
+        MstError: they are fewer than needed.
+    """
     host = host_facts(registry)
     free = host.memory_free_bytes if host else None
     if host is not None and free is not None and needed > free:
@@ -233,6 +241,7 @@ def _check_memory(needed: int, registry: Registry) -> None:
             f" {gib(free)} are free ({host.sources['memory_free_bytes']}). Export on a machine"
             " with more memory, raise the limit of this container, or end other programs."
         )
+    return free
 
 
 def _absolute(options: ExportOptions) -> ExportOptions:

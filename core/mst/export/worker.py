@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from mst.evaluate.answers import greedy_answers
 from mst.evaluate.labels import label_answers, questions
 from mst.export import ExportReport
 from mst.export.artefact import CHECK, Artefact, MergeCheck, describe
-from mst.export.figures import Reference, distance, reference
+from mst.export.figures import Distance, Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
@@ -32,6 +32,7 @@ from mst.export.gate import (
 )
 from mst.export.job import ExportJob, TargetJob, ask, request_for
 from mst.export.loaded import cast_faults, loaded_weights
+from mst.export.meanwhile import GoOn, Meanwhile
 from mst.export.rows import PROMPTS, ExportRows, rows_of
 from mst.extensions import hide_extensions, hide_packages
 from mst.merge import REPORT, MergeReport
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ANSWER_TOKENS = 32
+# Rows that are asked for their answer in a breath: a stop waits for no more.
+_ASKED_AT_ONCE = 40
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class _Shared:
         reference: what it says of the judged rows.
         report: of the merge on disk.
         check: of the merge in memory.
-        right: whether the trained model answers each asked row rightly; empty where nobody can say.
+        right: says which asked rows the trained model answers rightly; none where nobody can know.
+        meanwhile: computes while a target quantizes.
         console: for the user.
     """
 
@@ -76,7 +80,8 @@ class _Shared:
     reference: Reference
     report: MergeReport
     check: MergeCheck
-    right: Sequence[bool]
+    right: Callable[[], Sequence[bool]]
+    meanwhile: Meanwhile
     console: Console
 
 
@@ -112,11 +117,14 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
             )
         if not check.faults:
             write_text(merged / CHECK, serial.dumps(check))
-        right = _right(trained, rows)
         judged = reference(trained, rows.judged)
-    shared = _Shared(job, registry, rows, trained, judged, report, check, right, console)
-    # A list: each target is made, though one before it has failed.
-    return all([_made(shared, each, candidate) for each in job.targets])
+    with Meanwhile(job.beside) as meanwhile:
+        right = meanwhile.begin(_right, trained, rows)
+        shared = _Shared(
+            job, registry, rows, trained, judged, report, check, right, meanwhile, console
+        )
+        # A list: each target is made, though one before it has failed.
+        return all([_made(shared, each, candidate) for each in job.targets])
 
 
 def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.Module, MergeCheck]:
@@ -191,16 +199,34 @@ def _answers(
     )  # fmt: skip
 
 
-def _right(model: torch.nn.Module, rows: ExportRows) -> list[bool]:
+def _right(go_on: GoOn, model: torch.nn.Module, rows: ExportRows) -> list[bool]:
     """Return whether each asked row is answered rightly out of the set of answers."""
     import torch
 
-    if not rows.asked:
-        return []
-    found = label_answers(
-        model, rows.asked, rows.answers, rows.tokenizer, rows.template, torch.float32
-    )
-    return [each.restricted for each in found]
+    found: list[bool] = []
+    for start in range(0, len(rows.asked), _ASKED_AT_ONCE):
+        go_on()
+        part = rows.asked[start : start + _ASKED_AT_ONCE]
+        answered = label_answers(
+            model, part, rows.answers, rows.tokenizer, rows.template, torch.float32
+        )
+        found += [each.restricted for each in answered]
+    return found
+
+
+def _rounding(
+    go_on: GoOn, shared: _Shared, target: TargetJob, candidate: torch.nn.Module
+) -> Distance | None:
+    """Return how far plain rounding to a target's scheme is; None where it isn't held against that.
+
+    Changes the candidate's weights.
+    """
+    if not target.plan.bounds.beats_rounding:
+        return None
+    request = request_for(shared.job.options, shared.job.merged)
+    rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
+    put_weights(candidate, rounded)
+    return distance(shared.reference, candidate, go_on)
 
 
 def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> bool:
@@ -212,9 +238,10 @@ def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> boo
     try:
         part.mkdir(parents=True)
         work_dir.mkdir(exist_ok=True, mode=0o700)
+        rounding = shared.meanwhile.begin(_rounding, shared, target, candidate)
         report = _written(shared, target, part, work_dir)
         with shared.console.status(f"{target.name}: comparing with what was trained"):
-            quality, faults = _judged(shared, target, part, work_dir, candidate)
+            quality, faults = _judged(shared, target, part, candidate, rounding())
         artefact = Artefact(
             target=target,
             report=report,
@@ -280,7 +307,11 @@ def _written(shared: _Shared, target: TargetJob, part: Path, work_dir: Path) -> 
 
 
 def _judged(
-    shared: _Shared, target: TargetJob, part: Path, work_dir: Path, candidate: torch.nn.Module
+    shared: _Shared,
+    target: TargetJob,
+    part: Path,
+    candidate: torch.nn.Module,
+    rounding: Distance | None,
 ) -> tuple[Quality | None, list[str]]:
     """Return what was measured of an artefact, and what is wrong with it."""
     bounds, merged = target.plan.bounds, Path(shared.job.merged)
@@ -294,13 +325,7 @@ def _judged(
     if faults:
         return None, faults
     found = distance(shared.reference, candidate)
-    answers = compared(shared.right, _right(candidate, shared.rows))
-    rounding = None
-    if bounds.beats_rounding:
-        request = request_for(shared.job.options, shared.job.merged)
-        rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
-        put_weights(candidate, rounded)
-        rounding = distance(shared.reference, candidate)
+    answers = compared(shared.right(), _right(lambda: None, candidate, shared.rows))
     quality = Quality(found, rounding, answers)
     return quality, quality_faults(quality, bounds)
 
