@@ -340,10 +340,15 @@ def _offloaded(space: Space, recomputed: Sequence[Candidate]) -> list[Candidate]
     """Return what fits with activations on the host, where nothing does with them recomputed."""
     if offloading_obstacle(space.request, space.capabilities):
         return []
-    if any(not each.why_not for each in recomputed):
+    if space.host_bytes is None or any(not each.why_not for each in recomputed):
         return []
-    made = [replace(each.configuration, activation_offloading=True) for each in recomputed]
-    return [found for each in made if not (found := _forecast(space, each)).why_not]
+    found: list[Candidate] = []
+    for each in reversed(recomputed):  # the smallest micro-batch first
+        made = _forecast(space, replace(each.configuration, activation_offloading=True))
+        if made.why_not:
+            break
+        found.insert(0, made)
+    return found
 
 
 def _recomputed(made: Configuration, layers: int | None = None) -> Configuration:
