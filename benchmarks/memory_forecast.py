@@ -100,6 +100,7 @@ class Case:
             "packed" if laid_out(self).packed else "rows",
             *(["roomy"] if made.heap == "roomy" else []),
             *(["compiled"] if made.compiled else []),
+            *(["offloaded"] if made.activation_offloading else []),
         ]  # fmt: skip
         return " ".join(parts)
 
@@ -122,7 +123,10 @@ def _case(
     accumulation: int = 1,
     recomputed: int | None = None,
 ) -> Case:
-    """Return a case; flags are "fp32", "eager", "ckpt", "padded", "packed", "roomy", "compiled"."""
+    """Return a case.
+
+    Flags are "fp32", "eager", "ckpt", "padded", "packed", "roomy", "compiled", "offloaded".
+    """
     compute = "float32" if "fp32" in flags else "bfloat16"
     lengths = [length - (16 * i if "padded" in flags else 0) for i in range(rows)]
     made = Configuration(
@@ -140,6 +144,7 @@ def _case(
         chunked_loss="roomy" in flags,
         heap="roomy" if "roomy" in flags else "tight",
         compiled="compiled" in flags,
+        activation_offloading="offloaded" in flags,
     )
     packing = device == "cpu" or "packed" in flags
     return Case(device, shape, made, tuple(lengths), labels, packing)
@@ -241,6 +246,17 @@ def some_layers() -> list[Case]:
     return found
 
 
+def offloaded() -> list[Case]:
+    """Return cases whose recomputed layers keep what they need on the host, all or some."""
+    found: list[tuple[int | None, tuple[Any, ...]]] = [
+        (None, ("llama-38m", "lora", 1, 384, 64)),
+        (7, ("llama-38m", "lora", 1, 384, 64)),
+        (None, ("llama-38m", "full", 1, 128, 64, "fp32")),
+        (None, ("qwen3-48m", "lora", 1, 256, 64)),
+    ]
+    return [_case("simchip", *each, "ckpt", "offloaded", recomputed=count) for count, each in found]
+
+
 def laid_out(case: Case) -> BatchShape:
     """Return the tensors of the case's micro-batch."""
     made = case.configuration
@@ -293,7 +309,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     from mst.data.rows import Row
     from mst.plan import Plan
     from mst.request import TrainRequest
-    from mst.training import adapters, loop
+    from mst.training import activation_offloading, adapters, loop
     from mst.training.checkpoint import TrainState
     from mst.training.device_memory import peak_bytes, reset_peak
     from mst.training.report import Reporters
@@ -320,6 +336,8 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     model = adapters.prepare_model(model, None if whole else adapters.lora_config(request))
     if made.checkpointing:
         adapters.enable_checkpointing(model, made.checkpointed_layers)
+    if made.activation_offloading:
+        activation_offloading.offload_activations(model, device)
     rows = [
         Example(
             array.array("i", range(3, 3 + n)),
@@ -508,7 +526,7 @@ def main() -> int:
     if given.measure is not None:
         print(json.dumps(measure(given.measure, from_json(Case, json.load(sys.stdin)))))
         return 0
-    known = [*cases(), *some_layers()]
+    known = [*cases(), *some_layers(), *offloaded()]
     wanted = [each for each in known if set(given.words) <= set(each.name.split())]
     lines: dict[str, list[dict[str, Any]]] = {}
     failed = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
@@ -12,6 +12,7 @@ from mst.facts import Capabilities, DeviceFacts
 from mst.memory import StepShape, forecast
 from mst.memory_bounds import lacks, scarcest
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
+from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative, MemoryForecast, TimeForecast
 from mst.request import TrainRequest
 from mst.time_forecast import Timer, over_steps
@@ -138,6 +139,8 @@ def choose(found: list[Candidate], prefer: str | None) -> Candidate | None:
         prefer: a tuner that is taken before all others when it fits.
     """
     fitting = [each for each in found if not each.why_not]
+    # What the copies cost has not been measured, so they are made where nothing fits without.
+    fitting = [one for one in fitting if not one.configuration.activation_offloading] or fitting
     preferred = [each for each in fitting if each.configuration.tuner == prefer]
     pool = preferred or [each for each in fitting if each.configuration.tuner != "full"] or fitting
     if not pool:
@@ -165,6 +168,7 @@ def complexity(candidate: Candidate) -> tuple[float, ...]:
         int(made.tuner == "full"),
         int(made.quantization != "none"),
         ("none", "optimizer", "parameters").index(made.offload),
+        int(made.activation_offloading),
         ZERO_STAGES[made.strategy],
         int(made.optim != "adamw_torch"),
         math.ceil(RECOMPUTED_TIES * candidate.recomputed),
@@ -303,22 +307,48 @@ def _optimizers(
 def within(space: Space, way: Configuration) -> list[Candidate]:
     """Return the candidates of one way: every micro-batch, without and with checkpointing.
 
-    Where a micro-batch fits only with checkpointing, the fewest layers that will do are found too.
+    Where a micro-batch fits only with checkpointing, the fewest layers that will do are found too;
+    where none fits, those that do with what recomputed layers keep on the host.
     """
-    asked = space.request.gradient_checkpointing
+    asked, offloads = space.request.gradient_checkpointing, space.request.activation_offloading
     batches = [
-        replace(way, checkpointing=False, micro_batch=size, accumulation=accumulation)
+        replace(
+            way,
+            checkpointing=False,
+            activation_offloading=offloads == "on",
+            micro_batch=size,
+            accumulation=accumulation,
+        )
         for size, accumulation in _batches(space, way.world_size)
     ]
     if asked not in ("auto", "on", "off"):
         layers = None if int(asked) == space.model.layers else int(asked)
         return [_forecast(space, _recomputed(made, layers)) for made in batches]
+    if offloads == "on":
+        # Layers that aren't recomputed keep nothing on the host.
+        return [_forecast(space, _recomputed(made)) for made in batches]
     without = [] if asked == "on" else [_forecast(space, made) for made in batches]
     with_all = [] if asked == "off" else [_forecast(space, _recomputed(made)) for made in batches]
     fewest = [
         _fewest(space, each.configuration) for each in without if asked == "auto" and each.why_not
     ]
-    return [*without, *(each for each in fewest if each is not None), *with_all]
+    found = [*without, *(each for each in fewest if each is not None), *with_all]
+    return [*found, *_offloaded(space, with_all)]
+
+
+def _offloaded(space: Space, recomputed: Sequence[Candidate]) -> list[Candidate]:
+    """Return what fits with activations on the host, where nothing does with them recomputed."""
+    if offloading_obstacle(space.request, space.capabilities):
+        return []
+    if space.host_bytes is None or any(not each.why_not for each in recomputed):
+        return []
+    found: list[Candidate] = []
+    for each in reversed(recomputed):  # the smallest micro-batch first
+        made = _forecast(space, replace(each.configuration, activation_offloading=True))
+        if made.why_not:
+            break
+        found.insert(0, made)
+    return found
 
 
 def _recomputed(made: Configuration, layers: int | None = None) -> Configuration:

@@ -43,6 +43,7 @@ class Configuration:
         heap: of a CPU's worker: "tight" gives freed memory back at once, "roomy" keeps it.
         compiled: the decoder's layers are.
         async_save: checkpoints are written beside the steps that follow, from a copy.
+        activation_offloading: what recomputed layers keep lies in the host's memory.
     """
 
     tuner: str = "lora"
@@ -71,6 +72,7 @@ class Configuration:
     heap: str = "tight"
     compiled: bool = False
     async_save: bool = False
+    activation_offloading: bool = False
 
 
 def recomputed_layers(made: Configuration, layers: int) -> int:

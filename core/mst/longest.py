@@ -19,8 +19,10 @@ from mst.candidates import (
 )
 from mst.configuration import Configuration
 from mst.memory_bounds import usable_words
+from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative
 from mst.reasons import budget_warning
+from mst.request import TrainRequest
 from mst.shortfall import LENGTH_STEP, last_holding, nothing_fits
 from mst.workload import DataFacts, layout_in, step_shapes
 
@@ -30,7 +32,7 @@ MOST_LENGTH = 2**20
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """The longest rows of one way to train, with or without checkpointing.
+    """The longest rows of one way to train, with or without checkpointing and offloading.
 
     Attributes:
         max_length: tokens, a multiple of `LENGTH_STEP`; 0 when not even that fits.
@@ -83,8 +85,8 @@ def longest_rows(space: Space) -> LongestRows:
     found = [
         limit
         for way in ways(space)
-        for checkpointing in _switches(space)
-        for limit in [_limit(at, way, checkpointing, lengths)]
+        for switched in _switches(space)
+        for limit in [_limit(at, way, switched, lengths)]
     ]
     if not any(length for length, _ in found):
         shortest = at(lengths[0])
@@ -99,19 +101,34 @@ def longest_rows(space: Space) -> LongestRows:
     )
 
 
-def _switches(space: Space) -> tuple[str, ...]:
-    asked = space.request.gradient_checkpointing
-    return ("off", "on") if asked == "auto" else (asked,)
+def _switches(space: Space) -> list[TrainRequest]:
+    """Return the request with each switch of checkpointing, and of offloading what it keeps."""
+    request = space.request
+    asked, offloading = request.gradient_checkpointing, request.activation_offloading
+    recomputed = "on" if asked == "auto" else asked
+    ways = [("off", "off")] if asked == "auto" and offloading != "on" else []
+    if offloading != "on":
+        ways.append((recomputed, "off"))
+    if not offloading_obstacle(request, space.capabilities):
+        ways.append((recomputed, "on"))
+    return [
+        replace(request, gradient_checkpointing=again, activation_offloading=kept)
+        for again, kept in ways
+    ]
 
 
 def _limit(
-    at: Callable[[int], Space], way: Configuration, checkpointing: str, lengths: range
+    at: Callable[[int], Space], way: Configuration, switched: TrainRequest, lengths: range
 ) -> tuple[int, Candidate]:
     """Return the longest rows that fit, or 0, and the candidate with them or the shortest."""
 
     def made(length: int) -> Candidate:
         space = at(length)
-        asked = replace(space.request, gradient_checkpointing=checkpointing)
+        asked = replace(
+            space.request,
+            gradient_checkpointing=switched.gradient_checkpointing,
+            activation_offloading=switched.activation_offloading,
+        )
         return within(replace(space, request=asked), way)[0]
 
     longest = last_holding(lengths, lambda length: not made(length).why_not)

@@ -81,6 +81,8 @@ def why_not(configuration: Configuration) -> str:
         return "DeepSpeed's partitions exist only among running processes"
     if configuration.quantization == "int8":
         return "bitsandbytes' 8-bit layers don't run on tensors without data"
+    if configuration.activation_offloading:
+        return "tensors without data have no host to be copied to"
     if configuration.optim != "adamw_torch":
         return "bitsandbytes' 8-bit optimizers don't run on tensors without data"
     return ""

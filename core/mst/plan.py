@@ -179,6 +179,7 @@ class Plan:
         checkpointed_layers: of the decoder's first layers so many are recomputed, where
             `gradient_checkpointing` is true; None for all.
         async_save: checkpoints are written beside the steps that follow, from a copy.
+        activation_offloading: what recomputed layers keep lies in the host's memory.
     """
 
     backend: str
@@ -218,6 +219,7 @@ class Plan:
     prefix_sharing: bool = False
     checkpointed_layers: int | None = None
     async_save: bool = False
+    activation_offloading: bool = False
 
     @property
     def world_size(self) -> int:

@@ -15,10 +15,17 @@ from mst.learning_rates import usual_rate
 from mst.memory import FLOAT_BYTES
 from mst.memory.runtime import heap_environment
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
+from mst.offloading_choice import check_offloading
 from mst.plan import Plan, Reason
 from mst.privacy.confine import check_unused, confined
 from mst.quantities import size_bytes
-from mst.reasons import batch_reasons, budget_reason, budget_warning, method_reasons
+from mst.reasons import (
+    batch_reasons,
+    budget_reason,
+    budget_warning,
+    method_reasons,
+    offloading_reason,
+)
 from mst.request import TrainRequest
 from mst.saving_choice import saving
 from mst.sharing_choice import counted_on, sharing
@@ -289,6 +296,7 @@ def open_space(
                 )
     _check_method(request, first, able, zero)
     _check_objective(request, data, zero)
+    check_offloading(request, first, able)
     dtype, _ = _dtype(first, request.dtype)
     if request.dp_epsilon is not None and dtype == "float16":
         raise PlanError(
@@ -385,13 +393,15 @@ def _plan(
     label_accuracy, label_reason = _label_accuracy(request, data)
     rate = request.learning_rate or usual_rate(data, made.tuner)
     _, dtype_reason = _dtype(devices[0], request.dtype)
+    alike = within(space, made)
     names = ", ".join(f"{backend}:{each.index}" for each in devices)
     found_reasons = [
         Reason("device", names, f"{devices[0].name}; --device {request.device}"),
         *method_reasons(space, chosen, found, preference),
         dtype_reason,
         budget_reason(space),
-        *batch_reasons(space, chosen, within(space, made)),
+        *batch_reasons(space, chosen, alike),
+        offloading_reason(space, chosen, alike),
         None
         if request.learning_rate
         else Reason(
@@ -450,6 +460,7 @@ def _plan(
         heap=made.heap,
         prefix_sharing=shares,
         async_save=async_save,
+        activation_offloading=made.activation_offloading,
     )
 
 

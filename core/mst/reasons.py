@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mst.candidates import Candidate, Space
-from mst.configuration import checkpointing_option
+from mst.configuration import Configuration, checkpointing_option
 from mst.memory_bounds import budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
@@ -117,7 +117,7 @@ def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) 
     if request.per_device_train_batch_size is None:
         what = "rows" if space.data.packed_rows is None else "blocks"
         rows = f"{what} have {mean_length(space.data):.0f} tokens on average"
-        alike = [one for one in within if one.configuration.checkpointing == made.checkpointing]
+        alike = [one for one in within if _keeps_alike(one.configuration, made)]
         largest = max(alike, key=lambda each: each.configuration.micro_batch)
         if largest.configuration.micro_batch != made.micro_batch:
             rows += f"; {largest.configuration.micro_batch} {what}: {against(chosen, largest)}"
@@ -127,9 +127,18 @@ def batch_reasons(space: Space, chosen: Candidate, within: Sequence[Candidate]) 
         what = "rows" if space.data.packed_rows is None else "blocks"
         why = f"{rows_a_step} {what} an optimizer step"
         reasons.append(Reason("gradient_accumulation_steps", str(made.accumulation), why))
-    if request.gradient_checkpointing == "auto":
+    if request.gradient_checkpointing == "auto" and request.activation_offloading == "on":
+        why = "what is kept on the host is what recomputed layers need"
+        reasons.append(Reason("gradient_checkpointing", "on", why))
+    elif request.gradient_checkpointing == "auto":
         reasons.append(_checkpointing_reason(space, chosen, within))
     return reasons
+
+
+def _keeps_alike(one: Configuration, other: Configuration) -> bool:
+    return (one.checkpointing, one.activation_offloading) == (
+        other.checkpointing, other.activation_offloading
+    )  # fmt: skip
 
 
 def _checkpointing_reason(space: Space, chosen: Candidate, within: Sequence[Candidate]) -> Reason:
@@ -155,6 +164,32 @@ def _checkpointing_reason(space: Space, chosen: Candidate, within: Sequence[Cand
         why += f"; {words}"
     switch = checkpointing_option(made.checkpointing, made.checkpointed_layers)
     return Reason("gradient_checkpointing", switch, why)
+
+
+def offloading_reason(
+    space: Space, chosen: Candidate, within: Sequence[Candidate]
+) -> Reason | None:
+    """Return why activations lie on the host; None where they don't or the user asked for it.
+
+    Args:
+        space: what could be chosen from.
+        chosen: the configuration that was taken.
+        within: the same way to train with every micro-batch and checkpointing.
+    """
+    if space.request.activation_offloading == "on" or not (
+        chosen.configuration.activation_offloading
+    ):
+        return None
+    least = min(
+        one.memory.peak_bytes for one in within if not one.configuration.activation_offloading
+    )
+    why = (
+        f"what recomputed layers keep lies in the host's memory ({gib(chosen.memory.host_bytes)}):"
+        f" needs {gib(least)} a device without this, {gib(chosen.memory.peak_bytes)} with it"
+    )
+    if words := usable_words(space, chosen.devices):
+        why += f"; {words}"
+    return Reason("activation_offloading", "on", why)
 
 
 def budget_reason(space: Space) -> Reason | None:

@@ -409,6 +409,13 @@ class TrainRequest:
         or_count=True,
         metavar="auto|on|off|N",
     )
+    activation_offloading: str = option(
+        "auto",
+        "keep what recomputed layers need in the host's memory, on accelerators; auto: where"
+        " nothing fits without it",
+        group="memory",
+        choices=("auto", "on", "off"),
+    )
     torch_compile: str = option(
         "auto",
         "compile the decoder's layers; auto: where that costs less time than it saves",

@@ -16,16 +16,16 @@ from mst.request import TrainRequest
 from mst.rundir import RunManifest
 
 # What a resumed run may change: its cadence, its end, and the devices, of which one may have died,
-# with how the job is cut over them: the global batch stays. A new end moves the rest of a cosine or
-# linear schedule; everything else that shapes a step stays.
+# with how the job is cut over them, and where activations lie: the global batch stays. A new end
+# moves the rest of a cosine or linear schedule; everything else that shapes a step stays.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "output_dir", "resume", "models_dir", "logging_steps", "eval_steps", "save_steps",
         "save_total_limit", "early_stopping_patience", "load_best_model_at_end",
         "max_steps", "num_train_epochs", "device", "on_oom", "nproc_per_node", "nnodes",
         "node_rank", "master_addr", "master_port", "deepspeed", "offload_dir",
-        "memory_budget", "jail", "jail_reason", "allow_net", "key_file", "passphrase_file",
-        "pkcs11",
+        "memory_budget", "activation_offloading", "jail", "jail_reason", "allow_net", "key_file",
+        "passphrase_file", "pkcs11",
     }
 )  # fmt: skip
 

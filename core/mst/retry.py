@@ -43,6 +43,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         heap=plan.heap,
         compiled=plan.compiled,
         async_save=plan.async_save,
+        activation_offloading=plan.activation_offloading,
     )
 
 

@@ -158,6 +158,8 @@ def _relaxed(space: Space) -> Iterator[tuple[str, Space]]:
     options: list[tuple[str, dict[str, Any]]] = []
     if request.gradient_checkpointing not in ("auto", "on"):
         options.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}))
+    if request.activation_offloading == "off":
+        options.append(("--activation-offloading auto", {"activation_offloading": "auto"}))
     if (request.per_device_train_batch_size or 1) > 1:
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": None}
         options.append(("--per-device-train-batch-size 1", smaller))

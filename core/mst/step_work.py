@@ -49,6 +49,7 @@ class ModelWork:
         attention: query heads times their width, over all layers.
         heads: query heads over all layers.
         layers: decoder layers.
+        hidden: width of the residual stream.
         adapted: inputs and outputs of the adapted layers that a token meets.
         adapters: how many those are.
         adapter_units: inputs and outputs of all adapted layers; times the rank LoRA's weights.
@@ -64,6 +65,7 @@ class ModelWork:
     attention: float
     heads: int
     layers: int
+    hidden: int
     adapted: float
     adapters: float
     adapter_units: int
@@ -132,6 +134,7 @@ def model_work(model: ModelFacts, target_modules: tuple[str, ...]) -> ModelWork:
         attention=float(head_width * model.attention_heads * model.layers),
         heads=model.attention_heads * model.layers,
         layers=model.layers,
+        hidden=model.hidden_size,
         adapted=sum(share(one.name) * (one.out_features + one.in_features) for one in targets),
         adapters=sum(share(one.name) for one in targets),
         adapter_units=sum(one.out_features + one.in_features for one in targets),
@@ -175,6 +178,10 @@ def step_work(
     if not full:
         flop += 2 * (3 + again) * made.lora_rank * work.adapted * own
     offloaded, updates = _offloaded(work, made, trained)
+    if made.activation_offloading:
+        # The hidden states of all recomputed layers but the last, down and up.
+        states = max(0, recomputed_layers(made, work.layers) - 1) * work.hidden * own
+        offloaded += 2 * FLOAT_BYTES[made.weights_dtype] * states
     return StepWork(
         flop=flop,
         attention_flop=_attention_flop(work, made, own, mean_row_tokens),

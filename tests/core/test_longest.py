@@ -53,6 +53,7 @@ def as_request(limit: LengthLimit, request: TrainRequest) -> TrainRequest:
         tuner=made.tuner,
         optim=made.optim,
         gradient_checkpointing="on" if made.checkpointing else "off",
+        activation_offloading="on" if made.activation_offloading else "off",
         per_device_train_batch_size=made.micro_batch,
         nproc_per_node=made.world_size,
         async_save="off",

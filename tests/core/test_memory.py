@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.memory_forecast import SHAPES, cases, compared, some_layers
+from benchmarks.memory_forecast import SHAPES, cases, compared, offloaded, some_layers
 from tests.reference_models import LLAMA_2_7B, LLAMA_3_70B, decoder
 
 from mst.configuration import Configuration
@@ -29,6 +29,7 @@ RESULTS = {
     ),
 }
 SOME_LAYERS = "2026-11-27-memory-forecast-some-layers.jsonl"
+OFFLOADED = "2026-11-27-memory-forecast-offloaded.jsonl"
 STEP = StepShape(tokens=2048, label_tokens=512, rows=1, width=2048)
 LORA = Configuration()
 
@@ -109,6 +110,14 @@ def test_forecasts_of_some_recomputed_layers_are_near_what_was_measured(
     # It errs no more than where no layer is recomputed.
     assert device != "cpu" or "whole" in max(found, key=lambda name: found[name]["forecast_error"])
     assert (whole - seven) / (whole - three) == pytest.approx(7 / 3, rel=0.45)
+
+
+def test_forecasts_know_what_lies_on_the_host() -> None:
+    measured = recorded(OFFLOADED)
+    told = [compared(measured[case.name], case, shape_facts(case.shape)) for case in offloaded()]
+
+    assert all(abs(each["forecast_error"]) < 0.01 for each in told)
+    assert all(each["parts"]["host_bytes"] > 0 for each in told)
 
 
 @pytest.mark.slow

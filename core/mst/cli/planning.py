@@ -122,6 +122,7 @@ def _way_cells(each: Alternative) -> tuple[str, ...]:
     moments = "" if made.optim == "adamw_torch" else f" {made.optim}"
     offload = "" if made.offload == "none" else f" {made.offload} on host"
     again = "" if made.checkpointed_layers is None else f" {made.checkpointed_layers}"
+    again += " on host" if made.activation_offloading else ""
     return (
         f"{made.tuner}{quantized}{moments}",
         f"{made.strategy}{offload}",

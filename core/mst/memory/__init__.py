@@ -7,7 +7,7 @@ from dataclasses import replace
 from mst.configuration import Configuration, recomputed_layers
 from mst.memory.activations import FLOAT_BYTES, Scheme
 from mst.memory.layer import decoder_layer
-from mst.memory.phases import Phase, Step, step_phases
+from mst.memory.phases import Phase, Step, offloaded_bytes, step_phases
 from mst.memory.runtime import (
     COMPILED_NF4_BYTES,
     LIBRARIES_BYTES,
@@ -79,6 +79,7 @@ def forecast(
         step_copy=states.step_copy,
         quantized=configuration.quantization != "none",
         logit_rows=chunk_rows(model.vocab_size) if configuration.chunked_loss else 0,
+        offloads=configuration.activation_offloading and not on_host,
     )
     found = [
         *step_phases(made),
@@ -87,6 +88,7 @@ def forecast(
     ]
     peak = max(found, key=lambda each: each.bytes)
     heap = configuration.heap if on_host else ""
+    states = replace(states, host=states.host + configuration.world_size * offloaded_bytes(made))
     return _parts(model, peak, states, made, available_bytes, heap, device, configuration.compiled)
 
 

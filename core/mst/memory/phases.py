@@ -66,6 +66,7 @@ class Step:
         step_copy: of the optimizer's step.
         quantized: base weights are packed and unpacked for each product.
         logit_rows: at most so many labels have logits at a time; 0 where all have.
+        offloads: what the recomputed layers keep lies on the host, but for the last of them.
     """
 
     layer: DecoderLayer
@@ -82,6 +83,7 @@ class Step:
     step_copy: int
     quantized: bool
     logit_rows: int = 0
+    offloads: bool = False
 
 
 def step_phases(step: Step) -> Iterator[Phase]:
@@ -101,7 +103,8 @@ def step_phases(step: Step) -> Iterator[Phase]:
     # The first layers are the recomputed ones: what they would keep lives longest, and by the time
     # that they are computed again, what the others keep is gone.
     plain = step.layers - step.recomputed
-    kept = step.recomputed * stream + plain * whole + final + shared
+    inputs = min(1, step.recomputed) if step.offloads else step.recomputed
+    kept = inputs * stream + plain * whole + final + shared
     if not (scheme.full or step.recomputed):
         # Nothing before the first adapter needs a gradient, so the first norm keeps nothing.
         kept -= tokens * norm_bytes(layer.hidden, 1, scheme, layer.layer_norm, scheme.stream)
@@ -161,6 +164,8 @@ def step_phases(step: Step) -> Iterator[Phase]:
         above = 0 if step.accumulates or not scheme.full else 4 * plain * layer.weights
         # Where the stream is float32, the norm's input is what checkpointing has kept.
         after += whole + base_casts + (stream if scheme.stream < 4 else 0)
+        # While a layer is computed again, what the one below it needs comes back from the host.
+        after += (min(2, step.recomputed) - inputs) * stream if step.offloads else 0
         yield from _layer_phases(
             step, before + head_gradient + above, after, adapters, whole=plain == 0
         )
@@ -191,6 +196,18 @@ def step_phases(step: Step) -> Iterator[Phase]:
         whole=False,
     )
     yield Phase("optimizer step", step.gradients, step_copy=step.step_copy, whole=False)
+
+
+def offloaded_bytes(step: Step) -> int:
+    """Return what one device keeps on the host: hidden states, in pinned memory.
+
+    torch's allocator of pinned memory has blocks of a power of two
+    (ATen/core/CachingHostAllocator.h).
+    """
+    if not step.offloads:
+        return 0
+    stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
+    return max(0, step.recomputed - 1) * (1 << max(0, stream - 1).bit_length())
 
 
 def _layer_phases(

@@ -29,6 +29,7 @@ from mst.rundir import CHECKPOINTS, PLAN, REQUEST, ForecastMiss, RunManifest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, inherited
 from mst.seal.keys.run_key import run_keys
 from mst.training import checkpoint, lora_init
+from mst.training.activation_offloading import offload_activations
 from mst.training.adapters import (
     enable_checkpointing,
     load_model,
@@ -118,6 +119,8 @@ def _load(
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
     if plan.gradient_checkpointing:
         enable_checkpointing(model, plan.checkpointed_layers, plan.privacy is not None)
+    if plan.activation_offloading:
+        offload_activations(model, device)
     return model
 
 

@@ -165,6 +165,28 @@ def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(
     assert losses(whole) != losses(on_cpu)
 
 
+def test_a_resumed_run_with_activations_on_the_host_is_one_that_was_never_stopped(
+    on_cpu: Path, tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    environ = simchip_environment()
+    options: dict[str, Any] = {"device": "simchip", "activation_offloading": "on"}
+    trained(arguments(tiny_model, chat_rows, whole, **options), environ)
+    # Layers that are recomputed have more operators.
+    lost = {"SIMCHIP_FAULT": "lost:12500"}
+    train(arguments(tiny_model, chat_rows, cut, **options), environ | lost)
+    begun = checkpoint.newest_whole(cut / CHECKPOINTS)
+    trained([sys.executable, "-m", "mst", "train", "--output-dir", str(cut), "--resume"], environ)
+
+    assert begun == checkpoint.checkpoint_path(cut / CHECKPOINTS, 3)
+    assert read_document(Plan, cut, PLAN).activation_offloading
+    assert losses(whole) == pytest.approx(losses(on_cpu), rel=1e-5)
+    assert losses(cut) == losses(whole)
+    last = checkpoint.checkpoint_path(Path(CHECKPOINTS), 6)
+    for name in ("adapter_model.safetensors", checkpoint.OPTIMIZER, checkpoint.RANDOM):
+        assert (cut / last / name).read_bytes() == (whole / last / name).read_bytes(), name
+
+
 @pytest.fixture(scope="session")
 def roomy(tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the chip in micro-batches of 16 rows."""
