@@ -10,8 +10,10 @@ its cache cut down by `--batching-options` (by default it takes 60 % of the memo
 
 It prints a JSON line a server and case, medians over the rounds, then one a case with mst's figures
 over the peer's, medians of the rounds' ratios. Memory is VmHWM of all processes of a server, added
-up, since it was started: cases go up. `second turn` has a first turn of four times the prompt's
-tokens, and its ratio is the time to the second turn's first token over that to the first turn's.
+up, since it was started: cases go up, and pages that processes share count in each. PSS, in which
+they count once, is read when a case has ended. `second turn` has a first turn of four times the
+prompt's tokens, and its ratio is the time to the second turn's first token over that to the first
+turn's.
 Of mst's answers in the first round, `--checked` a case are held against offline generation.
 Progress goes to standard error.
 
@@ -45,6 +47,7 @@ from benchmarks.server_process import (
     mst_server,
     on_cores,
     peak_rss_bytes,
+    pss_bytes,
     rss_bytes,
     transformers_server,
 )
@@ -63,8 +66,8 @@ SECOND_TURN = "second turn"
 _SOAK_STREAMS, _SOAK_PROMPTS, _SOAK_TOKENS = 32, 64, 16
 _SECOND_TURN_WORDS, _SECOND_TURN_TOKENS = 32, 8
 _RATIOS = (
-    "tokens_per_second", "first_token_seconds_median", "peak_rss_bytes", "first_turn_seconds",
-    "second_turn_seconds",
+    "tokens_per_second", "first_token_seconds_median", "peak_rss_bytes", "pss_bytes",
+    "first_turn_seconds", "second_turn_seconds",
 )  # fmt: skip
 
 
@@ -108,6 +111,7 @@ def measure_streams(server: Server, streams: Sequence[Sequence[Question]]) -> Me
         "answer_tokens": sum(each.tokens for each in whole),
         "tokens_per_second": sum(each.tokens for each in whole) / seconds,
         "peak_rss_bytes": peak_rss_bytes(server.pid),
+        "pss_bytes": pss_bytes(server.pid),
     }
     waits = [each.first_token_seconds for each in whole if each.first_token_seconds is not None]
     if waits:

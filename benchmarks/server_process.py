@@ -137,6 +137,14 @@ def peak_rss_bytes(pid: int) -> int:
     return _added(pid, "VmHWM")
 
 
+def pss_bytes(pid: int) -> int:
+    """Return what a process and all below it have in memory; a page that is shared counts once.
+
+    Not for processes of another user, whose shares the kernel does not tell.
+    """
+    return sum(_figure(each, "Pss", "smaps_rollup") for each in descendants(pid))
+
+
 def rss_bytes(pid: int) -> int:
     """Return what a process and all below it have in memory; shared pages count in each."""
     return _added(pid, "VmRSS")
@@ -159,10 +167,10 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _figure(pid: int, name: str) -> int:
-    """Return bytes of /proc/PID/status; 0 for a process that has ended."""
+def _figure(pid: int, name: str, file: str = "status") -> int:
+    """Return bytes of a file of /proc/PID; 0 for a process that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(each.split()[1]) * 1024 for each in lines if each.startswith(name + ":"))

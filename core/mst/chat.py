@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mst import rundir, serial
 from mst.errors import PlanError
-from mst.facts import DeviceFacts, torch_names
+from mst.facts import DeviceFacts, MachineFacts, torch_names
 from mst.job import cache_dir
 from mst.launch import run_worker, worker_environment
 from mst.model.locate import locate
@@ -155,6 +155,7 @@ def prepare_model(
     environ: Mapping[str, str],
     which: str | None = None,
     keys: KeyRing = NO_KEYS,
+    machine: MachineFacts | None = None,
 ) -> tuple[ModelJob, int | None]:
     """Choose the model and the device, without torch; return them and how much the model reads.
 
@@ -164,6 +165,7 @@ def prepare_model(
         environ: the process's environment.
         which: a checkpoint of the run.
         keys: the user's, for an encrypted run.
+        machine: as it was found; None to look at it.
 
     Raises:
         MstError: no such model, no such device.
@@ -174,7 +176,8 @@ def prepare_model(
     name, model = choose_model(target, which, environ, keys=keys)
     facts = facts_of(model, keys)
     registry = load()
-    report, chosen, capabilities = select_device(machine_facts(registry), device)
+    machine = machine or machine_facts(registry)
+    report, chosen, capabilities = select_device(machine, device)
     (torch_device,) = torch_names((chosen,), capabilities)
     job = ModelJob(
         name=name,

@@ -77,8 +77,9 @@ def way_of(served: Served, context: int) -> Way:
     reason = _by_length(under_adapters(served.model).config, context)
     if reason is None:
         try:
-            if _agree(BatchedDecoder(served), probes, expected, allowed):
-                return Way(BatchedDecoder(served), expected.shape[-1])
+            own_steps = _own_steps_agree(served, probes, expected, allowed)
+            if own_steps or _agree(BatchedDecoder(served, False), probes, expected, allowed):
+                return Way(BatchedDecoder(served, own_steps), expected.shape[-1])
             reason = "its answers in a batch differ from those alone"
         except OtherCache as error:
             reason = str(error)
@@ -166,6 +167,20 @@ def _agree(
     finally:
         shorten(probes, 0)
     return bool((error <= allowed).all())
+
+
+def _own_steps_agree(
+    served: Served, probes: Sequence[Answer], expected: torch.Tensor, allowed: torch.Tensor
+) -> bool:
+    """Return whether steps without the model's forward pass are known, and give what it gives."""
+    if served.steps is None:
+        return False
+    try:
+        return _agree(BatchedDecoder(served), probes, expected, allowed)
+    except _UNFIT as error:
+        if is_out_of_memory(error):
+            raise
+        return False
 
 
 def _begin(decoder: Decoder, answers: Sequence[Answer]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mst.one_row import one_row, reads_half
 from mst.serve.answers import Answer
+from mst.serve.decode_step import step_of
 from mst.serve.row_adapters import RowAdapters
 from mst.training.adapters import under_adapters
 from mst.training.loss import accepts, compute_in, last_logits
@@ -41,9 +42,14 @@ class Served:
 
     def __post_init__(self) -> None:
         """Look at the forward pass once: it takes longer than a small model's step."""
+        import torch
+
         self._last = last_logits(self.model, self.device)
         self._reads_half = reads_half(self.model, self.device)
         self._known: dict[str, bool] = {}
+        # Where products are cast, PEFT and autocast are part of each layer.
+        plain = self.dtype == torch.float32 and not hasattr(self.model, "peft_config")
+        self.steps = step_of(self.model, self.device) if plain else None
 
     def _accepts(self, name: str) -> bool:
         if name not in self._known:
@@ -71,7 +77,7 @@ class Served:
 
         model: Any = self.model
         taken = {name: each for name, each in arguments.items() if self._accepts(name)}
-        with self._running(names, len(ids[0])):
+        with self.running(names, len(ids[0])):
             tokens = torch.tensor(ids, device=self.device)
             return model(input_ids=tokens, **taken, **self._last)
 
@@ -81,7 +87,7 @@ class Served:
 
         decoder: Any = under_adapters(self.model).base_model
         taken = {name: each for name, each in arguments.items() if self._accepts(name)}
-        with self._running([None], len(ids)):
+        with self.running([None], len(ids)):
             tokens = torch.tensor([list(ids)], device=self.device)
             found: torch.Tensor = decoder(input_ids=tokens, **taken).last_hidden_state[0]
         return found
@@ -98,14 +104,15 @@ class Served:
 
         model: Any = self.model
         taken = {name: each for name, each in arguments.items() if self._accepts(name)}
-        with self._running([name], len(ids)):
+        with self.running([name], len(ids)):
             found: torch.Tensor = model(
                 input_ids=torch.tensor([list(ids)], device=self.device), **taken
             ).logits[0]
         return found
 
     @contextlib.contextmanager
-    def _running(self, names: Sequence[str | None], columns: int) -> Iterator[None]:
+    def running(self, names: Sequence[str | None], columns: int) -> Iterator[None]:
+        """Run passes of so many columns in here, each row with the adapter of its name."""
         import torch
 
         with (
@@ -177,17 +184,27 @@ class Decoder(Protocol):
 
 
 class BatchedDecoder:
-    """All running answers in one pass."""
+    """All running answers in one pass.
+
+    Attributes:
+        steps: that go without the model's forward pass; None where it is run.
+    """
 
     at_once = 1 << 16
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, own_steps: bool = True) -> None:
         """Hold nothing yet.
+
+        Args:
+            served: the model.
+            own_steps: go through the model's layers by `mst.serve.decode_step` where they are
+                known, instead of its forward pass.
 
         Raises:
             OtherCache: the model's layers keep something else than keys and values.
         """
         self._served = served
+        self.steps = served.steps if own_steps else None
         self.answers: list[Answer] = []
         self._slots = self._empty()
 
@@ -230,8 +247,16 @@ class BatchedDecoder:
 
     def step(self) -> torch.Tensor:
         """Compute each running answer's newest token and return the logits after it."""
-        ids = [[each.ids[-1]] for each in self.answers]
-        return self._pass(self._slots, ids, [1] * len(ids), self.answers)
+        ids = [each.ids[-1] for each in self.answers]
+        if self.steps is None or self.steps.overheard:
+            return self._pass(self._slots, [[each] for each in ids], [1] * len(ids), self.answers)
+        self._slots.reserve(1)
+        names = [each.prompt.adapter for each in self.answers]
+        names += names[-1:] * (self.steps.computed(len(ids)) - len(ids))
+        with self._served.running(names, 1):
+            logits = self.steps.logits(ids, self._slots)
+        self._slots.commit([1] * len(ids))
+        return logits
 
     def _pass(
         self,

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from mst.chat import ModelJob, prepare_model, run_of
 from mst.errors import ModelError, UsageError
+from mst.facts import MachineFacts
+from mst.probe import machine_facts, select_device
+from mst.registry import load
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.tuned import TunedModel, fingerprint_of, of_run
 
@@ -45,6 +48,7 @@ def prepare_engine(
     which: str | None = None,
     adapters: Mapping[str, str] | None = None,
     keys: KeyRing = NO_KEYS,
+    machine: MachineFacts | None = None,
 ) -> EngineJob:
     """Choose the model, its adapters and the device, without torch; limits are the defaults.
 
@@ -55,16 +59,19 @@ def prepare_engine(
         which: a checkpoint of the run.
         adapters: runs, or directories of LoRA adapters, by the names that prompts choose them by.
         keys: the user's, for encrypted runs.
+        machine: as it was found; None to look at it.
 
     Raises:
         MstError: no such model or device, or an adapter belongs to another model.
     """
-    job, context = prepare_model(target, device, environ, which, keys)
+    machine = machine or machine_facts(load())
+    job, context = prepare_model(target, device, environ, which, keys, machine)
     others = {
         name: _adapter(name, path, job.model, keys) for name, path in (adapters or {}).items()
     }
     model = _as_trained(job.model, others)
-    job = replace(job, model=model, dequantized=job.dequantized or _lacks_kernels(model, device))
+    lacking = _lacks_kernels(model, device, machine)
+    job = replace(job, model=model, dequantized=job.dequantized or lacking)
     return EngineJob(**vars(job), context=context or UNNAMED_CONTEXT, adapters=others)
 
 
@@ -126,12 +133,9 @@ def _as_trained(model: TunedModel, adapters: Mapping[str, TunedModel]) -> TunedM
     return replace(model, quantization=first.quantization, weights_dtype=first.weights_dtype)
 
 
-def _lacks_kernels(model: TunedModel, device: str) -> bool:
+def _lacks_kernels(model: TunedModel, device: str, machine: MachineFacts) -> bool:
     """Return whether a device can't compute with a model's quantized weights."""
     if model.quantization == "none":
         return False
-    from mst.probe import machine_facts, select_device
-    from mst.registry import load
-
-    _, _, capabilities = select_device(machine_facts(load()), device)
+    _, _, capabilities = select_device(machine, device)
     return model.quantization not in capabilities.quantization

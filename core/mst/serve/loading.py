@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import ModelError
+from mst.lean_imports import import_lean
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.continuous import ContinuousEngine, Limits
 from mst.serve.job import EngineJob
 from mst.serve.own_thread import OwnThread
+from mst.training.device_memory import trim_heap
 from mst.tuned import TunedModel, load, load_dequantized, tuned_keys
 
 if TYPE_CHECKING:
@@ -24,7 +28,11 @@ _SHARE_OF_WEIGHTS = 4
 
 
 def load_engine(
-    job: EngineJob, keys: KeyRing = NO_KEYS, say: Callable[[str], None] = lambda line: None
+    job: EngineJob,
+    keys: KeyRing = NO_KEYS,
+    say: Callable[[str], None] = lambda line: None,
+    tokenizer: TextTokenizer | None = None,
+    alone: bool = False,
 ) -> ContinuousEngine:
     """Load the model and return an engine that runs in a thread of this process.
 
@@ -35,6 +43,8 @@ def load_engine(
         job: from `mst.serve.job.prepare_engine`.
         keys: the user's, for encrypted runs.
         say: is called with a line for the user, such as why answers share no passes.
+        tokenizer: of the model; None to read it.
+        alone: this process does nothing else, so that it is kept small (`mst.lean_imports`).
 
     Raises:
         ModelError: the model or an adapter can't be loaded, or not in this combination.
@@ -44,15 +54,16 @@ def load_engine(
     from mst.registry import load as load_plugins
 
     activate(load_plugins(), job.backend)
+    if alone and job.torch_device == "cpu" and job.model.quantization == "none":
+        import_lean()
     import torch
 
-    from mst.data.tokens import load_tokenizer
     from mst.serve.asking import Way, way_of
     from mst.serve.constraint import Constrainer
     from mst.training.faults import named
 
     device = torch.device(job.torch_device)
-    tokenizer = load_tokenizer(Path(job.model.tokenizer))
+    tokenizer = tokenizer or load_tokenizer(Path(job.model.tokenizer))
 
     def loaded() -> tuple[Served, Way]:
         if device.type == "cpu":
@@ -63,6 +74,9 @@ def load_engine(
 
     thread = OwnThread()
     served, way = thread.result(loaded)
+    if alone:
+        gc.collect()
+        trim_heap()
     if way.reason is not None:
         say(f"Each answer of this model takes passes of its own: {way.reason}.")
     return ContinuousEngine(

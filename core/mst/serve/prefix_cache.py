@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from mst.serve.engine import Prompt
 
 if TYPE_CHECKING:
-    import torch
-
     from mst.serve.slots import Kept
 
 _Owner = tuple[str, str | None]
@@ -67,9 +65,7 @@ class PrefixCache:
                 self._drop(key)
         while self.bytes + size > self._budget:
             self._drop(next(iter(self._entries)))
-        self._entries[owner, tokens] = {
-            place: (_own(keys), _own(values)) for place, (keys, values) in kept.items()
-        }
+        self._entries[owner, tokens] = _own(kept)
         self.bytes += size
 
     def clear(self) -> None:
@@ -81,11 +77,12 @@ class PrefixCache:
         self.bytes -= sum(part.nbytes for pair in self._entries.pop(key).values() for part in pair)
 
 
-def _own(part: torch.Tensor) -> torch.Tensor:
+def _own(kept: Kept) -> Kept:
     """Return a copy that does not hold on to the block that a view lies in."""
-    import torch
+    from mst.serve.pages import copies
 
-    return part.clone(memory_format=torch.contiguous_format)
+    parts = iter(copies([part for pair in kept.values() for part in pair]))
+    return {place: (next(parts), next(parts)) for place in kept}
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

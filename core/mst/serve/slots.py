@@ -16,8 +16,6 @@ left-padded in `transformers.generate` look the same.
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +28,14 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from mst.serve.pages import Block
+
 # Keys and values of one sequence: of each layer that keeps any, by its place, two tensors
 # (heads, tokens, head size).
 Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
-_FIRST_COLUMNS = 64
-_OWN_PAGES = 1 << 16
+# So many columns of a small head make whole pages.
+_COLUMNS = 64
 
 
 class OtherCache(Exception):
@@ -57,19 +57,6 @@ class Frame:
         return max(self.lengths, default=0)
 
 
-def zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return zeros of a tensor's dtype and device.
-
-    Zeros, because what is masked is multiplied by 0, and rubbish may be no number. On the host they
-    lie in pages of their own, which take memory once something is written there, so that room to
-    grow takes none; and freed ones go back to the system at once, where the heap would keep them.
-    """
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < _OWN_PAGES:
-        return like.new_zeros(shape)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)
-
-
 # transformers' classes for caches have methods without types.
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values (rows, heads, columns, head size)."""
@@ -81,16 +68,18 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Lie in a frame; the tensors are made when the first keys come."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.frame = frame
+        self.blocks: tuple[Block, ...] = ()
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make room of the kind that a layer's keys and values need."""
         frame = self.frame
 
-        def room(like: torch.Tensor) -> torch.Tensor:
+        def room(like: torch.Tensor) -> Block:
             shape = (frame.row_capacity, like.shape[1], frame.column_capacity, like.shape[3])
-            return zeros(like, shape)
+            return Block(like, shape)
 
-        self.keys, self.values = room(key_states), room(value_states)
+        self.blocks = (room(key_states), room(value_states))
+        self.keys, self.values = (each.tensor for each in self.blocks)
         self.is_initialized = True
 
     def update(
@@ -200,6 +189,18 @@ class Slots(Cache):
         ]
         self.frame.end += columns
 
+    def columns(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return each layer's keys and values of all rows (rows, heads, columns, head size).
+
+        What a pass without transformers' own forward pass reads and writes, after `reserve`; the
+        columns before `Frame.end`, as many as `Frame.width`, hold the rows.
+        """
+        rows = len(self.frame.lengths)
+        blocks = [each.tensors() for each in self._held.values()]
+        if rows == self.frame.row_capacity:
+            return blocks
+        return [(keys.narrow(0, 0, rows), values.narrow(0, 0, rows)) for keys, values in blocks]
+
     def add_empty(self, rows: int) -> None:
         """Add rows without tokens; only a block that holds none has any use for them."""
         self.frame.lengths += [0] * rows
@@ -225,8 +226,6 @@ class Slots(Cache):
                 layer.lazy_initialization(pair[0][None], pair[1][None])
             for block, own in zip(layer.tensors(), pair, strict=True):
                 block[row, :, begin : frame.end] = own[:, :length]
-                # Left of it another sequence may have lain; a longer row moves the window there.
-                block[row, :, :begin] = 0
 
     def kept(self, row: int) -> Kept:
         """Return a row's keys and values; they lie in the block itself."""
@@ -239,33 +238,43 @@ class Slots(Cache):
         }
 
     def remove(self, row: int) -> int:
-        """Take a row out; the last one takes its place. Return where that one was."""
+        """Take a row out; the last one takes its place. Return where that one was.
+
+        What no row has is zeros again: a longer row moves the window there.
+        """
         frame = self.frame
         last = len(frame.lengths) - 1
-        if row != last:
-            for _, layer in self._made():
-                for block in layer.tensors():
-                    block[row, :, : frame.end] = block[last, :, : frame.end]
-            frame.lengths[row] = frame.lengths[last]
+        old, begin = (frame.end - frame.lengths[each] for each in (row, last))
+        for _, layer in self._made():
+            for block in layer.blocks:
+                if row != last:
+                    block.tensor[row, :, old:begin] = 0
+                    block.tensor[row, :, begin : frame.end] = block.tensor[
+                        last, :, begin : frame.end
+                    ]
+                block.clear(last)
+        frame.lengths[row] = frame.lengths[last]
         frame.lengths.pop()
         return last
 
     def _arrange(self, rows: int, columns: int, end: int) -> None:
         """Move everything to a block of a size that fits, its rows ending at a column.
 
-        Sizes are powers of two with a quarter to spare, so that what is copied stays a small share
-        of what is written, and a block that has become too large shrinks.
+        There is an eighth to spare, so that what is copied stays a small share of what is read, and
+        a block that has become too large shrinks: columns that no row has any more take memory.
         """
         frame = self.frame
-        lengths, width, old_end = frame.lengths, frame.width, frame.end
-        held = min(len(lengths), frame.row_capacity)
+        old_end, held = frame.end, frame.lengths[: frame.row_capacity]
         frame.row_capacity = _power_of_two(rows)
-        frame.column_capacity = max(_FIRST_COLUMNS, _power_of_two(columns + columns // 4))
+        spared = columns + columns // 8
+        frame.column_capacity = -(-spared // _COLUMNS) * _COLUMNS
         for _, layer in self._made():
             before = layer.tensors()
             layer.lazy_initialization(*before)
             for old, new in zip(before, layer.tensors(), strict=True):
-                new[:held, :, end - width : end] = old[:held, :, old_end - width : old_end]
+                for row, length in enumerate(held):
+                    own = old[row, :, old_end - length : old_end]
+                    new[row, :, end - length : end] = own
         frame.end = end
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import mst.probe
 from mst import serial
 from mst.cli import main
 from mst.cli.serve import _access, add_arguments
@@ -183,6 +184,24 @@ def test_a_whole_model_is_served_by_the_builtin_engine_and_says_why(tiny_model: 
     assert job.external is None
     assert job.reason is not None
     assert (job.reason.value, job.reason.why) == ("builtin", "merged weights")
+
+
+@pytest.mark.parametrize("engine", ["auto", "builtin"])
+def test_the_machine_is_looked_at_once(
+    engine: str, tiny_model: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = mst.probe._report
+
+    def counted(registry: Any, name: str, seconds: float) -> Any:
+        asked.append(name)
+        return answer(registry, name, seconds)
+
+    monkeypatch.setattr(mst.probe, "_report", counted)
+    job_of(What(str(tiny_model), adapters=(f"x={finished_run}",), engine=engine))
+
+    assert "cpu" in asked
+    assert len(asked) == len(set(asked))
 
 
 def test_a_job_survives_json_and_has_the_runs_name(finished_run: Path) -> None:

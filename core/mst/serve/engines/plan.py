@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mst.chat import fastest_dtype
 from mst.errors import UsageError
-from mst.facts import torch_names
+from mst.facts import Capabilities, DeviceFacts, MachineFacts, torch_names
 from mst.job import cache_dir
 from mst.model.files import read_config
 from mst.model.sizes import text_part
@@ -17,8 +17,8 @@ from mst.probe import backend_environment, machine_facts, select_device
 from mst.registry import load
 from mst.seal.jail.seal import OFF, ROOT, SECCOMP, USER, Seal, current
 from mst.seal.keys.ring import NO_KEYS, KeyRing
-from mst.serve.engines import EngineEnvironment, EngineStart
-from mst.serve.engines.choose import AUTO, BUILTIN, EngineChoice, choose_engine
+from mst.serve.engines import EngineStart, ModelToServe
+from mst.serve.engines.choose import AUTO, BUILTIN, EngineChoice, FoundEngine, choose_engine
 from mst.serve.engines.environment import environment_dir
 from mst.serve.engines.found import find_engines
 from mst.serve.engines.job import ExternalJob
@@ -33,11 +33,13 @@ class EnginePlan:
 
     Attributes:
         reason: to be printed.
+        machine: that it was chosen for; None where the choice needed none.
         job: the model and the device.
         external: what the engine is started with, its limits those of `job`.
     """
 
     reason: Reason
+    machine: MachineFacts | None = None
     job: EngineJob | None = None
     external: ExternalJob | None = None
 
@@ -90,7 +92,8 @@ def plan_engine(
             Reason("engine", BUILTIN, "asked for" if asked == BUILTIN else "no other")
         )
     name, model = model_to_serve(target, which, environ, keys)
-    report, chosen, capabilities = select_device(machine_facts(registry), device)
+    machine = machine_facts(registry)
+    report, chosen, capabilities = select_device(machine, device)
     place = None
     if engine_dir is not None:
         place = (asked, Path(engine_dir).expanduser().absolute())
@@ -100,29 +103,54 @@ def plan_engine(
         model, report.name, engines, asked, adapters=adapters, places=places
     )  # fmt: skip
     if choice.engine == BUILTIN:
-        return EnginePlan(choice.reason)
+        return EnginePlan(choice.reason, machine)
     found = next(each for each in engines if each.name == choice.engine)
-    assert found.facts is not None
-    assert found.environment is not None
+    environment = backend_environment(registry, report.name, (chosen,))
+    job = _job(name, model, report.name, chosen, capabilities, environment)
+    directory = place[1] if place is not None else environment_dir(found.name, report.name)
+    external = _external(found, model, job, directory, places)
+    return EnginePlan(_reason(choice, found), machine, job, external)
+
+
+def _job(
+    name: str,
+    model: ModelToServe,
+    backend: str,
+    device: DeviceFacts,
+    capabilities: Capabilities,
+    environment: Mapping[str, str],
+) -> EngineJob:
+    """Return what a job for the built-in engine says too: the model, the device and the limits."""
     config = text_part(read_config(Path(model.directory)))
     context = config.get("max_position_embeddings")
-    (torch_device,) = torch_names((chosen,), capabilities)
-    job = EngineJob(
+    (torch_device,) = torch_names((device,), capabilities)
+    return EngineJob(
         name=name,
         model=TunedModel(model.directory, None, model.directory, model.template),
-        backend=report.name,
+        backend=backend,
         torch_device=torch_device,
-        dtype=fastest_dtype(chosen),
+        dtype=fastest_dtype(device),
         attention=capabilities.attention[0],
-        threads=chosen.compute_units or 1,
-        environment=backend_environment(registry, report.name, (chosen,)),
+        threads=device.compute_units or 1,
+        environment=environment,
         context=context if isinstance(context, int) and context > 1 else UNNAMED_CONTEXT,
     )
-    directory = place[1] if place is not None else environment_dir(found.name, report.name)
+
+
+def _external(
+    found: FoundEngine,
+    model: ModelToServe,
+    job: EngineJob,
+    directory: Path,
+    places: Sequence[str],
+) -> ExternalJob:
+    """Return what an engine in an environment of its own is started with."""
+    assert found.facts is not None
+    assert found.environment is not None
     start = EngineStart(
         model=model,
-        served_name=name,
-        backend=report.name,
+        served_name=job.name,
+        backend=job.backend,
         dtype=job.dtype,
         context=job.context,
         batch=job.batch,
@@ -130,16 +158,17 @@ def plan_engine(
         environment_dir=str(directory),
         cache_dir=str(cache_dir() / "engines" / found.name),
     )
-    external = ExternalJob(
+    return ExternalJob(
         name=found.name,
         version=found.environment.version,
         start=start,
         listens=tuple(each for each in places if each in found.facts.listens),
         features=found.facts.features,
     )
-    return EnginePlan(_with_version(choice, found.environment), job, external)
 
 
-def _with_version(choice: EngineChoice, environment: EngineEnvironment) -> Reason:
-    why = "; ".join(filter(None, (choice.reason.why, environment.reason)))
-    return Reason("engine", f"{choice.engine} {environment.version}", why)
+def _reason(choice: EngineChoice, found: FoundEngine) -> Reason:
+    """Return why an engine was chosen, with its version and what the user should know of it."""
+    assert found.environment is not None
+    why = "; ".join(filter(None, (choice.reason.why, found.environment.reason)))
+    return Reason("engine", f"{choice.engine} {found.environment.version}", why)

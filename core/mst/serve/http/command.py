@@ -18,6 +18,9 @@ from mst.serve.http.listening import Listening
 
 # Of a worker that SIGTERM has ended before it could handle it: while the model was loading.
 _TOLD_TO_END = 128 + signal.SIGTERM
+# oneDNN makes kernels for each length of a prompt, and keeps those of 1,024 products: at
+# SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer.
+_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 _EVENTS = frozenset({"serve.key", "serve.ended"})
 
 
@@ -32,7 +35,7 @@ def run(
         environ: the process's environment.
         keys: the user's, for an encrypted run.
     """
-    environment = worker_environment(environ, job.engine.environment)
+    environment = _KERNELS_KEPT | worker_environment(environ, job.engine.environment)
     reading, writing = os.pipe()
     notes = threading.Thread(target=_record_all, args=(reading,), daemon=True)
     notes.start()

@@ -148,7 +148,13 @@ def prepare(
         keys=keys,
     )
     engine = planned.job or prepare_engine(
-        target, device, environ, which=what.checkpoint, adapters=adapters, keys=keys
+        target,
+        device,
+        environ,
+        which=what.checkpoint,
+        adapters=adapters,
+        keys=keys,
+        machine=planned.machine,
     )
     run = run_of(target)
     name = what.name or (engine.name if run is None else run.resolve().name)

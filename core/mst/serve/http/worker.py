@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mst import serial
 from mst.data.template import load_template
-from mst.data.tokens import load_tokenizer
+from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import Interrupted
 from mst.extensions import NOT_FOR_ANSWERS, hide_packages
 from mst.seal.keys.ring import KeyRing, inherited
@@ -110,14 +110,14 @@ def work(job: ServeJob, listener: int, control: int, pipe: int, keys: KeyRing) -
     directory = Path(model.tokenizer)
     tokenizer, template = load_tokenizer(directory), load_template(directory, model.template)
     with ExitStack() as held:
-        engine = _loaded(job, keys, held)
+        engine = _loaded(job, tokenizer, keys, held)
         _serve(job, engine, Reader(tokenizer, template, engine.context), listener, control, pipe)
     if isinstance(engine, ExternalEngine) and engine.supervised.failure:
         raise EngineEnded(engine.supervised.failure)
     print("ended", flush=True)
 
 
-def _loaded(job: ServeJob, keys: KeyRing, held: ExitStack) -> Engine:
+def _loaded(job: ServeJob, tokenizer: TextTokenizer, keys: KeyRing, held: ExitStack) -> Engine:
     """Load the model here, or start the engine that does, which ends with `held`."""
     try:
         if job.external is not None:
@@ -125,7 +125,7 @@ def _loaded(job: ServeJob, keys: KeyRing, held: ExitStack) -> Engine:
             return held.enter_context(external)
         from mst.serve.loading import load_engine
 
-        return load_engine(job.engine, keys, _say)
+        return load_engine(job.engine, keys, _say, tokenizer, alone=True)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
 
