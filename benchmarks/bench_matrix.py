@@ -29,18 +29,9 @@ from mst.bench.job import Wish
 from mst.bench.lines import csv_text
 from mst.bench.matrix import Matrix
 from mst.bench.page import page
-from mst.bench.results import (
-    DONE,
-    Forecast,
-    Machine,
-    Measured,
-    Peak,
-    Repeat,
-    Results,
-    Setting,
-    read_results,
-    write_results,
-)
+from mst.bench.procedure import Procedure
+from mst.bench.result_file import read_results, write_results
+from mst.bench.results import DONE, Forecast, Machine, Measured, Peak, Repeat, Results, Setting
 from mst.bench.table import show_results
 
 CHIPS = ("AMD EPYC 9555", "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 3090", "Ascend910B3")
@@ -50,7 +41,7 @@ def made_up(number: int) -> Measured:
     """Return a cell such as a bench has it; its figures are nobody's."""
     asked = Cell(
         f"model-{number % 5}", f"method-{number % 4}", {"tuner": "lora"}, 2 << number % 10,
-        str(1 + number % 3), "cuda", seed=number,
+        str(1 + number % 3), "cuda", procedure=Procedure(seed=number),
     )  # fmt: skip
     seconds = tuple(0.1 * (1 + (number + step) % 7 / 100) for step in range(10))
     repeat = Repeat(seconds, 20480, 2.5, 2.7, 2**33, 40.0, 900.0, 71.0, (), 0.4, 0.01)
@@ -98,7 +89,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def wait(cell: str, backend: str, node: str, seal: tuple[str, ...], keep: Mapping[str, Any]) -> str:
     """Stand for a cell on a node: wait as long as its timeout says."""
     asked = serial.loads(Cell, cell)
-    time.sleep(asked.timeout_seconds)
+    time.sleep(asked.procedure.timeout_seconds)
     return serial.dumps(Measured(asked.id, asked, DONE, reason=node))
 
 
@@ -117,7 +108,11 @@ def scheduling(nodes: int, tasks: int, seconds: float) -> dict[str, Any]:
         for _ in range(nodes):
             cluster.add_node(**kept, resources={"mst-simchip": 1})
         cells = [
-            replace(made_up(number).cell, device="simchip", timeout_seconds=seconds)
+            replace(
+                made_up(number).cell,
+                device="simchip",
+                procedure=Procedure(seed=number, timeout_seconds=seconds),
+            )
             for number in range(tasks)
         ]
         wish = Wish(Matrix(), Path("."), os.environ, ray=cluster.address)

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_peers import product_rate
 from benchmarks.train_task import (
     MAX_LENGTH,
     RANK,
@@ -28,8 +27,10 @@ from benchmarks.train_task import (
     Clock,
     Task,
     prepared_rows,
+    product_rate,
     rows_of_steps,
 )
+from mst.bench.peers import driver_command, handed_over, peer_environment
 from mst.data.prepare import Prepared, data_facts
 from mst.facts import Capabilities
 from mst.job import cache_dir
@@ -129,98 +130,49 @@ def run_mst(
     return clock
 
 
-def run_trl(prepared: Prepared, model_dir: Path, task: Task, packing: bool) -> Clock:
-    """Train with TRL's SFTTrainer, its gradient checkpointing off as ours is.
-
-    With packing its blocks have MAX_LENGTH tokens, two a step; rows in one see each other, for
-    TRL keeps them apart on GPUs alone.
-    """
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    rows = prepared.train.examples if packing else rows_of_steps(prepared, task)
-    data = Dataset.from_list(
-        [
-            {
-                "input_ids": list(each.input_ids),
-                "completion_mask": [int(label != -100) for label in each.labels],
-            }
-            for each in rows
-        ]
-    )
-    clock = Clock()
-
-    class Note(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.ends.append(time.perf_counter())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" in logs:
-                clock.losses.append(logs["loss"])
-
-    class InOrder(SFTTrainer):  # type: ignore[misc]
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            mask = inputs.get("attention_mask")
-            ids = inputs["input_ids"]
-            clock.tokens.append(int(ids.numel() if mask is None else mask.sum()))
-            clock.labels.append(int((inputs["labels"] != -100).sum()))
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    with tempfile.TemporaryDirectory() as output:
-        config = SFTConfig(
-            output_dir=output, per_device_train_batch_size=2 if packing else task.batch,
-            max_steps=task.steps, learning_rate=RATE, lr_scheduler_type="constant",
-            logging_steps=1, report_to=[], bf16=task.dtype == "bfloat16",
-            gradient_checkpointing=False, save_strategy="no", use_cpu=True, packing=packing,
-            completion_only_loss=True, max_length=MAX_LENGTH if packing else None,
-            disable_tqdm=True, dataloader_pin_memory=False, weight_decay=0.0, seed=SEED,
-        )  # fmt: skip
-        trainer = InOrder(
-            model=load(model_dir, task.dtype), args=config, train_dataset=data,
-            processing_class=AutoTokenizer.from_pretrained(model_dir), callbacks=[Note()],
-        )  # fmt: skip
-        trainer.train()
-    return clock
-
-
 def run_peer(
     side: str, python: str, prepared: Prepared, model_dir: Path, task: Task
 ) -> tuple[Clock, dict[str, Any]]:
-    """Train with a tool that has an environment of its own; return what it measured there too.
+    """Train with another tool, as a row of `mst bench` does; return what it told of itself too.
+
+    With packing TRL's blocks have MAX_LENGTH tokens, two a step; rows in one see each other, for
+    TRL keeps them apart on GPUs alone.
 
     Args:
-        side: one of `PEERS`.
+        side: "trl", "trl-packed" or one of `PEERS`.
         python: the interpreter of its environment.
         prepared: the rows.
         model_dir: the model.
         task: what all sides do.
     """
-    packing = side in PACKED
+    packing, name = side in PACKED, tool(side)
     rows = prepared.train.examples if packing else rows_of_steps(prepared, task)
     with tempfile.TemporaryDirectory() as place:
         load(model_dir, task.dtype).save_pretrained(f"{place}/adapter")
         job = {
             "model": str(model_dir), "adapter": f"{place}/adapter", "place": place,
-            "dtype": task.dtype, "batch": 2 if packing else task.batch, "packing": packing,
-            "steps": task.steps, "rate": RATE,
-            "threads": task.threads, "seed": SEED, "rank": RANK, "max_length": MAX_LENGTH,
+            "result": f"{place}/peer.json", "dtype": task.dtype, "attention": "sdpa",
+            "device": "cpu", "threads": task.threads, "batch": 2 if packing else task.batch,
+            "accumulation": 1, "steps": task.steps, "checkpointing": False, "rate": RATE,
+            "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "betas": [0.9, 0.999],
+            "epsilon": 1e-8, "max_grad_norm": 1.0, "seed": SEED, "packing": packing,
+            "max_length": max(MAX_LENGTH, task.length or 0),
             "rows": [[list(each.input_ids), list(each.labels)] for each in rows],
         }  # fmt: skip
-        file = Path(place) / "job.json"
-        file.write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            [python, str(Path(__file__).with_name("train_peers.py")), tool(side), str(file)],
-            env=os.environ | {"HOME": place}, stdout=subprocess.PIPE, text=True, check=True,
+        handle = handed_over(job)
+        subprocess.run(
+            driver_command(name, python or sys.executable, handle), pass_fds=(handle,), check=True,
+            env=peer_environment(os.environ, Path(place), task.threads)
+            | {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
-    told = json.loads(done.stdout.splitlines()[-1])
+        os.close(handle)
+        told: dict[str, Any] = json.loads(Path(place, "peer.json").read_text(encoding="utf-8"))
     clock = Clock()
     clock.losses, clock.ends = told["losses"], told["ends"]
     clock.tokens, clock.labels = told["tokens"], told["labels"]
+    if not packing:
+        clock.count(rows, task.batch)
+    told["version"] = f"{name} {told['versions'][name]}"
     return clock, told
 
 
@@ -246,10 +198,8 @@ def run_side(side: str, model_dir: Path, task: Task, python: str, trace: str) ->
     task = replace(task, dtype="float32") if side.startswith("reference") else task
     prepared = prepared_rows(model_dir, task)
     told: dict[str, Any] = {}
-    if side in PEERS:
+    if side in PEERS or side.startswith("trl"):
         clock, told = run_peer(side, python, prepared, model_dir, task)
-    elif side.startswith("trl"):
-        clock = run_trl(prepared, model_dir, task, packing=side == "trl-packed")
     else:
         request = request_of(side, task)
         made = planned(request, prepared, model_dir)
@@ -260,14 +210,14 @@ def run_side(side: str, model_dir: Path, task: Task, python: str, trace: str) ->
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = clock.ends[task.steps - 1] - clock.ends[WARM_UP - 1]
     tokens, labels = (sum(each[WARM_UP : task.steps]) for each in (clock.tokens, clock.labels))
-    rate = told.get("product_rate") or product_rate(task.dtype)
+    rate = product_rate(task.dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "answer_tokens_per_second": labels / seconds,
         "step_seconds": seconds / (task.steps - WARM_UP),
         "mfu": operations(model_dir, tokens, labels) / seconds / rate,
         "product_tflops": rate / 1e12,
-        "peak_rss_bytes": told.get("peak_rss_bytes", peak),
+        "peak_rss_bytes": told.get("peak_memory_bytes", peak),
         "compile_seconds": clock.compile_seconds,
         "losses": clock.losses[: task.steps],
         "version": told.get("version", ""),

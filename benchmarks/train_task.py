@@ -110,3 +110,17 @@ def rows_of_steps(prepared: Prepared, task: Task) -> list[Any]:
     sizes = row_sizes(rows, None)
     steps = range(task.steps)
     return [rows[i] for step in steps for (i,) in step_rows(sizes, step, task.batch, SEED)]
+
+
+def product_rate(dtype: str) -> float:
+    """Return the operations a second of one square product, the best of ten."""
+    import torch
+
+    size = 2048
+    a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - began)
+    return float(2 * size**3 / min(times))

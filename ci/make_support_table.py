@@ -2,6 +2,7 @@
 
 A row is the newest report of a device in benchmarks/results/hardware or …/simulated; the folder
 says which it was. Chips of the catalogue that have no report from hardware are listed as never run.
+The training speed of a real device is that of the newest results of `mst bench` in …/bench.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mst.bench.figures import busy, tokens_per_second
+from mst.bench.result_file import read_results
+from mst.bench.results import DONE, Measured
 from mst.catalogue import KnownChip, find, known_chips
 from mst.conformance.report import read_report, report_is_whole
 from mst.errors import MstError
@@ -35,11 +39,19 @@ class Words:
     other: str
     vendor: str
     notes: str
+    busy: str
 
 
 WORDS = {
     "README.md": Words(
-        ("device", "backend", "status", "report", "checks passed / failed / skipped"),
+        (
+            "device",
+            "backend",
+            "status",
+            "report",
+            "checks passed / failed / skipped",
+            "training speed",
+        ),
         "hardware",
         "simulated",
         "never run",
@@ -47,17 +59,21 @@ WORDS = {
         "a vendor's plugin: [docs/vendors.md](docs/vendors.md)",
         "*hardware*: the conformance kit ran on this device. *simulated*: it ran on a simulated"
         " chip, which stands\nin for the vendor's driver; no real one was used. *never run*: nobody"
-        " has sent a report.",
+        " has sent a report.\n*training speed*: of `mst bench`, tokens a second; simulated chips"
+        " have none of their own. Over the days:\n[docs/speed-trend.svg](docs/speed-trend.svg).",
+        "others used the machine",
     ),
     "README.zh-CN.md": Words(
-        ("设备", "后端", "状态", "报告", "检查：通过 / 失败 / 跳过"),
+        ("设备", "后端", "状态", "报告", "检查：通过 / 失败 / 跳过", "训练速度"),
         "硬件",
         "模拟",
         "从未运行",
         "其他芯片",
         "厂商的插件：[docs/vendors.md](docs/vendors.md)（英文）",
         "*硬件*：一致性测试在此设备上运行过。*模拟*：在代替厂商驱动的模拟芯片上运行过，没有用到真实芯片。"
-        "\n*从未运行*：还没有人提交报告。",
+        "\n*从未运行*：还没有人提交报告。*训练速度*：由 `mst bench` 测得，"
+        "单位为每秒词元数；模拟芯片没有自己的速度。\n随日期的变化：[docs/speed-trend.svg](docs/speed-trend.svg)。",
+        "测量时机器还有其他负载",
     ),
 }
 
@@ -91,6 +107,43 @@ def read_runs(results: Path) -> list[Run]:
                 raise MstError(f"{path} must be named {report['date'][:10]}-{report['backend']}….")
             runs.append(Run(path, folder, report))
     return sorted(runs, key=lambda run: str(run.report["date"]), reverse=True)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The training speed of a device, from the newest results of a bench that has it."""
+
+    path: Path
+    measured: Measured
+
+
+def read_speeds(results: Path) -> dict[tuple[str, str], Speed]:
+    """Return the speed of each device, by its backend and its name: mst's first cell that is done.
+
+    Raises:
+        MstError: a file of results is damaged.
+    """
+    found: dict[tuple[str, str], Speed] = {}
+    for path in sorted((results / "bench").glob("*.json"), reverse=True):
+        for each in read_results(path).cells:
+            if each.status == DONE and not each.cell.peer and each.machine is not None:
+                backend = each.machine.device.partition(":")[0]
+                found.setdefault((backend, each.machine.chip), Speed(path, each))
+    return found
+
+
+def speed_text(run: Run, speeds: Mapping[tuple[str, str], Speed], words: Words, root: Path) -> str:
+    """Return the training speed of a report's device, "" where it is simulated or not known."""
+    names = [str(device["name"]) for device in devices(run.report)]
+    known = [speeds[key] for name in names if (key := (str(run.report["backend"]), name)) in speeds]
+    rate = tokens_per_second(known[0].measured) if known else None
+    if run.folder != "hardware" or rate is None:
+        return ""
+    path, cell = known[0].path, known[0].measured.cell
+    way = f"{Path(cell.model).name}, {cell.method}, {cell.length} × {cell.batch}"
+    link = f"[{path.name[:10]}]({path.relative_to(root).as_posix()})"
+    doubt = f" ({words.busy})" if busy(known[0].measured) else ""
+    return f"{link}, {way}: {rate.median:.0f}{doubt}"
 
 
 def devices(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -140,23 +193,26 @@ def never_run(runs: Sequence[Run]) -> dict[str, list[str]]:
     return names
 
 
-def run_row(run: Run, words: Words, root: Path) -> str:
+def run_row(run: Run, words: Words, root: Path, speeds: Mapping[tuple[str, str], Speed]) -> str:
     """Return a report's line of the table."""
     report = run.report
     versions = f"mst {report['mst_version']}, torch {report['versions']['torch']}"
     link = f"[{report['date'][:10]}]({run.path.relative_to(root).as_posix()}), {versions}"
     counts = " / ".join(str(report["counts"].get(key, 0)) for key in ("pass", "fail", "skip"))
     status = words.hardware if run.folder == "hardware" else words.simulated
-    return _row(label(devices(report)), f"`{report['backend']}`", status, link, counts)
+    speed = speed_text(run, speeds, words, root)
+    return _row(label(devices(report)), f"`{report['backend']}`", status, link, counts, speed)
 
 
-def table(runs: Sequence[Run], words: Words, root: Path) -> str:
+def table(
+    runs: Sequence[Run], words: Words, root: Path, speeds: Mapping[tuple[str, str], Speed]
+) -> str:
     """Return the support table in one language, with what its words mean below."""
     lines = [_row(*words.head), _row(*["---"] * len(words.head))]
-    lines += [run_row(run, words, root) for run in newest(runs)]
+    lines += [run_row(run, words, root, speeds) for run in newest(runs)]
     for backend, names in sorted(never_run(runs).items()):
-        lines.append(_row(", ".join(names), f"`{backend}`", words.never, "", ""))
-    lines.append(_row(words.other, words.vendor, words.never, "", ""))
+        lines.append(_row(", ".join(names), f"`{backend}`", words.never, "", "", ""))
+    lines.append(_row(words.other, words.vendor, words.never, "", "", ""))
     return "\n".join([*lines, "", words.notes])
 
 
@@ -180,9 +236,11 @@ def with_table(text: str, made: str) -> str:
 
 def documents(root: Path = ROOT) -> dict[str, str]:
     """Return what both READMEs should be, by their name."""
-    runs = read_runs(root / RESULTS)
+    runs, speeds = read_runs(root / RESULTS), read_speeds(root / RESULTS)
     return {
-        name: with_table((root / name).read_text(encoding="utf-8"), table(runs, words, root))
+        name: with_table(
+            (root / name).read_text(encoding="utf-8"), table(runs, words, root, speeds)
+        )
         for name, words in WORDS.items()
     }
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mst.bench.cells import Cell
+from mst.bench.matrix import PROCEDURE
+from mst.bench.procedure import Procedure
 from mst.bench.results import (
     DONE,
     FORECAST,
@@ -36,7 +38,8 @@ def cell(**changes: Any) -> Cell:
         "model": "smollm2", "method": "lora", "options": {"tuner": "lora"}, "length": 512,
         "batch": "4", "device": "cpu",
     }  # fmt: skip
-    return Cell(**{**known, **changes})
+    procedure = {name: changes.pop(name) for name in PROCEDURE if name in changes}
+    return Cell(**{**known, **changes}, procedure=Procedure(**procedure))
 
 
 def repeat(

@@ -7,19 +7,25 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from tests.measured_cells import CPU, cell, measured, repeat, results
 
+from mst.bench.result_file import write_results
 from mst.conformance import report as reports
 from mst.conformance.report import report_is_whole
 from mst.errors import MstError
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
-REPORTS = sorted((ROOT / "benchmarks/results").glob("*/*.json"))
+RESULTS = ROOT / "benchmarks/results"
+REPORTS = sorted(RESULTS.glob("hardware/*.json")) + sorted(RESULTS.glob("simulated/*.json"))
+FOLDERS = {"cpu": "hardware", "simchip": "simulated"}
 A100 = {
     "backend": "cuda", "index": 0, "name": "NVIDIA A100-SXM4-80GB", "arch": "sm80",
     "memory_total_bytes": 81920 * 2**20, "features": [],
@@ -29,8 +35,17 @@ A100 = {
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """Return ci/make_support_table.py as a module."""
-    path = ROOT / "ci/make_support_table.py"
-    spec = importlib.util.spec_from_file_location("support_table", path)
+    return loaded("make_support_table")
+
+
+@pytest.fixture(scope="module")
+def trend() -> ModuleType:
+    """Return ci/make_speed_trend.py as a module."""
+    return loaded("make_speed_trend")
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"ci/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -129,6 +144,75 @@ def test_the_newest_report_of_a_device_counts_and_a_failure_shows(
         ("hardware", "2026-11-26", "40 / 3 / 0"),
         ("simulated", "2026-11-27", "43 / 0 / 0"),
     ]
+
+
+def bench_results(checkout: Path, day: str, speed: float, busy: float = 0.0) -> Path:
+    """Write what a bench measured on the reported CPU, and on the simulated chip."""
+    cells = []
+    for kind in ("cpu", "simchip"):
+        report = max((RESULTS / FOLDERS[kind]).glob(f"*-{kind}.json"))
+        name = json.loads(report.read_text("utf-8"))["facts"]["probe"]["devices"][0]["name"]
+        run = repeat(speed, busy_before=busy)
+        machine = replace(CPU, chip=name, device=f"{kind}:0")
+        cells.append(measured(machine=machine, cell=cell(device=kind), repeats=(run,)))
+    path = checkout / "benchmarks/results/bench" / f"{day}-ci.json"
+    path.parent.mkdir(exist_ok=True)
+    write_results(path, results(*cells))
+    return path
+
+
+def test_a_device_has_the_speed_of_its_newest_results_and_a_simulated_one_has_none(
+    script: ModuleType, checkout: Path
+) -> None:
+    bench_results(checkout, "2026-11-26", 1000.0)
+    bench_results(checkout, "2026-11-27", 1234.0, busy=0.6)
+    script.main([], checkout)
+    speeds = {(cells[1], cells[2]): cells[5] for cells in rows(checkout)}
+
+    assert speeds["`cpu`", "hardware"] == (
+        "[2026-11-27](benchmarks/results/bench/2026-11-27-ci.json), smollm2, lora, 512 × 4: 1234"
+        " (others used the machine)"
+    )
+    assert speeds["`simchip`", "simulated"] == ""
+    assert script.main(["--check"], checkout) == 0
+
+
+def test_the_picture_of_the_speed_is_fresh(trend: ModuleType) -> None:
+    assert trend.main(["--check"]) == 0, "run: python ci/make_speed_trend.py"
+
+
+def test_the_picture_has_a_point_a_day_and_is_hollow_where_others_were_at_work(
+    trend: ModuleType, checkout: Path
+) -> None:
+    bench_results(checkout, "2026-11-26", 1000.0)
+    bench_results(checkout, "2026-11-27", 1100.0, busy=0.6)
+    found = trend.chart(list(trend.points(checkout)))
+    assert trend.main(["--check"], checkout) == 1
+    (checkout / "docs").mkdir()
+    assert trend.main([], checkout) == 0
+    drawn = ElementTree.fromstring((checkout / "docs/speed-trend.svg").read_text("utf-8"))
+    circles = [each for each in drawn.iter() if each.tag.endswith("circle")]
+
+    assert [[speed for _, speed in curve.points] for curve in found.curves] == [[1000, 1100]] * 2
+    assert [len(curve.hollow) for curve in found.curves] == [1, 1]
+    assert [each.get("fill") == "#fff" for each in circles] == [False, True] * 2
+    assert "2026-11-26" in "".join(drawn.itertext())
+
+
+def test_results_that_were_edited_or_have_no_day_are_no_point(
+    trend: ModuleType, script: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bench_results(checkout, "2026-11-27", 1000.0)
+    path.rename(path.with_name("newest.json"))
+    codes = [trend.main([], checkout)]
+    path.with_name("newest.json").unlink()
+    path.write_text("{}", encoding="utf-8")
+    codes += [trend.main([], checkout), script.main([], checkout)]
+    said = capsys.readouterr().err
+
+    assert codes == [1, 1, 1]
+    assert "must be named by its day" in said
+    assert said.count("is no results of `mst bench`") == 2
 
 
 def test_both_languages_list_the_same_reports(script: ModuleType, checkout: Path) -> None:

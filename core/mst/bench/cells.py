@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mst.bench.matrix import AUTO, DEFAULT_MODEL, Matrix
+from mst.bench.procedure import Procedure
 from mst.demo import demo_data
 from mst.request import fields
 
@@ -17,7 +18,7 @@ from mst.request import fields
 _NOT_IDENTITY = frozenset(
     {
         "method", "repeats", "timeout_seconds", "exports", "serving", "prompt_words",
-        "answer_tokens",
+        "answer_tokens", "procedure",
     }
 )  # fmt: skip
 # No checkpoint is written while steps are timed but the last one's.
@@ -26,7 +27,7 @@ _NEVER = 10**6
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; whole in itself, so that any machine can measure it. Attributes as `Matrix`.
+    """One cell; whole in itself, so that any machine can measure it.
 
     Attributes:
         model: that is trained.
@@ -35,6 +36,8 @@ class Cell:
         length: tokens of a row or block.
         batch: rows or blocks a micro-batch, or "auto".
         device: as `--device` takes it.
+        peer: that trains it in the place of mst, as `--peer` names it; "" for mst.
+        procedure: how it is measured.
     """
 
     model: str
@@ -43,23 +46,17 @@ class Cell:
     length: int
     batch: str
     device: str
-    dataset: tuple[str, ...] = ()
-    steps: int = 10
-    warm_up: int = 2
-    repeats: int = 3
-    packing: bool = True
-    val_rows: int = 8
-    seed: int = 42
-    timeout_seconds: float = 3600.0
-    exports: tuple[str, ...] = ()
-    serving: tuple[int, ...] = ()
-    prompt_words: int = 64
-    answer_tokens: int = 32
+    peer: str = ""
+    procedure: Procedure = field(default_factory=Procedure)
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that are the same for the same cell everywhere."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+        own = asdict(self)
+        flat = {**own, **own["procedure"]}
+        kept = {name: value for name, value in flat.items() if name not in _NOT_IDENTITY}
+        if not self.peer:  # as it was before there were peers
+            del kept["peer"]
         text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -69,12 +66,17 @@ class Cell:
         return int(self.options.get("nproc_per_node", "1"))
 
 
-def cells_of(matrix: Matrix) -> tuple[Cell, ...]:
-    """Return the product of the matrix's axes, cells of one model and device together."""
+def cells_of(matrix: Matrix, peers: Iterable[str] = ()) -> tuple[Cell, ...]:
+    """Return the product of the matrix's axes, cells of one model and device together.
+
+    Args:
+        matrix: what is measured.
+        peers: that train each cell too; such a cell follows the one of mst.
+    """
     axes = itertools.product(
         matrix.devices, matrix.models, matrix.methods, matrix.lengths, matrix.batches
     )
-    return tuple(
+    cells = [
         Cell(
             model=model,
             method=method.name,
@@ -82,33 +84,30 @@ def cells_of(matrix: Matrix) -> tuple[Cell, ...]:
             length=length,
             batch=batch,
             device=device,
-            dataset=matrix.dataset,
-            steps=matrix.steps,
-            warm_up=matrix.warm_up,
-            repeats=matrix.repeats,
-            packing=matrix.packing,
-            val_rows=matrix.val_rows,
-            seed=matrix.seed,
-            timeout_seconds=matrix.timeout_seconds,
-            exports=matrix.exports,
-            serving=matrix.serving,
-            prompt_words=matrix.prompt_words,
-            answer_tokens=matrix.answer_tokens,
+            procedure=matrix.procedure,
         )
         for device, model, method, length, batch in axes
-    )
+    ]
+    names = tuple(peers)
+    return tuple(one for each in cells for one in (each, *(of_peer(each, name) for name in names)))
+
+
+def of_peer(cell: Cell, peer: str) -> Cell:
+    """Return the cell as a peer trains it; what is made of its result is none of its figures."""
+    return replace(cell, peer=peer, procedure=replace(cell.procedure, exports=(), serving=()))
 
 
 def request_values(cell: Cell) -> dict[str, str]:
     """Return the options of `mst train` that a cell comes to, by name, as text."""
+    how = cell.procedure
     values = {
         "device": cell.device,
         "max_length": str(cell.length),
-        "packing": str(cell.packing).lower(),
+        "packing": str(how.packing).lower(),
         "truncation_strategy": "right",
-        "max_steps": str(cell.warm_up + cell.steps),
-        "val_size": str(cell.val_rows),
-        "seed": str(cell.seed),
+        "max_steps": str(how.warm_up + how.steps),
+        "val_size": str(how.val_rows),
+        "seed": str(how.seed),
         "logging_steps": "1",
         "eval_steps": str(_NEVER),
         "save_steps": str(_NEVER),
@@ -133,7 +132,7 @@ def rows_of(cell: Cell) -> tuple[str, ...]:
     The embedded rows are named, for without a name they come with the demo's learning rate, which
     is one for LoRA.
     """
-    return cell.dataset or demo_data()[:1]
+    return cell.procedure.dataset or demo_data()[:1]
 
 
 def train_arguments(cell: Cell, run: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -172,7 +173,8 @@ def _losses(old: Measured, new: Measured) -> Iterable[Change]:
         if before is None or after is None:
             continue
         ratio = after.median / before.median if before.median else 1.0
-        worse = after.low > before.high * (1 + LOSS_TOLERANCE)
+        # A loss that is no number any longer is above every other.
+        worse = not after.low <= before.high * (1 + LOSS_TOLERANCE) and math.isfinite(before.high)
         yield Change(
             new, name, f"{before.median:.4f}", f"{after.median:.4f}", ratio, ratio, ratio, worse
         )

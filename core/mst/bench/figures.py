@@ -19,6 +19,8 @@ from mst.step_work import model_work, step_work
 
 _JOULES_A_KWH = 3.6e6
 _MILLION = 1e6
+# The share of the machine's cores that others may use before times are doubted.
+BUSY = 0.1
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ def joules_per_token(each: Measured) -> Spread | None:
     return over_repeats(
         each, lambda one: None if one.energy_joules is None else one.energy_joules / one.tokens
     )
+
+
+def busy(each: Measured) -> bool:
+    """Return whether others used so much of the machine that a reader should know of it."""
+    return any(one.busy_before > BUSY for one in each.repeats)
 
 
 def mfu(each: Measured, tflops: float | None) -> float | None:
@@ -155,6 +162,7 @@ def repeat_of(run: Path, warm_up: int, wall_seconds: float) -> Repeat:
         eval_loss=results.get("last_eval_loss"),
         peak_memory_bytes=int(results["peak_memory_bytes"]),
         wall_seconds=round(wall_seconds, 3),
+        losses=tuple(each["loss"] for each in steps),
     )
 
 

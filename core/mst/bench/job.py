@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from mst.bench.results import Measured, Results
 from mst.bench.run_cell import Place, run_cell
 from mst.probe import machine_facts
 from mst.registry import load
+
+# The stage of a cell that was handed to a cluster.
+WAITING = "waiting for a node, or on one"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Wish:
         seconds: after which no further repeat, export or server is begun; None for no end.
         predict: hardware to forecast the cells for, as `mst plan --on` takes it.
         ray: "" for this machine alone, "auto", or the address of a Ray cluster.
+        peers: the interpreter of each peer that trains the cells too.
     """
 
     matrix: Matrix
@@ -44,6 +48,7 @@ class Wish:
     seconds: float | None = None
     predict: tuple[str, ...] = ()
     ray: str = ""
+    peers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def bench(wish: Wish, events: Events) -> Results:
     Raises:
         MstError: the directory, the cluster or a forecast stands in the way.
     """
-    cells = cells_of(wish.matrix)
+    cells = cells_of(wish.matrix, wish.peers)
     if wish.ray:
         from mst.bench.ray_cluster import kind_of
 
@@ -93,7 +98,7 @@ def bench(wish: Wish, events: Events) -> Results:
         if wish.predict:
             from mst.bench.predict import forecasts
 
-            made = forecasts(cells, wish.predict, wish.environ)
+            made = forecasts(cells_of(wish.matrix), wish.predict, wish.environ)
             results = store.finish(wish.directory, wish.matrix, cells, made, notes)
     return results
 
@@ -124,6 +129,7 @@ def here(
         seal=wish.seal,
         peak_of=remembered_peaks(wish.directory, wish.environ, wish.seal),
         keep_runs=wish.keep_runs,
+        peers=wish.peers,
         until=None if wish.seconds is None else time.monotonic() + wish.seconds,
     )
     for cell in to_do:

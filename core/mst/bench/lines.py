@@ -20,6 +20,7 @@ def columns(prices: Prices) -> list[Column]:
         ("id", lambda each: each.id),
         ("model", lambda each: each.cell.model),
         ("method", lambda each: each.cell.method),
+        ("trainer", trainer),
         ("length", lambda each: each.cell.length),
         ("batch", lambda each: each.cell.batch),
         ("device", lambda each: each.machine.device if each.machine else each.cell.device),
@@ -45,6 +46,7 @@ def columns(prices: Prices) -> list[Column]:
         ("cost_per_million_tokens", lambda each: figures.million_tokens_cost(each, prices)),
         ("loss", lambda each: _middle(figures.over_repeats(each, lambda one: one.loss))),
         ("eval_loss", lambda each: _middle(figures.over_repeats(each, lambda one: one.eval_loss))),
+        ("loss_difference", lambda each: each.loss_difference),
         ("exports", _exports),
         ("export_seconds", lambda each: _joined(f"{one.seconds:g}" for one in each.exported)),
         ("serving_tokens_per_second", lambda each: _joined(map(_served, each.served))),
@@ -59,6 +61,12 @@ def columns(prices: Prices) -> list[Column]:
         ("began", lambda each: each.began),
         ("notes", lambda each: "; ".join(each.notes)),
     ]
+
+
+def trainer(each: Measured) -> str:
+    """Return what trained a cell: mst, or a peer with its version."""
+    peer = each.cell.peer
+    return f"{peer} {each.versions.get(peer, '')}".strip() or "mst"
 
 
 def speed(each: Measured) -> Spread | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mst.bench.cells import Cell
-from mst.bench.job import Events
+from mst.bench.job import WAITING, Events
 from mst.bench.results import Measured
 from mst.quantities import duration
 
@@ -49,11 +49,13 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Return how long the rest will take, as the cells so far did; None before the first.
 
-        Cells that are under way count as half done.
+        Cells that are under way count as half done; which of those that Ray has been given are, it
+        does not say, so these don't count.
         """
         if not self.cells:
             return None
-        done = len(self.cells) + len(self.stages) / 2
+        begun = sum(words != WAITING for _, words in self.stages.values())
+        done = len(self.cells) + begun / 2
         rest = self.total - self.before - done
         return max(0.0, (self._clock() - self._began) / done * rest)
 
@@ -91,6 +93,12 @@ def shown(console: Console) -> Iterator[Events]:
         yield Events(progress.planned, progress.stage, progress.measured)
 
 
+def words_of(cell: Cell) -> str:
+    """Return a cell that is under way in a few words."""
+    who = f", {cell.peer}" if cell.peer else ""
+    return f"{cell.model}, {cell.method}, {cell.length}, {cell.batch}, {cell.device}{who}"
+
+
 def _picture(progress: Progress) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
@@ -98,7 +106,7 @@ def _picture(progress: Progress) -> RenderableType:
     from mst.bench.table import cell_table
 
     under_way = [
-        Text(f"… {cell.model}, {cell.method}, {cell.length}, {cell.batch}, {cell.device}: {words}")
+        Text(f"… {words_of(cell)}: {words}")
         # Copied at once: with Ray, stages change while this is drawn.
         for cell, words in list(progress.stages.values())
     ]

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mst.bench.procedure import Procedure
 from mst.errors import UsageError
 
 T = TypeVar("T", str, int)
 
 DEFAULT_MODEL = "default"
+PROCEDURE = tuple(each.name for each in dataclasses.fields(Procedure))
 AUTO = "auto"
 # Each is what `mst train` would be given; the ZeRO stages cut full tuning over several devices.
 METHODS: dict[str, dict[str, str]] = {
@@ -34,6 +36,8 @@ SET_BY = {
     "eval_steps": "nothing", "on_oom": "nothing: a cell that runs out of memory is marked",
     "resume": "nothing", "jail": "--jail", "jail_reason": "--jail-reason",
     "early_stopping_patience": "nothing", "label_accuracy": "nothing",
+    "allow_net": "nothing: a cell is measured on one machine",
+    **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port"), "nothing: see devices"),
 }  # fmt: skip
 
 
@@ -57,44 +61,22 @@ class Matrix:
     Attributes:
         name: of the results.
         models: as `--model` takes them; "default" is the embedded one.
-        dataset: as `--dataset` takes it; empty for the embedded rows.
         methods: ways to train.
         lengths: tokens of a row, or of a block where rows are packed.
         batches: rows or blocks a micro-batch, with one micro-batch a step; "auto" is the plan's.
         devices: as `--device` takes them.
-        exports: formats in which each cell's result is exported.
-        serving: streams at once at which each cell's result is served.
-        steps: optimizer steps that are measured, in each repeat.
-        warm_up: steps before them that are not.
-        repeats: runs of each cell, each in a process of its own.
-        packing: blocks of `length` tokens are filled with whole rows.
-        val_rows: rows held out, whose loss after the last step is a figure of the cell.
-        seed: of rows, order and adapters.
-        timeout_seconds: of each run, export or server.
-        prompt_words: of a question to a server.
-        answer_tokens: longest answer to it.
         options: further ones of `mst train`, of every cell.
+        procedure: how each cell is measured; in the file its keys stand beside the others.
     """
 
     name: str = "bench"
     models: tuple[str, ...] = (DEFAULT_MODEL,)
-    dataset: tuple[str, ...] = ()
     methods: tuple[Method, ...] = (Method("lora", METHODS["lora"]),)
     lengths: tuple[int, ...] = (512,)
     batches: tuple[str, ...] = (AUTO,)
     devices: tuple[str, ...] = (AUTO,)
-    exports: tuple[str, ...] = ()
-    serving: tuple[int, ...] = ()
-    steps: int = 10
-    warm_up: int = 2
-    repeats: int = 3
-    packing: bool = True
-    val_rows: int = 8
-    seed: int = 42
-    timeout_seconds: float = 3600.0
-    prompt_words: int = 64
-    answer_tokens: int = 32
     options: Mapping[str, str] = field(default_factory=dict)
+    procedure: Procedure = field(default_factory=Procedure)
 
 
 # `mst bench quick`: what this machine does with the embedded model, in minutes.
@@ -103,14 +85,16 @@ QUICK = Matrix(
     methods=(Method("lora", METHODS["lora"]), Method("full", METHODS["full"])),
     lengths=(256,),
     batches=("2",),
-    exports=("merged",),
-    serving=(1, 4),
-    steps=4,
-    warm_up=1,
-    repeats=2,
-    timeout_seconds=150.0,
-    prompt_words=32,
-    answer_tokens=16,
+    procedure=Procedure(
+        exports=("merged",),
+        serving=(1, 4),
+        steps=4,
+        warm_up=1,
+        repeats=2,
+        timeout_seconds=150.0,
+        prompt_words=32,
+        answer_tokens=16,
+    ),
 )
 # After which quick begins no further repeat, export or server.
 QUICK_SECONDS = 200.0
@@ -124,7 +108,7 @@ def read_matrix(path: Path) -> Matrix:
             kind or out of range, an axis without a value, or the same cell twice.
     """
     values = _mapping(path)
-    known = [each.name for each in dataclasses.fields(Matrix)]
+    known = keys()
     for key in values:
         if key not in known:
             raise UsageError(
@@ -132,7 +116,7 @@ def read_matrix(path: Path) -> Matrix:
                 f" {', '.join(known)} (docs/bench.md)."
             )
     readers: dict[str, Callable[[str, Any], Any]] = {
-        "name": _text, "models": _texts, "dataset": _optional_texts, "methods": _methods,
+        "name": _name, "models": _texts, "dataset": _optional_texts, "methods": _methods,
         "lengths": _wholes(2), "batches": _batches, "devices": _texts, "exports": _optional_texts,
         "serving": _optional_wholes, "steps": _whole(1), "warm_up": _whole(0),
         "repeats": _whole(1), "packing": _flag, "val_rows": _whole(0), "seed": _whole(0),
@@ -140,9 +124,17 @@ def read_matrix(path: Path) -> Matrix:
         "options": _options,
     }  # fmt: skip
     found = {key: readers[key](f"{path}: {key}", value) for key, value in values.items()}
-    matrix = Matrix(**found)
+    own = {key: value for key, value in found.items() if key not in PROCEDURE}
+    procedure = Procedure(**{key: value for key, value in found.items() if key in PROCEDURE})
+    matrix = Matrix(**own, procedure=procedure)
     check(matrix, str(path))
     return matrix
+
+
+def keys() -> list[str]:
+    """Return the keys that a matrix file may have."""
+    own = [each.name for each in dataclasses.fields(Matrix) if each.name != "procedure"]
+    return [*own, *PROCEDURE]
 
 
 def check(matrix: Matrix, shown: str) -> None:
@@ -172,7 +164,13 @@ def _mapping(path: Path) -> dict[str, Any]:
     loaded = yaml_in(path, "the matrix", advice)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no matrix; expected lines of `key: value` (docs/bench.md).")
-    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    found: dict[str, Any] = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        if name in found:
+            raise UsageError(f"{path}: {name} is there twice, with - and with _. Leave one out.")
+        found[name] = value
+    return found
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -185,6 +183,17 @@ def _text(shown: str, value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         raise UsageError(f"{shown} takes a text, not {value!r}.")
     return str(value)
+
+
+def _name(shown: str, value: Any) -> str:
+    """Return the name of the results, which is a part of their directory's."""
+    text = _text(shown, value)
+    if "/" in text or text.startswith("."):
+        raise UsageError(
+            f"{shown} is a part of a directory's name, so it has no / and begins with no dot;"
+            f" found {text!r}."
+        )
+    return text
 
 
 def _list(shown: str, value: Any) -> list[Any]:
@@ -292,6 +301,8 @@ def _options(shown: str, value: Any) -> dict[str, str]:
             )
         if name in SET_BY:
             raise UsageError(f"{shown}: {key} can't be set here; it is set by {SET_BY[name]}.")
+        if one is None:
+            raise UsageError(f"{shown}: {key} has no value. Give it one, or leave it out.")
         made = convert(name, one, f"{shown}: {key}")
         if isinstance(made, tuple):
             found[name] = ",".join(made)

@@ -19,6 +19,8 @@ EVERY_SECONDS = 1.0
 _SHARE = 10.0
 _BUSY_SECONDS = 0.5
 _ASK_SECONDS = 5.0
+# By what share the time that was metered may differ from that of the steps.
+_OFF = 0.1
 
 Asked = Callable[[], Telemetry]
 
@@ -32,6 +34,7 @@ class EnergyMeter:
         hottest: degrees Celsius.
         throttled: what slowed the device, each once.
         reason: why the energy is not known.
+        seconds: from its beginning to the last reading.
     """
 
     ask: Asked
@@ -39,6 +42,7 @@ class EnergyMeter:
     hottest: float | None = None
     throttled: list[str] = field(default_factory=list)
     reason: str = ""
+    seconds: float = 0.0
     _last: Telemetry | None = None
     _asked_at: float = 0.0
     _cost: float = 0.0
@@ -61,6 +65,7 @@ class EnergyMeter:
         self.throttled += [each for each in told.throttled if each not in self.throttled]
         if before is None or told.reason:
             return
+        self.seconds += since
         used = consumed(before, told, since)
         if used is not None:
             self.joules = (self.joules or 0.0) + used
@@ -68,7 +73,15 @@ class EnergyMeter:
     def begin(self) -> None:
         """Count from this moment on."""
         self.read()
-        self.joules = None
+        self.joules, self.seconds = None, 0.0
+
+    def covers(self, seconds: float) -> bool:
+        """Return whether what was metered took about so long as the steps did.
+
+        Steps are seen as their lines are read, some tenths of a second late: of steps that are over
+        sooner the energy is not known.
+        """
+        return abs(self.seconds - seconds) <= _OFF * seconds
 
 
 def consumed(before: Telemetry, after: Telemetry, seconds: float) -> float | None:

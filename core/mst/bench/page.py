@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from mst.bench import figures
 from mst.bench.charts import charts, svg
 from mst.bench.figures import Prices
-from mst.bench.lines import columns, in_order, plan_words, rate, speed
-from mst.bench.results import DONE, FORECAST, SCHEMA, Measured, Results
+from mst.bench.lines import columns, in_order, plan_words, rate, speed, trainer
+from mst.bench.result_file import SCHEMA
+from mst.bench.results import DONE, FORECAST, Measured, Results
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -74,7 +75,8 @@ def page(results: Results, prices: Prices) -> str:
 def way(each: Measured) -> str:
     """Return how a cell trains what."""
     cell = each.cell
-    return f"{cell.model} · {cell.method} · {cell.length} · {cell.batch}"
+    words = f"{cell.model} · {cell.method} · {cell.length} · {cell.batch}"
+    return f"{words} · {trainer(each)}" if cell.peer else words
 
 
 def chip(each: Measured) -> str:

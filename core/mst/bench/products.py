@@ -47,7 +47,7 @@ def export_run(
         "export", str(run), "--format", name, "--output-dir", str(output), *place.seal
     )
     log = output.with_name(f"{output.name}.log")
-    ended = run_watched(command, log, place.environ, cell.timeout_seconds)
+    ended = run_watched(command, log, place.environ, cell.procedure.timeout_seconds)
     artefact = output / name
     seconds = round(ended.seconds, 3)
     try:
@@ -76,10 +76,10 @@ def serve_target(cell: Cell, place: Place, target: Path, name: str, log: Path) -
         with _server(cell, place, target, log.with_suffix(".log")) as port:
             # Kernels are chosen and caches made with the first answers.
             warm = [[_question(cell, "warm up")]] * 2
-            ask_together(port, _MODEL, warm, usage=True, patience=cell.timeout_seconds)
-            return [_under_load(cell, port, name, streams) for streams in cell.serving]
+            ask_together(port, _MODEL, warm, usage=True, patience=cell.procedure.timeout_seconds)
+            return [_under_load(cell, port, name, streams) for streams in cell.procedure.serving]
     except ServerFailed as error:
-        return [Served(name, streams, reason=str(error)) for streams in cell.serving]
+        return [Served(name, streams, reason=str(error)) for streams in cell.procedure.serving]
 
 
 def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
@@ -87,7 +87,7 @@ def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
         [_question(cell, f"{streams}/{stream}/{turn}") for turn in range(_REQUESTS_A_STREAM)]
         for stream in range(streams)
     ]
-    patience = cell.timeout_seconds
+    patience = cell.procedure.timeout_seconds
     told, seconds = ask_together(port, _MODEL, asked, usage=True, patience=patience)
     answers = [each for stream in told for each in stream]
     whole = [each for each in answers if not each.fault]
@@ -109,9 +109,11 @@ def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
 
 def _question(cell: Cell, seed: str) -> Question:
     """Return a question of the cell's length, the same for each seed."""
-    words = random.Random(f"mst:bench:{cell.seed}:{seed}").choices(_WORDS, k=cell.prompt_words)
-    text = "Write a long story with these words: " + " ".join(words)
-    return Question([{"role": "user", "content": text}], cell.answer_tokens)
+    how = cell.procedure
+    draw = random.Random(f"mst:bench:{how.seed}:{seed}")
+    words = " ".join(draw.choices(_WORDS, k=how.prompt_words))
+    text = f"Write a long story with these words: {words}"
+    return Question([{"role": "user", "content": text}], how.answer_tokens)
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def _server(cell: Cell, place: Place, target: Path, log: Path) -> Iterator[int]:
     )  # fmt: skip
     printed = log.with_suffix(".out")
     with started(command, log, printed, place.environ) as process:
-        yield _port(process, printed, log, cell.timeout_seconds)
+        yield _port(process, printed, log, cell.procedure.timeout_seconds)
 
 
 def _port(process: subprocess.Popen[bytes], printed: Path, log: Path, timeout: float) -> int:

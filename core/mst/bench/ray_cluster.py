@@ -6,12 +6,14 @@ import importlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mst import rundir, serial
 from mst.bench.cells import Cell
+from mst.bench.job import WAITING
 from mst.bench.ray_node import PREFIX, describe_node, measure_on_node, measured
 from mst.bench.results import ABSENT, FAILED, LOST, Measured, with_notes
 from mst.errors import MstError, UsageError
@@ -25,10 +27,11 @@ _AGAIN = 1
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 _PROBE_SECONDS = 60.0
-# Clocks that differ by more are told of: rows of different nodes can't be put into one order then.
+# Clocks that differ by more are told of; an answer's way takes some of that.
 SKEW_SECONDS = 1.0
 
 Measure = Callable[[str, str, str, tuple[str, ...], Mapping[str, Any]], str]
+Describe = Callable[[], dict[str, Any]]
 
 
 class ClusterError(MstError):
@@ -58,6 +61,7 @@ def on_cluster(
     stage: Callable[[Cell, str], None],
     notes: list[str],
     measure: Measure = measure_on_node,
+    describe: Describe = describe_node,
 ) -> Iterator[Measured]:
     """Yield what came of each cell, in the order in which they end.
 
@@ -70,6 +74,7 @@ def on_cluster(
         stage: is told of each cell that is handed over.
         notes: takes what a reader of all cells should know.
         measure: what runs on a node.
+        describe: what a node says of itself, its time among it.
 
     Raises:
         UsageError: Ray isn't installed, or a cell names no kind of device.
@@ -78,7 +83,7 @@ def on_cluster(
     kinds = {each.id: kind_of(each) for each in to_do}
     ray = connect(wish.ray)
     try:
-        nodes = _nodes(ray, notes)
+        nodes = _nodes(ray, notes, describe)
         yield from _spread(ray, wish, to_do, kinds, nodes, stage, measure)
     finally:
         ray.shutdown()
@@ -132,13 +137,14 @@ def connect(address: str) -> Any:
 
 def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"--ray takes auto or HOST:PORT, not {address!r}.")
     try:
-        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be none
+        why = getattr(error, "strerror", None) or error
         raise ClusterError(
-            f"--ray {address}: no Ray head answers there ({error.strerror or error}). `ray status"
+            f"--ray {address}: no Ray head answers there ({why}). `ray status"
             f" --address {address}` on that machine says whether it runs."
         ) from None
 
@@ -151,13 +157,13 @@ def clock_offset(asked: float, told: float, answered: float) -> float:
     return told - (asked + answered) / 2
 
 
-def _nodes(ray: Any, notes: list[str]) -> dict[str, Node]:
+def _nodes(ray: Any, notes: list[str], describe: Describe) -> dict[str, Node]:
     """Return the nodes that live, and note clocks and versions that differ."""
     import mst
 
     affinity = importlib.import_module("ray.util.scheduling_strategies")
     # num_cpus=0: a node whose cores are all asked for answers too.
-    remote = ray.remote(num_cpus=0, max_retries=0)(describe_node)
+    remote = ray.remote(num_cpus=0, max_retries=0)(describe)
     found: dict[str, Node] = {}
     for each in ray.nodes():
         if not each["Alive"]:
@@ -179,14 +185,28 @@ def _nodes(ray: Any, notes: list[str]) -> dict[str, Node]:
     return found
 
 
+def on_our_clock(each: Measured) -> Measured:
+    """Return a cell whose beginning and end are told by this machine's clock, not its node's."""
+    offset = each.machine.clock_offset_seconds if each.machine else None
+    if not offset:
+        return each
+    return replace(each, began=_earlier(each.began, offset), ended=_earlier(each.ended, offset))
+
+
+def _earlier(moment: str, seconds: float) -> str:
+    told = datetime.fromisoformat(moment) - timedelta(seconds=seconds)
+    return told.isoformat(timespec="seconds")
+
+
 def node_notes(node: Node, version: str) -> list[str]:
     """Return what a reader of a node's cells should know: its clock, and another mst."""
     found = []
     if abs(node.offset_seconds) > SKEW_SECONDS:
         words = "ahead" if node.offset_seconds > 0 else "behind"
         found.append(
-            f"the clock of {node.name} is {abs(node.offset_seconds):.1f} s {words}: times of its"
-            " cells can't be compared with others'; what was measured is not touched"
+            f"the clock of {node.name} is {abs(node.offset_seconds):.1f} s {words}: when its cells"
+            " began and ended is told by this machine's clock; what took how long, by its own"
+            " monotonic one"
         )
     if node.mst != version:
         found.append(f"{node.name} has mst {node.mst}, this machine {version}")
@@ -209,12 +229,13 @@ def _spread(
     def hand_over(cell: Cell, tries: int) -> None:
         name, count = needed(cell, kinds[cell.id])
         task = remote.options(resources={name: count}, runtime_env={"env_vars": _VARIABLES})
-        sent = (serial.dumps(cell), kinds[cell.id], wish.seal, offsets, measure)
+        keep = {"offsets": offsets, "peers": dict(wish.peers)}
+        sent = (serial.dumps(cell), kinds[cell.id], wish.seal, keep, measure)
         waiting[task.remote(*sent)] = (cell, tries)
-        stage(cell, "waiting for a node, or on one")
+        stage(cell, WAITING)
 
     for cell in to_do:
-        if _has(ray.cluster_resources(), cell, kinds[cell.id]):
+        if _has(ray, cell, kinds[cell.id]):
             hand_over(cell, 0)
         else:
             yield _absent(cell, kinds[cell.id], ray.cluster_resources())
@@ -238,11 +259,12 @@ _VARIABLES = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLE
 
 
 def _on_node(
-    cell: str, backend: str, seal: tuple[str, ...], offsets: Mapping[str, float], measure: Measure
+    cell: str, backend: str, seal: tuple[str, ...], keep: Mapping[str, Any], measure: Measure
 ) -> str:
     """Measure on the node that Ray has chosen."""
     node = importlib.import_module("ray").get_runtime_context().get_node_id()
-    return measure(cell, backend, node, seal, {"offset": offsets.get(node)})
+    told = {"offset": keep["offsets"].get(node), "peers": keep["peers"]}
+    return measure(cell, backend, node, seal, told)
 
 
 def needed(cell: Cell, kind: str) -> tuple[str, float]:
@@ -250,9 +272,16 @@ def needed(cell: Cell, kind: str) -> tuple[str, float]:
     return f"{PREFIX}{kind}", 1.0 if kind == "cpu" else float(cell.devices)
 
 
-def _has(there: Mapping[str, float], cell: Cell, kind: str) -> bool:
-    name, count = needed(cell, kind)
-    return there.get(name, 0.0) >= count
+def _has(ray: Any, cell: Cell, kind: str) -> bool:
+    return has(ray.nodes(), *needed(cell, kind))
+
+
+def has(nodes: Iterable[Mapping[str, Any]], name: str, count: float) -> bool:
+    """Return whether one of the nodes that live has so much of a resource.
+
+    A cell takes all its devices from one node: of two with one each, Ray would wait for ever.
+    """
+    return any(each["Alive"] and each["Resources"].get(name, 0.0) >= count for each in nodes)
 
 
 def _absent(cell: Cell, kind: str, there: Mapping[str, float]) -> Measured:
@@ -264,8 +293,9 @@ def _absent(cell: Cell, kind: str, there: Mapping[str, float]) -> Measured:
     )
     return Measured(
         cell.id, cell, ABSENT,
-        reason=f"{count:g} of {kind} are needed, and the cluster has {has or 'no device of mst'}."
-        " A node advertises its devices by `ray start --resources=\"$(mst bench resources)\"`.",
+        reason=f"{count:g} of {kind} on one node are needed, and the cluster has"
+        f" {has or 'no device of mst'}. A node advertises its devices by"
+        ' `ray start --resources="$(mst bench resources)"`.',
         ended=rundir.now(),
     )  # fmt: skip
 
@@ -274,7 +304,7 @@ def _result(ray: Any, task: Any, cell: Cell) -> Measured:
     """Return what a task came to; a node that died makes the cell lost."""
     ended = Measured(cell.id, cell, LOST, ended=rundir.now())
     try:
-        return measured(ray.get(task))
+        return on_our_clock(measured(ray.get(task)))
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", error)
         why = str(cause) if isinstance(cause, MstError) else type(cause).__name__
@@ -292,16 +322,16 @@ def _may_again(ray: Any, cell: Cell, kind: str, tries: int) -> bool:
         return False
     # A node that has just died may be counted still.
     time.sleep(_LOOK_SECONDS)
-    return _has(ray.cluster_resources(), cell, kind)
+    return _has(ray, cell, kind)
 
 
 def _stranded(
     ray: Any, waiting: dict[Any, tuple[Cell, int]], kinds: Mapping[str, str]
 ) -> Iterator[Measured]:
     """Yield cells whose device no node has any longer, as lost."""
-    there = ray.cluster_resources()
+    nodes = ray.nodes()
     for task, (cell, _) in list(waiting.items()):
-        if not _has(there, cell, kinds[cell.id]):
+        if not has(nodes, *needed(cell, kinds[cell.id])):
             ray.cancel(task, force=True)
             del waiting[task]
             yield Measured(

@@ -21,6 +21,7 @@ from mst.bench.cells import Cell
 from mst.bench.peak import remembered_peaks
 from mst.bench.results import Measured
 from mst.bench.run_cell import Place, run_cell
+from mst.errors import MstError
 from mst.facts import MachineFacts
 
 # Before a backend's name, in what nodes advertise.
@@ -66,7 +67,7 @@ def measure_on_node(
         backend: of its device.
         node: Ray's id of this node.
         seal: options of the jail and the audit log.
-        keep: "offset" of this node's clock.
+        keep: "offset" of this node's clock, and "peers": the interpreter of each.
     """
     from mst.probe import machine_facts
     from mst.registry import load
@@ -82,8 +83,9 @@ def measure_on_node(
     total = next((len(each.probe.devices) for each in facts.backends if each.name == backend), 0)
     directory = Path(tempfile.mkdtemp(prefix="mst-bench-"))
     place = Place(
-        directory, facts, registry, environ, seal, remembered_peaks(directory, environ, seal)
-    )
+        directory, facts, registry, environ, seal, remembered_peaks(directory, environ, seal),
+        peers=keep["peers"],
+    )  # fmt: skip
     try:
         with free_device(backend, total, cell.devices, node) as index:
             device = backend if backend == "cpu" else f"{backend}:{index}"
@@ -108,6 +110,8 @@ def free_device(backend: str, total: int, count: int, node: str) -> Iterator[int
     """
     place = Path(tempfile.gettempdir()) / f"mst-bench-locks-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
+    if place.lstat().st_uid != os.getuid():
+        raise MstError(f"{place} is another user's, so devices can't be held. Remove it.")
     needed = 1 if backend == "cpu" else count
     while True:
         for first in range(max(1, total - needed + 1)):
@@ -125,7 +129,7 @@ def free_device(backend: str, total: int, count: int, node: str) -> Iterator[int
 def _held(place: Path, names: list[str]) -> list[IO[str]] | None:
     held: list[IO[str]] = []
     for name in names:
-        file = (place / name).open("w", encoding="utf-8")
+        file = (place / name).open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,28 +1,16 @@
-"""What was measured of a cell, and the file that holds all of them: versioned and hashed."""
+"""What was measured of a cell: its runs, exports, servers, and where that was."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from mst import serial
 from mst.bench.cells import Cell
-from mst.durable import write_text
-from mst.errors import MstError, UsageError
 
-SCHEMA = "mst-bench/1"
 DONE, MEMORY, TOO_LARGE, TIMEOUT = "done", "out of memory", "does not fit", "timeout"
 ABSENT, REFUSED, FAILED, LOST, FORECAST = "absent", "refused", "failed", "lost", "forecast"
 # What says nothing about the device: such a cell was not measured at all.
 BROKEN = (TIMEOUT, FAILED, LOST)
-
-
-class ResultsError(MstError):
-    """A file of results can't be read, or isn't what `mst bench` wrote."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +29,7 @@ class Repeat:
         throttled: what slowed the device meanwhile, in the vendor's words.
         load_before: mean number of running processes in the minute before.
         busy_before: share of the cores that others used just before.
+        losses: of each step, those of the warm-up too.
     """
 
     step_seconds: tuple[float, ...]
@@ -54,6 +43,7 @@ class Repeat:
     throttled: tuple[str, ...] = ()
     load_before: float = 0.0
     busy_before: float = 0.0
+    losses: tuple[float, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -203,7 +193,7 @@ class Measured:
             such device), "refused", "failed", "lost" (the machine was) or "forecast".
         reason: why it isn't done; holds no row.
         machine: where; None where it was nowhere.
-        began, ended: UTC, ISO 8601, by the clock of the machine that measured.
+        began, ended: UTC, ISO 8601, by the clock of the machine that asked.
         repeats: that were measured.
         setting: what the plan chose.
         forecast: what it expected.
@@ -212,11 +202,13 @@ class Measured:
         energy_reason: why the energy is not known.
         exported: in the order of the formats.
         served: in the order of targets and streams.
-        versions: of Python and the libraries.
+        versions: of Python and the libraries; of a peer's environment where a peer trained.
         mst_version: that measured.
         commit: of its checkout, "" where it is none.
         jail: the layer that the runs were in.
         notes: what a reader should know.
+        loss_difference: of a peer: by how much a step's loss was off mst's, at the most; None
+            where mst's row is not done.
     """
 
     id: str
@@ -239,6 +231,7 @@ class Measured:
     commit: str = ""
     jail: str = ""
     notes: tuple[str, ...] = ()
+    loss_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -258,93 +251,6 @@ class Results:
     notes: tuple[str, ...] = ()
 
 
-def content_hash(plain: object) -> str:
-    """Return the SHA-256 of plain JSON values, however they are laid out in a file."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_results(path: Path, results: Results) -> None:
-    """Write results as JSON at once, with schema and hash.
-
-    Raises:
-        ResultsError: they can't be written.
-    """
-    plain = serial.to_json(results)
-    document = {"schema": SCHEMA, "sha256": content_hash(plain), "results": plain}
-    try:
-        write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror}. Free some space.") from None
-
-
-def read_results(path: Path) -> Results:
-    """Return the results in a file, or in the `results.json` of a directory.
-
-    Raises:
-        ResultsError: they can't be read, are of another schema, or were changed by hand.
-    """
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"cannot read the results {file}: {error.strerror}.") from None
-    except ValueError:
-        raise ResultsError(f"{file} is not JSON, so no results of `mst bench`.") from None
-    if not isinstance(document, dict) or "schema" not in document:
-        raise ResultsError(f"{file} is no results of `mst bench`: it names no schema.")
-    if document["schema"] != SCHEMA:
-        raise ResultsError(
-            f"{file} is of schema {document['schema']!r}; this mst reads {SCHEMA!r}. Show it with"
-            " the mst that wrote it, or measure again."
-        )
-    plain = document.get("results")
-    if content_hash(plain) != document.get("sha256"):
-        raise ResultsError(
-            f"{file} is not as `mst bench` wrote it: its contents don't have the SHA-256 that"
-            " stands in it. It was edited or damaged; take the original, or measure again."
-        )
-    try:
-        return serial.from_json(Results, plain)
-    except ValueError as error:
-        raise ResultsError(f"{file} is damaged: {error}") from None
-
-
-def merge(named: Sequence[tuple[str, Results]], created: str) -> Results:
-    """Return the results of several files as one.
-
-    Args:
-        named: each with its file's name, for the errors.
-        created: UTC, ISO 8601.
-
-    Raises:
-        UsageError: two of them have a cell of the same device on the same machine, with other
-            figures.
-    """
-    cells: dict[tuple[str, ...], tuple[str, Measured]] = {}
-    notes: list[str] = []
-    for name, results in named:
-        notes += [each for each in results.notes if each not in notes]
-        for each in results.cells:
-            key = place_of(each)
-            known = cells.get(key)
-            if known is not None and known[1] != each:
-                raise UsageError(
-                    f"{known[0]} and {name} both have the cell {each.id} ({each.cell.model},"
-                    f" {each.cell.method}, {each.cell.length}, {each.cell.batch}) of"
-                    f" {key[1] or 'no device'} on {key[2] or 'no machine'}, with other figures."
-                    " Leave one of the files out."
-                )
-            cells[key] = known or (name, each)
-    found = [each for _, each in cells.values()]
-    # A site without the device says nothing where another has it.
-    there = {each.id for each in found if each.status not in (ABSENT, FORECAST)}
-    kept = [each for each in found if each.status != ABSENT or each.id not in there]
-    kept.sort(key=lambda each: each.status == FORECAST)
-    names = list(dict.fromkeys(results.name for _, results in named))
-    return Results(" + ".join(names), created, tuple(kept), tuple(notes))
-
-
 def place_of(each: Measured) -> tuple[str, ...]:
     """Return what tells one measurement from another: the cell, the chip, the machine."""
     machine = each.machine
@@ -355,12 +261,3 @@ def place_of(each: Measured) -> tuple[str, ...]:
 def with_notes(each: Measured, *notes: str) -> Measured:
     """Return a cell with further notes."""
     return replace(each, notes=(*each.notes, *(one for one in notes if one)))
-
-
-def measured_from(plain: Any) -> Measured:
-    """Return a cell from plain JSON.
-
-    Raises:
-        ValueError: it is none.
-    """
-    return serial.from_json(Measured, plain)

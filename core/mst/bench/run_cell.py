@@ -7,11 +7,11 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mst
-from mst import rundir
+from mst import rundir, serial
 from mst.bench import figures
 from mst.bench.cells import Cell, train_arguments
 from mst.bench.meters import EnergyMeter, asking, busy_share, commit, load_average
@@ -25,19 +25,22 @@ from mst.bench.results import (
     TIMEOUT,
     TOO_LARGE,
     Exported,
+    Forecast,
     Machine,
     Measured,
     Peak,
+    Repeat,
     Served,
     with_notes,
 )
 from mst.errors import EXIT_OUT_OF_MEMORY, MstError
 from mst.facts import DeviceFacts, MachineFacts
+from mst.plan import Plan
 from mst.registry import Registry
+from mst.rundir import RunManifest
 
-# A share of the machine that others use from which a reader should know of it.
-BUSY = 0.1
 _REASON = 600
+_UNSEEN = "the steps were too short to be seen, or there was no warm-up before them"
 Tell = Callable[[str], None]
 PeakOf = Callable[[DeviceFacts, str, int], tuple[float | None, str]]
 
@@ -56,6 +59,7 @@ class Place:
             TFLOPS, or why not.
         keep_runs: run directories are not removed.
         until: `time.monotonic()` after which no further repeat, export or server is begun.
+        peers: the interpreter of each peer.
     """
 
     directory: Path
@@ -66,6 +70,7 @@ class Place:
     peak_of: PeakOf
     keep_runs: bool = False
     until: float | None = None
+    peers: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_cell(cell: Cell, place: Place, tell: Tell = lambda stage: None) -> Measured:
@@ -121,12 +126,13 @@ def _device(cell: Cell, machine: MachineFacts) -> tuple[DeviceFacts | None, str]
 def _measured(
     cell: Cell, place: Place, device: DeviceFacts, work: Path, found: Measured, tell: Tell
 ) -> Measured:
-    for number in range(1, cell.repeats + 1):
+    for number in range(1, cell.procedure.repeats + 1):
         if found.repeats and _out_of_time(place):
-            found = with_notes(found, f"{len(found.repeats)} of {cell.repeats} repeats: no time")
+            words = f"{len(found.repeats)} of {cell.procedure.repeats} repeats: no time"
+            found = with_notes(found, words)
             break
         run = work / f"repeat-{number}"
-        tell(f"repeat {number} of {cell.repeats}")
+        tell(f"repeat {number} of {cell.procedure.repeats}")
         found = _repeat(cell, place, device, run, found, tell)
         if found.status != DONE:
             return found
@@ -145,40 +151,43 @@ def _repeat(
     cell: Cell, place: Place, device: DeviceFacts, run: Path, found: Measured, tell: Tell
 ) -> Measured:
     """Return the cell with one more run, or with why there is none."""
+    how = cell.procedure
     load, busy = load_average(), busy_share()
     meter = EnergyMeter(asking(place.registry, device))
 
     def step(number: int) -> None:
-        if number == cell.warm_up:
+        if number == how.warm_up:
             meter.begin()
-        elif number == cell.warm_up + cell.steps:
+        elif number == how.warm_up + how.steps:
             meter.read()
-        tell(f"{run.name}, step {number} of {cell.warm_up + cell.steps}")
+        tell(f"{run.name}, step {number} of {how.warm_up + how.steps}")
 
     steps = Steps(run, step)
 
     def look() -> None:
         steps.look()
-        if cell.warm_up <= steps.done < cell.warm_up + cell.steps and meter.due():
+        if how.warm_up <= steps.done < how.warm_up + how.steps and meter.due():
             meter.read()
 
-    if cell.warm_up == 0:
+    if how.warm_up == 0:  # when the first step begins is not seen: energy is not told then
         meter.begin()
-    command = mst_command("train", *train_arguments(cell, run), *place.seal)
-    ended = run_watched(command, _log(run), place.environ, cell.timeout_seconds, look)
+    command = mst_command(*_arguments(cell, place, run), *place.seal)
+    ended = run_watched(command, _log(run), place.environ, how.timeout_seconds, look)
     status, reason = outcome(ended, run)
     if status != DONE:
         return replace(found, status=status, reason=_cut(reason), energy_reason="")
+    told = figures.repeat_of(run, how.warm_up, ended.seconds)
+    joules = meter.joules if meter.covers(sum(told.step_seconds)) else None
     repeat = replace(
-        figures.repeat_of(run, cell.warm_up, ended.seconds),
-        energy_joules=meter.joules,
+        told,
+        energy_joules=joules,
         temperature_celsius=meter.hottest,
         throttled=tuple(meter.throttled),
         load_before=load,
         busy_before=busy,
     )
-    energy_reason = "" if meter.joules is not None else meter.reason or "steps too short to tell"
-    noisy = f"others used {busy:.0%} of the machine before a repeat" if busy > BUSY else ""
+    energy_reason = "" if joules is not None else meter.reason or _UNSEEN
+    noisy = f"others used {busy:.0%} of the machine before a repeat" if busy > figures.BUSY else ""
     hot = f"slowed down: {', '.join(meter.throttled)}" if meter.throttled else ""
     notes = [each for each in (noisy, hot) if each and each not in found.notes]
     return replace(
@@ -187,6 +196,19 @@ def _repeat(
         energy_reason=energy_reason,
         notes=(*found.notes, *notes),
     )
+
+
+def _arguments(cell: Cell, place: Place, run: Path) -> list[str]:
+    """Return the command that trains a cell once, in mst or in its peer."""
+    if not cell.peer:
+        return ["train", *train_arguments(cell, run)]
+    file = run.with_name("cell.json")
+    file.write_text(serial.dumps(cell), encoding="utf-8")
+    python = f"{cell.peer}={place.peers[cell.peer]}"
+    return [
+        "bench", "peer", str(file), "--output-dir", str(run), "--peer", cell.peer,
+        "--peer-python", python, "--json",
+    ]  # fmt: skip
 
 
 def _log(run: Path) -> Path:
@@ -203,10 +225,13 @@ def outcome(ended: Ended, run: Path) -> tuple[str, str]:
         return TIMEOUT, f"ended after {ended.seconds:.0f} s without coming to its end"
     if ended.code == 0:
         return DONE, ""
-    reason = ended.message or f"mst train ended with code {ended.code}"
+    reason = ended.message or f"the command ended with code {ended.code}"
     if ended.code == EXIT_OUT_OF_MEMORY or _ran_out(run):
         return MEMORY, reason
-    known = {"NothingFits": TOO_LARGE, "NoDeviceError": ABSENT, "PlanError": REFUSED}
+    known = {
+        "NothingFits": TOO_LARGE, "NoDeviceError": ABSENT, "PeerAbsent": ABSENT,
+        "PlanError": REFUSED, "PeerRefused": REFUSED,
+    }  # fmt: skip
     return known.get(ended.error, FAILED), f"{ended.error}: {reason}" if ended.error else reason
 
 
@@ -223,14 +248,14 @@ def _described(
     """Return the cell with what its last run says of itself, and the device's peak."""
     manifest, plan = rundir.read_manifest(run), figures.machine_plan(run)
     setting = figures.setting_of(plan)
+    if found.cell.peer:  # that is mst's own doing
+        setting = replace(setting, compiled=False)
     tell(f"the product of {device.backend}:{device.index} in {setting.compute_dtype}")
     measured, why = place.peak_of(device, setting.compute_dtype, setting.threads)
-    last = found.repeats[-1]
-    memory = int(manifest.results["predicted_memory_bytes"])
     return replace(
         found,
         setting=setting,
-        forecast=figures.forecast_of(plan, last.tokens / len(last.step_seconds), memory),
+        forecast=None if found.cell.peer else _forecast(manifest, plan, found.repeats[-1]),
         peak=Peak(
             catalogue_tflops=device.peak_tflops.get(setting.compute_dtype),
             source=device.sources.get("peak_tflops", "unknown"),
@@ -243,6 +268,11 @@ def _described(
     )
 
 
+def _forecast(manifest: RunManifest, plan: Plan, last: Repeat) -> Forecast:
+    memory = int(manifest.results["predicted_memory_bytes"])
+    return figures.forecast_of(plan, last.tokens / len(last.step_seconds), memory)
+
+
 def _with_products(
     cell: Cell, place: Place, run: Path, work: Path, found: Measured, tell: Tell
 ) -> Measured:
@@ -253,12 +283,12 @@ def _with_products(
     served: list[Served] = []
 
     def serve(target: Path, name: str) -> None:
-        if cell.serving and not _out_of_time(place):
+        if cell.procedure.serving and not _out_of_time(place):
             tell(f"serving {name}")
             served.extend(serve_target(cell, place, target, name, work / f"serve-{name}"))
 
     serve(run, "run")
-    for each in cell.exports:
+    for each in cell.procedure.exports:
         if _out_of_time(place):
             found = with_notes(found, f"not exported as {each}: no time")
             continue

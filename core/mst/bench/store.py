@@ -12,17 +12,9 @@ from typing import IO
 from mst import rundir, serial
 from mst.bench.cells import Cell
 from mst.bench.matrix import Matrix
-from mst.bench.results import (
-    ABSENT,
-    BROKEN,
-    SCHEMA,
-    Measured,
-    Results,
-    ResultsError,
-    content_hash,
-    measured_from,
-    write_results,
-)
+from mst.bench.parity import with_parity
+from mst.bench.result_file import SCHEMA, ResultsError, content_hash, measured_from, write_results
+from mst.bench.results import ABSENT, BROKEN, Measured, Results
 from mst.durable import write_text
 
 MATRIX, MEASURED, RESULTS = "bench.json", "measured.jsonl", "results.json"
@@ -96,7 +88,7 @@ def read(path: Path) -> dict[str, Measured]:
     """
     found: dict[str, Measured] = {}
     try:
-        lines = (path / MEASURED).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (path / MEASURED).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return found
     for number, line in enumerate(lines, 1):
@@ -147,7 +139,7 @@ def finish(
 ) -> Results:
     """Write `results.json` of what there is, and return it."""
     known = read(path)
-    found = [known[each.id] for each in cells if each.id in known]
+    found = [with_parity(known[each.id], known) for each in cells if each.id in known]
     results = Results(matrix.name, rundir.now(), (*found, *forecasts), tuple(notes))
     write_results(path / RESULTS, results)
     return results

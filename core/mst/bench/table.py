@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mst.bench import figures
 from mst.bench.compare import Comparison
 from mst.bench.figures import Prices, Spread
-from mst.bench.lines import in_order, plan_words, rate, seconds, speed
+from mst.bench.lines import in_order, plan_words, rate, seconds, speed, trainer
 from mst.bench.results import DONE, FORECAST, Measured, Results
 from mst.quantities import duration, gib
 
@@ -78,7 +78,7 @@ def cell_texts(each: Measured) -> tuple[str, ...]:
         _spread(found),
         duration(took.median) if took else "",
         " / ".join(_share(figures.mfu(each, one)) for one in _peaks(each)),
-        f"{gib(memory.median)} ({_error(each, memory)})" if memory else expected,
+        f"{gib(memory.median)}{_error(each, memory)}" if memory else expected,
         f"{loss.median:.4f}" if loss else "",
     )
 
@@ -104,10 +104,10 @@ def _share(value: float | None) -> str:
 
 
 def _error(each: Measured, memory: Spread) -> str:
-    """Return by how much the forecast of the memory was off."""
+    """Return by how much the forecast of the memory was off; of peers there is none."""
     if each.forecast is None or not memory.median:
-        return "?"
-    return f"{each.forecast.memory_bytes / memory.median - 1:+.0%}"
+        return ""
+    return f" ({each.forecast.memory_bytes / memory.median - 1:+.0%})"
 
 
 def _show_products(console: Console, cells: Sequence[Measured]) -> None:
@@ -145,7 +145,8 @@ def _show_products(console: Console, cells: Sequence[Measured]) -> None:
 def short(each: Measured) -> str:
     """Return a cell in a few words; of a model's path the last part."""
     cell = each.cell
-    return f"{Path(cell.model).name or cell.model}, {cell.method}, {cell.length}, {cell.batch}"
+    words = f"{Path(cell.model).name or cell.model}, {cell.method}, {cell.length}, {cell.batch}"
+    return f"{words}, {trainer(each)}" if cell.peer else words
 
 
 def _number(value: float | None, form: str) -> str:

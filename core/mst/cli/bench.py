@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from mst.bench.matrix import Matrix
     from mst.bench.results import Results
 
-ACTIONS = ("quick", "show", "merge", "peak", "resources")
+ACTIONS = ("quick", "show", "merge", "peak", "peer", "resources")
 # Options that go with some actions alone; "run" stands for a matrix and quick.
 _GOES_WITH = {
-    "output_dir": ("run",), "device": ("run", "peak"), "retry": ("run",), "keep_runs": ("run",),
+    "output_dir": ("run", "peer"), "peer": ("run", "peer"), "peer_python": ("run", "peer"),
+    "device": ("run", "peak"), "retry": ("run",), "keep_runs": ("run",),
     "predict": ("run",), "ray": ("run",), "output": ("merge",), "hosts": ("merge",),
     "dtype": ("peak",), "threads": ("peak",),
     "html": ("run", "show", "merge"), "csv": ("run", "show", "merge"),
@@ -37,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "mst bench MATRIX.yaml measures what the file asks for (docs/bench.md); quick measures this"
         " machine in minutes; show FILE prints results; merge FILES makes one of several machines'"
-        " results; peak measures a device's matrix product; resources prints what a node tells Ray."
+        " results; peak measures a device's matrix product; peer CELL trains one cell in a peer,"
+        " which the others begin by themselves; resources prints what a node tells Ray."
     )
-    parser.add_argument("action", metavar="MATRIX|quick|show|merge|peak|resources")
-    parser.add_argument("files", nargs="*", metavar="FILE", help="results, for show and merge")
+    parser.add_argument("action", metavar="MATRIX|quick|show|merge|peak|peer|resources")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="results, for show and merge; a cell"
+    )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--output-dir", metavar="DIR",
@@ -58,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--ray", metavar="auto|ADDRESS", help="spread the cells over a Ray cluster"
     )
+    measuring.add_argument(
+        "--peer", nargs="+", action="extend", metavar="NAME",
+        help="train each cell in another trainer too: trl, llamafactory",
+    )  # fmt: skip
+    measuring.add_argument(
+        "--peer-python", nargs="+", action="extend", metavar="NAME=PYTHON",
+        help="the interpreter of a peer's environment (this one)",
+    )  # fmt: skip
     measuring.add_argument("--dtype", metavar="NAME", help="of peak (bfloat16)")
     measuring.add_argument("--threads", type=int, metavar="N", help="of peak, on a CPU (its cores)")
     report = parser.add_argument_group("report")
@@ -90,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         return _peak(args)
     if action == "resources":
         return _resources()
+    if action == "peer":
+        return _peer(args)
     prices = _prices(args)
     if action == "show":
         return _show(args, prices)
@@ -110,7 +125,7 @@ def _check(args: argparse.Namespace, action: str) -> None:
     if args.allow_net:
         raise UsageError("mst bench: --allow-net is for jobs on several machines. Leave it out.")
     least = 0 if args.hosts else 2
-    wanted = {"show": (1, 1), "merge": (least, None)}.get(action, (0, 0))
+    wanted = {"show": (1, 1), "peer": (1, 1), "merge": (least, None)}.get(action, (0, 0))
     count = len(args.files)
     if count < wanted[0] or (wanted[1] is not None and count > wanted[1]):
         if action in ("run", "peak", "resources"):
@@ -118,8 +133,12 @@ def _check(args: argparse.Namespace, action: str) -> None:
                 f"mst bench {args.action}: unexpected argument {args.files[0]!r}. There is one"
                 f" matrix, or one of {', '.join(ACTIONS)}."
             )
-        words = "one file of results" if action == "show" else "two files of results or more"
+        words = {"show": "one file of results", "peer": "one file of a cell"}.get(
+            action, "two files of results or more"
+        )
         raise UsageError(f"mst bench {action} takes {words}; found {count}.")
+    if args.tolerance is not None and not 0 <= args.tolerance < 1:
+        raise UsageError(f"--tolerance takes a share from 0 to 1, not {args.tolerance}.")
     if args.device and action == "run" and args.action != "quick":
         raise UsageError("mst bench: --device goes with quick; a matrix has the key devices.")
 
@@ -160,6 +179,26 @@ def _peak(args: argparse.Namespace) -> int:
     return measure_peak(args.device or "auto", dtype, args.threads, os.environ)
 
 
+def _peers(args: argparse.Namespace) -> dict[str, str]:
+    """Return the interpreter of each peer that was asked for."""
+    from mst.bench.peers import peers_of
+
+    return peers_of(args.peer or (), args.peer_python or (), sys.executable)
+
+
+def _peer(args: argparse.Namespace) -> int:
+    """Train one cell in its peer."""
+    from mst.bench.peer_run import read_cell, run_peer
+
+    cell = read_cell(Path(args.files[0]))
+    peers = _peers(args)
+    if cell.peer not in peers or not args.output_dir:
+        raise UsageError(
+            f"mst bench peer {args.files[0]} needs --peer {cell.peer or 'NAME'} and --output-dir."
+        )
+    return run_peer(cell, peers[cell.peer], Path(args.output_dir).absolute(), os.environ)
+
+
 def _resources() -> int:
     """Print what this machine advertises to Ray, as `ray start --resources` takes it."""
     import json
@@ -173,14 +212,14 @@ def _resources() -> int:
 
 
 def _show(args: argparse.Namespace, prices: Prices) -> int:
-    from mst.bench.results import read_results
+    from mst.bench.result_file import read_results
 
     return _report(args, read_results(Path(args.files[0])), prices)
 
 
 def _merge(args: argparse.Namespace, prices: Prices) -> int:
     from mst.bench.hosts import present, read_hosts
-    from mst.bench.results import merge, read_results, write_results
+    from mst.bench.result_file import merge, read_results, write_results
     from mst.rundir import now
 
     files: list[str] = list(args.files)
@@ -204,10 +243,14 @@ def _bench(args: argparse.Namespace, prices: Prices) -> int:
     from mst.bench.job import Wish, bench
     from mst.bench.live import shown
     from mst.bench.matrix import QUICK_SECONDS
-    from mst.bench.results import BROKEN, read_results
+    from mst.bench.peers import check_matrix
+    from mst.bench.result_file import read_results
+    from mst.bench.results import BROKEN
     from mst.seal.audit import record
 
-    matrix = _matrix(args)
+    peers = _peers(args)
+    matrix = _matrix(args, bool(peers))
+    check_matrix(matrix, peers)
     if args.compare:
         read_results(Path(args.compare))  # what can't be read is told of before hours of work
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -222,10 +265,11 @@ def _bench(args: argparse.Namespace, prices: Prices) -> int:
         seconds=QUICK_SECONDS if args.action == "quick" else None,
         predict=tuple(args.predict or ()),
         ray=args.ray or "",
+        peers=peers,
     )
     console = Console(highlight=False, markup=False, emoji=False, stderr=args.json)
     file = "quick" if args.action == "quick" else str(Path(args.action).absolute())
-    record("bench.begun", matrix=file, cells=len(cells_of(matrix)), directory=str(directory))
+    record("bench.begun", matrix=file, cells=len(cells_of(matrix, peers)), directory=str(directory))
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with shown(console) as events:
@@ -249,12 +293,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _matrix(args: argparse.Namespace) -> Matrix:
+def _matrix(args: argparse.Namespace, peers: bool) -> Matrix:
     from mst.bench.matrix import QUICK, read_matrix
 
     if args.action != "quick":
         return read_matrix(Path(args.action))
-    return replace(QUICK, devices=(args.device,)) if args.device else QUICK
+    quick = replace(QUICK, devices=(args.device,)) if args.device else QUICK
+    # Peers can't be compared on packed rows.
+    return replace(quick, procedure=replace(quick.procedure, packing=not peers))
 
 
 def _seal(args: argparse.Namespace) -> tuple[str, ...]:
@@ -275,7 +321,7 @@ def _report(args: argparse.Namespace, results: Results, prices: Prices) -> int:
 
     from mst import serial
     from mst.bench.compare import TOLERANCE, compare
-    from mst.bench.results import read_results
+    from mst.bench.result_file import read_results
     from mst.bench.table import show_comparison, show_results
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -287,8 +333,6 @@ def _report(args: argparse.Namespace, results: Results, prices: Prices) -> int:
     if not args.compare:
         return 0
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
-    if not 0 <= tolerance < 1:
-        raise UsageError(f"--tolerance takes a share from 0 to 1, not {tolerance}.")
     found = compare(read_results(Path(args.compare)), results, tolerance)
     if not args.json:
         show_comparison(console, found)

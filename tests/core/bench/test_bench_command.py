@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from tests.simulated import simchip_environment
 
-from mst.bench.results import Measured, Results, read_results
+from mst.bench.result_file import read_results
+from mst.bench.results import Measured, Results
 from mst.bench.store import MEASURED
 from mst.errors import EXIT_FAILED
 

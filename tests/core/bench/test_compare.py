@@ -10,7 +10,8 @@ from tests.measured_cells import A100, GIB, cell, failed, forecast, measured, re
 
 from mst import cli
 from mst.bench.compare import compare, ratio_interval
-from mst.bench.results import Measured, write_results
+from mst.bench.result_file import write_results
+from mst.bench.results import Measured
 from mst.errors import EXIT_FAILED, EXIT_USAGE
 
 QUIET = (1000.0, 1005.0, 995.0)
@@ -74,6 +75,14 @@ def test_a_fast_wrong_result_shows(change: dict[str, Any], figure: str) -> None:
     new = measured(repeats=tuple(repeat(1500.0, **change) for _ in QUIET))
 
     assert worse(measured(QUIET), new) == [figure]
+
+
+def test_a_loss_that_is_no_number_any_longer_is_worse() -> None:
+    gone = measured(repeats=tuple(repeat(eval_loss=float("nan")) for _ in QUIET))
+
+    assert worse(measured(QUIET), gone) == ["eval loss"]
+    assert worse(gone, gone) == []
+    assert worse(gone, measured(QUIET)) == []
 
 
 def test_without_rows_held_out_the_training_loss_is_compared() -> None:

@@ -115,6 +115,18 @@ def test_a_meter_adds_up_from_its_beginning_and_keeps_the_heat() -> None:
     assert (meter.joules, meter.hottest, meter.throttled) == (70.0, 71.0, ["heat"])
 
 
+def test_energy_of_steps_that_are_over_before_they_are_seen_is_not_known() -> None:
+    told = iter([Telemetry(energy_joules=each) for each in (100.0, 100.5)])
+    meter = EnergyMeter(lambda: next(told))
+    meter.begin()
+    time.sleep(0.02)
+    meter.read()
+
+    assert meter.covers(meter.seconds)
+    assert meter.covers(meter.seconds * 1.05)
+    assert not meter.covers(0.2)
+
+
 def test_a_device_that_counts_nothing_says_why_and_is_not_asked_again() -> None:
     meter = EnergyMeter(lambda: Telemetry(reason="no RAPL driver"))
     meter.begin()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from tests.measured_cells import cell
 
 from mst.bench.cells import cells_of, train_arguments
-from mst.bench.matrix import QUICK, Matrix, read_matrix
+from mst.bench.matrix import QUICK, keys, read_matrix
 from mst.bench.predict import train_request
 from mst.errors import UsageError
 
@@ -41,7 +40,7 @@ def test_a_matrix_is_the_product_of_its_axes(tmp_path: Path) -> None:
     assert len(cells) == len({each.id for each in cells}) == 2 * 3 * 2 * 2 * 2
     assert [each.device for each in cells] == ["cpu"] * 24 + ["cuda"] * 24
     assert {each.devices for each in cells if each.method == "r64"} == {2}
-    assert cells[0].exports == ("merged",)
+    assert cells[0].procedure.exports == ("merged",)
 
 
 def test_a_cell_is_a_command_line_of_mst_train(tmp_path: Path) -> None:
@@ -87,6 +86,10 @@ def test_quick_is_a_matrix_that_every_machine_has() -> None:
         ("options: {max_length: 4}", "max_length can't be set here; it is set by lengths"),
         ("options: {cutoff_len: 4}", "cutoff_len can't be set here; it is set by lengths"),
         ("options: {output_dir: x}", "it is set by --output-dir"),
+        ("options: {nnodes: 2}", "nnodes can't be set here; it is set by nothing: see devices"),
+        ("options: {nproc_per_node: }", "nproc_per_node has no value"),
+        ("warm-up: 1\nwarm_up: 2", "warm_up is there twice, with - and with _"),
+        ("name: ../../etc", "has no / and begins with no dot; found '../../etc'"),
         ("options: [a]", "takes lines of `option: value`"),
         ("models: []", "models is empty, so the matrix has no cell"),
         ("lengths:", "lengths is empty, so the matrix has no cell"),
@@ -141,4 +144,4 @@ def test_the_matrix_in_the_documentation_is_one(tmp_path: Path) -> None:
 def test_every_key_of_a_matrix_is_documented() -> None:
     text = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
 
-    assert [each.name for each in fields(Matrix) if f"`{each.name}`" not in text] == []
+    assert [each for each in keys() if f"`{each}`" not in text] == []

@@ -9,29 +9,33 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from tests.measured_cells import cell
+from tests.measured_cells import A100, cell, measured
 from tests.simulated import simchip_environment
 from tests.simulated_ascend import ascend_environment
 
 from mst.bench.cells import cells_of
 from mst.bench.job import Wish
 from mst.bench.matrix import METHODS, Matrix, Method
+from mst.bench.procedure import Procedure
 from mst.bench.ray_cluster import (
     ClusterError,
     Node,
     clock_offset,
     connect,
+    has,
     kind_of,
     needed,
     node_notes,
     on_cluster,
+    on_our_clock,
 )
-from mst.bench.ray_node import free_device, resources
+from mst.bench.ray_node import describe_node, free_device, resources
 from mst.bench.results import Measured
 from mst.errors import UsageError
 from mst.facts import BackendReport, DeviceFacts, MachineFacts, Probe
@@ -67,10 +71,36 @@ def test_a_cell_takes_its_devices_and_a_cpu_is_one_however_many_ranks_share_it()
     assert kind_of(cell(device="npu")) == "ascend"
 
 
+def test_a_cell_takes_all_its_devices_from_one_node_that_lives() -> None:
+    def node(count: float, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": 8.0, "mst-cuda": count}}
+
+    assert has([node(1), node(2)], "mst-cuda", 2)
+    assert not has([node(1), node(1)], "mst-cuda", 2)
+    assert not has([node(1), node(2, alive=False)], "mst-cuda", 2)
+    assert not has([node(1)], "mst-ascend", 1)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda:1"])
 def test_a_device_that_ray_is_to_choose_is_named_by_its_kind(device: str) -> None:
     with pytest.raises(UsageError, match="named by its kind"):
         kind_of(cell(device=device))
+
+
+def told_too_late() -> dict[str, Any]:
+    """Say what a node says of itself whose clock, on one of them, is two minutes ahead."""
+    told = describe_node()
+    ahead = 120.0 if os.environ.get("MST_TEST_NODE") == "second" else 0.0
+    return {**told, "name": os.environ["MST_TEST_NODE"], "clock": told["clock"] + ahead}
+
+
+def test_when_a_cell_began_and_ended_is_told_by_one_clock() -> None:
+    machine = replace(A100, clock_offset_seconds=3661.5)
+    found = on_our_clock(measured(machine=machine))
+
+    assert (found.began, found.ended) == ("2026-11-27T08:58:58+00:00", "2026-11-27T09:00:58+00:00")
+    assert found.repeats == measured().repeats
+    assert on_our_clock(measured()) == measured()
 
 
 def test_clocks_that_differ_are_told_of() -> None:
@@ -113,7 +143,9 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     ("address", "error", "words"),
     [
         ("127.0.0.1:1", ClusterError, "no Ray head answers there"),
+        ("a..b:6379", ClusterError, "no Ray head answers there"),
         ("somewhere", UsageError, "takes auto or HOST:PORT"),
+        ("here:99999", UsageError, "takes auto or HOST:PORT"),
     ],
 )
 def test_a_head_that_does_not_answer_is_named(
@@ -166,9 +198,10 @@ def test_cells_are_spread_and_a_node_that_dies_loses_only_its_own(
     cluster: Any, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     matrix = Matrix(
-        models=(str(tiny_model),), dataset=(str(chat_rows),), lengths=(48, 64), batches=("2",),
-        methods=(Method("lora", METHODS["lora"]),), devices=("simchip", "npu", "tpu"), steps=2,
-        warm_up=1, repeats=1, options={"threads": "1", "dtype": "float32"},
+        models=(str(tiny_model),), lengths=(48, 64), batches=("2",),
+        methods=(Method("lora", METHODS["lora"]),), devices=("simchip", "npu", "tpu"),
+        options={"threads": "1", "dtype": "float32"},
+        procedure=Procedure((str(chat_rows),), steps=2, warm_up=1, repeats=1),
     )  # fmt: skip
     cells = [each for each in cells_of(matrix) if each.device != "npu" or each.length == 64]
     wish = Wish(matrix, tmp_path, os.environ, ("--jail", "auto"), ray=cluster.address)
@@ -186,7 +219,8 @@ def test_cells_are_spread_and_a_node_that_dies_loses_only_its_own(
     notes: list[str] = []
     found: dict[tuple[str, int], Measured] = {}
     try:
-        for each in on_cluster(wish, cells, lambda cell, words: None, notes):
+        told = on_cluster(wish, cells, lambda cell, words: None, notes, describe=told_too_late)
+        for each in told:
             found[each.cell.device, each.cell.length] = each
     finally:
         over.set()
@@ -207,6 +241,11 @@ def test_cells_are_spread_and_a_node_that_dies_loses_only_its_own(
     assert (npu.device, npu.chip[:9]) == ("ascend:0", "Ascend910")
     assert npu.clock_offset_seconds is not None
     assert abs(npu.clock_offset_seconds) < 0.5
-    assert notes == []
+    assert [each.partition(":")[0] for each in notes] == ["the clock of second is 120.0 s ahead"]
+    late = [each for each in found.values() if each.machine and each.machine.device == "simchip:0"]
+    assert {round(each.machine.clock_offset_seconds or 0) for each in late if each.machine} == {120}
+    # Its own clock is right, so what is told by ours now lies two minutes back.
+    before = datetime.now(timezone.utc) - timedelta(seconds=110)
+    assert all(datetime.fromisoformat(each.ended) < before for each in late)
     # The run of the node that died has died with it.
     assert psutil.wait_procs(orphans, timeout=20)[1] == []

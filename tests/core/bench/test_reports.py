@@ -17,10 +17,12 @@ from tests.measured_cells import A100, CPU, cell, failed, forecast, measured, re
 from mst import cli
 from mst.bench.charts import charts
 from mst.bench.figures import Prices
+from mst.bench.job import WAITING
 from mst.bench.lines import csv_text
 from mst.bench.live import Progress
 from mst.bench.page import heat_map, page
-from mst.bench.results import Results, read_results, write_results
+from mst.bench.result_file import read_results, write_results
+from mst.bench.results import Results
 from mst.bench.table import show_results
 
 PRICES = Prices({"epyc": 0.36, "a100": 3.6}, currency="EUR")
@@ -216,3 +218,16 @@ def test_the_time_left_is_that_of_the_cells_so_far() -> None:
     assert progress.seconds_left() == pytest.approx(4 * 30)
     assert progress.line() == "2 of 6 cells, about 2.0 minutes left"
     assert progress.stages == {}
+
+
+def test_cells_that_ray_was_given_do_not_count_as_half_done() -> None:
+    now = [0.0]
+    progress = Progress(lambda: now[0])
+    cells = [cell(length=2 + place) for place in range(100)]
+    progress.planned(cells, [])
+    for each in cells:
+        progress.stage(each, WAITING)
+    now[0] = 40.0
+    progress.measured(measured(cell=cells[0]))
+
+    assert progress.seconds_left() == pytest.approx(99 * 40)

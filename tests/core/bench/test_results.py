@@ -12,19 +12,18 @@ from tests.measured_cells import A100, cell, failed, forecast, measured, results
 from mst import cli, serial
 from mst.bench import store
 from mst.bench.matrix import Matrix
-from mst.bench.results import (
-    ABSENT,
-    MEMORY,
-    TIMEOUT,
-    Results,
+from mst.bench.result_file import (
     ResultsError,
+    content_hash,
     measured_from,
     merge,
     read_results,
     write_results,
 )
+from mst.bench.results import ABSENT, MEMORY, TIMEOUT, Results
 from mst.errors import EXIT_USAGE, RunError, UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 OTHER = cell(length=1024)
 
 
@@ -53,7 +52,7 @@ def test_the_layout_of_a_file_does_not_matter_but_its_contents_do(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"schema": "mst-bench/7"}', "of schema 'mst-bench/7'; this mst reads 'mst-bench/1'"),
+        ('{"schema": "mst-bench/7"}', "of schema 'mst-bench/7'; this mst reads 'mst-bench/2'"),
         ('{"a": 1}', "names no schema"),
         ("[]", "names no schema"),
         ("{", "is not JSON"),
@@ -67,6 +66,25 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, text: str, wo
 
     assert words in str(caught.value)
     assert "odd.json" in str(caught.value)
+
+
+def test_a_file_of_the_first_schema_is_read_and_its_cells_keep_their_ids(tmp_path: Path) -> None:
+    old = ROOT / "tests/data/bench/schema-1.json"
+    found = read_results(old)
+    lines = json.loads(old.read_text())["results"]["cells"]
+    text = "".join(
+        json.dumps({"sha256": content_hash(each), "measured": each}) + "\n" for each in lines[:1]
+    )
+    (tmp_path / store.MEASURED).write_text(text)
+    long = cell(
+        length=1024, device="cuda", exports=("gptq",), serving=(1, 8), seed=7, packing=False,
+        dataset=("rows.jsonl",),
+    )  # fmt: skip
+
+    assert found.cells[0] == measured()
+    assert found.cells[1].cell == long
+    assert [each.id for each in found.cells] == [each.cell.id for each in found.cells]
+    assert store.read(tmp_path) == {cell().id: measured()}
 
 
 def test_a_cell_is_measured_once_and_the_newest_line_counts(tmp_path: Path) -> None:
@@ -94,6 +112,13 @@ def test_a_line_that_a_crash_cut_off_is_measured_again(tmp_path: Path) -> None:
     store.append(tmp_path, measured(cell=OTHER))
 
     assert set(store.read(tmp_path)) == {cell().id, OTHER.id}
+
+
+def test_a_name_with_a_line_separator_is_measured_once(tmp_path: Path) -> None:
+    odd = cell(model="/models/a\u2028b\x85c")
+    store.append(tmp_path, measured(cell=odd))
+
+    assert store.read(tmp_path) == {odd.id: measured(cell=odd)}
 
 
 def test_a_line_that_somebody_edited_is_refused(tmp_path: Path) -> None:
@@ -158,6 +183,7 @@ def test_a_cell_of_another_version_is_no_cell() -> None:
         (["quick", "--price", "a100=-1"], "--price a100 takes an amount from 0 on, not '-1'"),
         (["quick", "--kwh-price", "nan"], "--kwh-price takes an amount from 0 on, not 'nan'"),
         (["quick", "--allow-net", "10.0.0.0/8"], "--allow-net is for jobs on several machines"),
+        (["quick", "--tolerance", "2"], "--tolerance takes a share from 0 to 1, not 2.0"),
         (["peak", "--dtype", "int8"], "--dtype int8: a peak is of"),
         (["qick"], "cannot read the matrix qick"),
         (["show", "a.json", "--htm", "x"], "unknown option --htm. Did you mean --html?"),

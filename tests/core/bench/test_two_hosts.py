@@ -1,0 +1,189 @@
+"""A cluster of two hosts with addresses and names of their own, the second killed in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.core.bench.test_ray import training_on
+
+from mst.bench.result_file import read_results
+
+# Of this process's own, for two sessions of tests may share a machine.
+_NET = f"10.{64 + os.getpid() % 128}.{os.getpid() // 128 % 256}"
+ADDRESSES = (f"{_NET}.129", f"{_NET}.130")
+MATRIX = """
+name: hosts
+models: [{model}]
+dataset: {rows}
+lengths: [48, 64]
+batches: [2]
+devices: [cpu]
+steps: 1
+warm_up: 0
+repeats: 1
+val_rows: 0
+options: {{threads: 1, dtype: float32}}
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="wants Ray, of the extra bench"
+    ),
+    pytest.mark.skipif(
+        os.getloadavg()[0] > 2 * (os.cpu_count() or 1),
+        reason="wants a quieter machine: Ray ends a node whose agents take more than 15 s to start",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Two hosts on which Ray runs, and the environment in which its cluster is found."""
+
+    names: tuple[str, str]
+    environ: dict[str, str]
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def cabled() -> Iterator[tuple[str, str]]:
+    """Yield two network namespaces with a cable between them."""
+    names = (f"mst-ra{os.getpid()}", f"mst-rb{os.getpid()}")
+    made = []
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            made.append(name)
+        ip("link", "add", "mst1", "netns", names[0], "type", "veth", "peer", "mst1", "netns",
+           names[1])  # fmt: skip
+        for name, address in zip(names, ADDRESSES, strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "mst1")
+            ip("-n", name, "link", "set", "mst1", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        for name, other in zip(names, reversed(ADDRESSES), strict=True):
+            # Ray asks the kernel from which address it would call a host outside, and calls none.
+            ip("-n", name, "route", "add", "default", "via", other)
+        yield names
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"wants two network namespaces, which need root and iproute2: {error}")
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def on(host: str, name: str, *command: str) -> list[str]:
+    """Return a command line that runs on a host, which has a name of its own."""
+    script = f'hostname {name} && exec "$@"'
+    return ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c", script, "sh", *command]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """A head on the first host and a node on the second, each with one CPU."""
+    # A socket's path may have 107 characters, and Ray's own part of it is long.
+    place = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
+    environ = {
+        **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(place), "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+        "RAY_raylet_start_wait_time_s": "150",
+    }  # fmt: skip
+    roles = (
+        ["--head", "--port=6379", "--include-dashboard=false"],
+        [f"--address={ADDRESSES[0]}:6379"],
+    )
+    with cabled() as names:
+        running = []
+        try:
+            for number, role in enumerate(roles):
+                log = place / f"ward-{number + 1}.log"
+                running.append(begin_ray(names[number], number, role, environ, log))
+                wait_for_ray(running[-1], log)
+            yield Hosts(names, environ)
+        finally:
+            for name in names:
+                end(name)
+            for each in running:
+                each.wait()
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def begin_ray(
+    host: str, number: int, role: list[str], environ: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start Ray on a host."""
+    name = f"ward-{number + 1}"
+    command = [
+        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *role,
+        f"--node-ip-address={ADDRESSES[number]}", '--resources={"mst-cpu": 1}', "--num-cpus=1",
+        f"--object-store-memory={80 * 2**20}", "--block", "--include-log-monitor=false",
+    ]  # fmt: skip
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            on(host, name, *command), stdout=file, stderr=file,
+            env={**environ, "MST_TEST_NODE": name},
+        )  # fmt: skip
+
+
+def wait_for_ray(running: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until Ray says that it runs."""
+    until = time.monotonic() + 150
+    while "Ray runtime started" not in log.read_text():
+        assert running.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+
+
+def end(host: str) -> None:
+    """Kill all that runs on a host, as if its power was gone."""
+    told = subprocess.run(
+        ["ip", "netns", "pids", host], capture_output=True, text=True, check=False
+    )
+    for each in told.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(each), signal.SIGKILL)
+
+
+def test_a_host_that_is_lost_in_the_middle_has_its_cell_measured_on_the_other(
+    hosts: Hosts, tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "matrix.yaml").write_text(MATRIX.format(model=tiny_model, rows=chat_rows))
+    command = [
+        sys.executable, "-m", "mst", "bench", "matrix.yaml", "--output-dir", "out", "--ray", "auto",
+    ]  # fmt: skip
+    bench = subprocess.Popen(
+        on(hosts.names[0], "ward-1", *command), env=hosts.environ, cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 200
+    while not (running := training_on("ward-2")) and bench.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    end(hosts.names[1])
+    said, _ = bench.communicate(timeout=300)
+    found = read_results(tmp_path / "out").cells
+
+    assert bench.returncode == 0, said
+    assert [each.status for each in found] == ["done", "done"], said
+    assert {each.machine.node for each in found if each.machine} == {"ward-1"}, said
+    lost = [each for each in found if "measured again: the first node was lost" in each.notes]
+    assert len(lost) == 1, said
+    # Its run has died with it.
+    assert running
+    assert psutil.wait_procs(running, timeout=20)[1] == []
