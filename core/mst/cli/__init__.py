@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
@@ -40,6 +39,9 @@ COMMANDS = {
     "config": ("config", "translate the configuration of another trainer"),
     "bench": ("bench", "measure models, methods and devices, and put them into one table"),
     "backend": ("backend", "check a chip's backend against every promise"),
+    "completion": ("completion", "print the completion of commands and options for a shell"),
+    "man": ("man", "print the manual page"),
+    "bug-report": ("bug_report", "write an archive for a bug report, without anybody's data"),
 }
 
 # Other names of commands.
@@ -60,6 +62,7 @@ def _usage() -> str:
             f"mst {', mst '.join(TASKS)} are mst train with that --task.",
             "`mst COMMAND --help` lists a command's options. `mst train --device auto` with",
             "nothing else tunes a small embedded model on a small embedded data set.",
+            "`mst --version` lists the versions of all parts; with --json as JSON.",
         ]
     )
 
@@ -69,8 +72,7 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
         print(_usage())
         return 0 if argv else EXIT_USAGE
     if argv[0] in ("-V", "--version"):
-        print(f"mst {__version__}")
-        return 0
+        return _show_versions(argv[1:])
     name, rest = ALIASES.get(argv[0], argv[0]), argv[1:]
     if name in TASKS:
         return _dispatch(["train", *rest, "--task", _only_task(name, rest)], own_process)
@@ -95,6 +97,17 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> ModuleType:
     add_option(name, parser)
     jail.add_arguments(name, parser)
     return module
+
+
+def _show_versions(rest: Sequence[str]) -> int:
+    from mst import serial
+    from mst.versions import lines, versions
+
+    if list(rest) not in ([], ["--json"]):
+        raise UsageError(f"mst --version: takes --json or nothing; found {' '.join(rest)!r}.")
+    found = versions()
+    print(serial.dumps(found) if rest else "\n".join(lines(found)) + "\n", end="")
+    return 0
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:
