@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from mst import __version__
 from mst.cli.options import Parser, nearest, refuse_unknown
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, MstError, UsageError
 from mst.request import TASKS, alias_names
@@ -26,7 +26,7 @@ COMMANDS = {
     "devices": ("devices", "the devices that are here, with the source of every figure"),
     "doctor": ("doctor", "check this machine, and say what to mend"),
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),
-    "model": ("model", "convert pickled weights, list a model's hashes, verify a model"),
+    "models": ("models", "list the models that are here; add, verify, convert or pull one"),
     "merge": ("merge", "write a run's adapter into its base model"),
     "export": ("export", "write a run for serving engines, compared with what was trained"),
     "sign": ("sign", "sign a model directory with your own key, offline"),
@@ -39,7 +39,13 @@ COMMANDS = {
     "config": ("config", "translate the configuration of another trainer"),
     "bench": ("bench", "measure models, methods and devices, and put them into one table"),
     "backend": ("backend", "check a chip's backend against every promise"),
+    "completion": ("completion", "print the completion of commands and options for a shell"),
+    "man": ("man", "print the manual page"),
+    "bug-report": ("bug_report", "write an archive for a bug report, without anybody's data"),
 }
+
+# Other names of commands.
+ALIASES = {"model": "models"}
 
 
 def _usage() -> str:
@@ -56,6 +62,7 @@ def _usage() -> str:
             f"mst {', mst '.join(TASKS)} are mst train with that --task.",
             "`mst COMMAND --help` lists a command's options. `mst train --device auto` with",
             "nothing else tunes a small embedded model on a small embedded data set.",
+            "`mst --version` lists the versions of all parts; with --json as JSON.",
         ]
     )
 
@@ -65,9 +72,8 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
         print(_usage())
         return 0 if argv else EXIT_USAGE
     if argv[0] in ("-V", "--version"):
-        print(f"mst {__version__}")
-        return 0
-    name, *rest = argv
+        return _show_versions(argv[1:])
+    name, rest = ALIASES.get(argv[0], argv[0]), argv[1:]
     if name in TASKS:
         return _dispatch(["train", *rest, "--task", _only_task(name, rest)], own_process)
     if name not in COMMANDS:
@@ -75,16 +81,33 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
             f"mst: unknown command {name!r}.{nearest(name, [*COMMANDS, *TASKS])}"
             " `mst --help` lists them."
         )
-    module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
-    module.add_arguments(parser)
-    add_option(name, parser)
-    jail.add_arguments(name, parser)
+    module = add_arguments(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
     outside, unsealed = getattr(module, "outside", None), getattr(module, "unsealed", None)
     run = jail.inside(name, os.environ, module.run, own_process, outside, unsealed)
     return run_logged(name, parser, args, run)
+
+
+def add_arguments(name: str, parser: argparse.ArgumentParser) -> ModuleType:
+    """Add a command's options to a parser, and return the module that runs it."""
+    module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
+    module.add_arguments(parser)
+    add_option(name, parser)
+    jail.add_arguments(name, parser)
+    return module
+
+
+def _show_versions(rest: Sequence[str]) -> int:
+    from mst import serial
+    from mst.versions import lines, versions
+
+    if list(rest) not in ([], ["--json"]):
+        raise UsageError(f"mst --version: takes --json or nothing; found {' '.join(rest)!r}.")
+    found = versions()
+    print(serial.dumps(found) if rest else "\n".join(lines(found)) + "\n", end="")
+    return 0
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:
