@@ -1,0 +1,62 @@
+"""From the first screen to a served answer, by keys alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.core.menu.conftest import works_of
+from tests.core.menu.terminal import ENTER, Terminal
+
+from mst import background, rundir
+from mst.menu.words import words_of
+
+MOST_KEYS = 12
+
+
+def came_back(place: Path, model: Path) -> None:
+    """Leave the choice of a model as if it had been made before: the embedded one is slow."""
+    (place / "state" / "mst").mkdir(parents=True)
+    (place / "state" / "mst" / "menu.json").write_text(json.dumps({"model": str(model)}))
+
+
+@pytest.mark.parametrize(("language", "locale"), [("en", "en_US.UTF-8"), ("zh", "zh_CN.UTF-8")])
+def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
+    place: Path, tiny_model: Path, language: str, locale: str
+) -> None:
+    words = words_of(language)
+    came_back(place, tiny_model)
+    menu = Terminal(place, MST_MODELS=str(tiny_model.parent), LANG=locale)
+    for question in ("home", "model", "data", "goal", "settings"):
+        menu.sees(words(f"{question}.question"))
+        menu.press(ENTER)
+    menu.sees(words("plan.question"))
+    menu.press("2", ENTER)  # a quick try
+    menu.sees(words("outcome.done"))
+    menu.sees(words("run.question"))
+    menu.press(ENTER)
+    menu.sees(words("serve.question"))
+    menu.press(ENTER)
+    menu.sees(words("serve.answer"))
+    answer = menu.sees(words("serve.question"))
+
+    assert answer.strip(), "a random model babbles, but it says something"
+    assert menu.keys <= MOST_KEYS
+
+    menu.press(ENTER)
+    menu.sees(words("serve.stays"))
+    menu.sees(words("run.question"))
+    menu.child.sendeof()
+    assert menu.ends() == 0
+
+    works = background.works(works_of(place))
+    assert [(each.arguments[0], each.state) for each in works] == [
+        ("train", "done"),
+        ("serve", "running"),
+    ]
+    (run,) = (place / "runs").iterdir()
+    assert rundir.read_manifest(run).results["steps"] == 10
+    for step in ("plan", "train", "data", "serve", "chat", "runs", "menu"):
+        assert f"$ mst {step}" in menu.seen or step == "data"
+    assert background.stop(works[1])
