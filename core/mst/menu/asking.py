@@ -89,7 +89,8 @@ def with_arrows() -> Asking:
 
     def choose(question: str, choices: Sequence[Choice], default: str) -> str:
         from prompt_toolkit.key_binding import KeyBindings
-        from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+        from prompt_toolkit.key_binding.key_processor import KeyPress, KeyPressEvent
+        from prompt_toolkit.keys import Keys
         from prompt_toolkit.shortcuts.choice_input import ChoiceInput
 
         keys = KeyBindings()
@@ -99,6 +100,11 @@ def with_arrows() -> Asking:
             @keys.add("escape")
             def go_back(event: KeyPressEvent) -> None:
                 event.app.exit(result=BACK)
+
+        # What was typed before the terminal is read key by key has a line feed for Enter.
+        @keys.add("c-j", eager=True)
+        def enter(event: KeyPressEvent) -> None:
+            event.key_processor.feed(KeyPress(Keys.ControlM, "\r"), first=True)
 
         @keys.add("c-d")
         def leave(event: KeyPressEvent) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _AT = re.compile(r"^serve +(.+) at (http://\S+)$", re.MULTILINE)
 _SECONDS = 0.3
 # Of the embedded rows, so that the first question has an answer to be proud of.
-_DEMO_QUESTION = "I lost my card, what should I do?"
+DEMO_QUESTION = "I lost my card, what should I do?"
 _SYSTEM_ROWS = 20
 
 
@@ -93,7 +93,7 @@ def ask_server(session: Session, address: str, run: Path | None) -> None:
     words, given = session.words, ""
     show_command(["chat", "--server", address])
     if run is not None and is_demo(run):
-        given = _DEMO_QUESTION
+        given = DEMO_QUESTION
     try:
         server = server_of(address)
         with open_log(None, "chat", api="mst.menu"):

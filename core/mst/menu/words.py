@@ -61,7 +61,7 @@ def language_of(asked: str, environ: Mapping[str, str], encoding: str) -> str:
 
 
 def ascii_alone(environ: Mapping[str, str], encoding: str) -> bool:
-    """Return whether the terminal may show nothing but ASCII.
+    """Return whether drawings must be of ASCII alone.
 
     Python itself turns the locale C into C.UTF-8 (PEP 538), which says nothing of the terminal.
     """
@@ -70,7 +70,7 @@ def ascii_alone(environ: Mapping[str, str], encoding: str) -> bool:
     named = (environ.get("LC_ALL"), environ.get("LANG"))
     of_python = environ.get("LC_CTYPE", "") in ("", "C.UTF-8", "C.utf8", "UTF-8")
     return of_python and not any(
-        each and any(kind in each.lower() for kind in (*_UTF8, "gb", "big5")) for each in named
+        each and any(kind in each.lower() for kind in _UTF8) for each in named
     )
 
 

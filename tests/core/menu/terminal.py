@@ -30,7 +30,7 @@ class Terminal:
             env={**environment(place), **environ},
             dimensions=(lines, 80),
             encoding="utf-8",
-            timeout=60,
+            timeout=240,
         )
         self.child.delaybeforesend = None
         self._seen = ""

@@ -62,9 +62,10 @@ def test_after_a_broken_connection_the_running_work_is_offered_first(
 def test_two_menus_show_the_same_work_and_either_stops_it(place: Path, fifo: Path) -> None:
     work = started(place, fifo)
     menus = [Terminal(place, "menu"), Terminal(place, "menu", "--plain")]
+    menus[0].sees("Arrow keys")
     for each in menus:
         each.sees("Work from before still runs")
-    menus[0].sees("Arrow keys")
+    menus[0].sees("8. Leave")
     menus[1].sees("Number, then Enter")
     for each in menus:
         each.press(ENTER)
