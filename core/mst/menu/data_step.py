@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.menu.asking import BACK
+from mst.menu.draft import arguments
 from mst.menu.screen import heading, say, show_command
 from mst.menu.session import Session, json_of
 
@@ -17,6 +18,7 @@ def choose_data(session: Session) -> str:
     """Let the person choose the data; returns `BACK`, or "next"."""
     words = session.words
     heading(words("data.title"))
+    show_command(["train", *arguments(session.draft)])
     while True:
         choices = [(_DEMO, words("data.demo")), (_OWN, words("data.own"))]
         draft = session.draft
@@ -46,14 +48,14 @@ def _take_own(session: Session) -> bool:
     key_file = None
     if path.endswith(".mst"):
         key_file = session.asking.ask(words("data.key_file"), session.draft.key_file or "", True)
-    arguments = ["data", "check", path]
+    check = ["data", "check", path]
     if key_file:
-        arguments += ["--key-file", key_file]
+        check += ["--key-file", key_file]
     if session.draft.model is not None:
-        arguments += ["--model", session.draft.model]
-    show_command(arguments)
+        check += ["--model", session.draft.model]
+    show_command(check)
     say(words("data.looking"))
-    found = json_of(arguments)
+    found = json_of(check)
     if found is None:
         say(words("data.unusable"))
         return False

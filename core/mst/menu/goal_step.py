@@ -28,6 +28,7 @@ def choose_goal(session: Session) -> str:
     """Let the person choose the goal; returns `BACK`, or "next"."""
     words = session.words
     heading(words("goal.title"))
+    show_command(["train", *arguments(session.draft)])
     while True:
         draft = session.draft
         choices = [
@@ -70,23 +71,16 @@ def _default(session: Session, name: str) -> Any:
     from mst.demo import demo_defaults
     from mst.request import fields
 
-    if not session.draft.dataset and name in demo_defaults():
-        return demo_defaults()[name]
+    if not session.draft.dataset:  # whose held-out rows are a file of their own
+        recipe = {**demo_defaults(), "val_size": None}
+        if name in recipe:
+            return recipe[name]
     return fields()[name].default
 
 
-def _shown(session: Session, name: str) -> str:
-    given = session.draft.options.get(name)
-    if given is not None:
-        return given
-    value = _default(session, name)
-    return session.words("settings.auto") if value is None else f"{value:g}"
-
-
 def _label(session: Session, name: str) -> str:
-    return (
-        f"{padded(name, 16)} {padded(_shown(session, name), 6)} {option_help(session.words, name)}"
-    )
+    shown = session.draft.options.get(name) or _shown_default(session, name)
+    return f"{padded(name, 16)} {padded(shown, 6)} {option_help(session.words, name)}"
 
 
 def _change(session: Session, name: str) -> None:

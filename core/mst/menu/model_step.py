@@ -25,6 +25,7 @@ def choose_model(session: Session) -> str:
     """Let the person choose the model; returns `BACK`, or "next"."""
     words = session.words
     heading(words("model.title"))
+    show_command(["models", "list"] if _can_fetch() else ["train"])
     found = _usable_first(session)
     if not found:
         _say_where(session)
@@ -118,7 +119,6 @@ def _say_where(session: Session) -> None:
     for each in places((), session.environ):
         print(f"  {each.path}")
     say(session.words("model.add"))
-    show_command(["models", "list"])
 
 
 def _can_fetch() -> bool:

@@ -34,7 +34,7 @@ def show_run(session: Session, run: Path) -> None:
         for line in figures(words, run):
             say(line)
         show_command(["runs", "show", shown])
-        actions = _actions(session, run, state)
+        actions = _actions(run, state)
         if chosen == actions[0] == "watch":  # it was left, and goes on
             return
         choices = [(each, words(f"run.{each}")) for each in actions]
@@ -44,7 +44,7 @@ def show_run(session: Session, run: Path) -> None:
         _do(session, run, shown, chosen)
 
 
-def _actions(session: Session, run: Path, state: str) -> list[str]:
+def _actions(run: Path, state: str) -> list[str]:
     """Return what can be done with a run in this state, the likeliest first."""
     if state == "done":
         return ["serve", "chat", "eval", "merge", "export", *_EVERY_STATE]

@@ -77,8 +77,7 @@ def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
     rows = [{"question": f"canary-{n}", "answer": "Lima" if n % 2 else "Oslo"} for n in range(40)]
     rows.append({"question": "canary-without-answer"})
     (place / "faq.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    (place / "pairs.txt.exe").write_text("x")
-    paths = [str(place / each) for each in ("nothing.csv", "pairs.txt.exe", "faq.jsonl")]
+    paths = [str(place / each) for each in ("nothing.csv", "faq.jsonl")]
     answers = [answer for path in paths for answer in ("own", path)]
     session = scripted(place, Draft(model=str(tiny_model)), *answers, "yes")
 
@@ -86,7 +85,7 @@ def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
 
     printed = "".join(capfd.readouterr())
     assert "nothing.csv" in printed
-    assert printed.count("These data can't be used as they are") == 2
+    assert printed.count("These data can't be used as they are") == 1
     assert "40 rows that can be learned from" in printed
     assert "1 rows can't be used" in printed
     assert "canary" not in printed

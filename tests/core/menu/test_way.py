@@ -61,6 +61,9 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
     menu.press(ENTER)
     menu.sees(words("serve.stays"))
     menu.sees(words("run.question"))
+    menu.press("7", ENTER)  # the compliance pack
+    menu.sees("signed with the audit log's key")
+    menu.sees(words("run.question"))
     menu.child.sendeof()
     assert menu.ends() == 0
 
@@ -74,6 +77,14 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
     assert asked(address, DEMO_QUESTION) in answer
     (run,) = (place / "runs").iterdir()
     assert rundir.read_manifest(run).results["steps"] == 10
-    for shown in ("menu", "train --model", "plan --model", "runs show", "serve", "chat --server"):
+    for shown in (
+        "menu",
+        "train --model",
+        "plan --model",
+        "runs show",
+        "serve",
+        "chat --server",
+        "audit pack",
+    ):
         assert f"$ mst {shown}" in menu.seen
     assert background.stop(works[1])

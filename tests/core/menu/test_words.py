@@ -36,6 +36,11 @@ def test_english_is_ascii() -> None:
     assert all(each.isascii() for each in EN.texts.values())
 
 
+def test_chinese_fits_every_chinese_encoding() -> None:
+    for text in ZH.texts.values():
+        assert text.encode("gbk").decode("gbk") == text
+
+
 def test_every_text_is_used_and_every_used_one_is_there() -> None:
     code = "".join(each.read_text() for each in sorted(CODE.glob("*.py")))
     literals = re.findall(r'"([a-z]+)\.([a-z_]+)"', code)
