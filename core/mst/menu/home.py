@@ -60,7 +60,7 @@ def offered_works() -> tuple[Work, ...]:
 
 def show_work(session: Session, work: Work) -> None:
     """Show a work: as it runs, or what came of it."""
-    from mst.menu.outcome import show_outcome, show_output
+    from mst.menu.outcome import show_outcome
     from mst.menu.run_screen import show_run
     from mst.menu.serving import address_of, ask_server
     from mst.menu.watching import watch
@@ -79,8 +79,6 @@ def show_work(session: Session, work: Work) -> None:
         return
     if run is not None and (run / "run.json").is_file():
         show_run(session, run)
-    elif work.state == "done":
-        show_output(work)
 
 
 def _server(

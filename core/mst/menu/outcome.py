@@ -10,7 +10,7 @@ from typing import Any
 from mst import background
 from mst.background import Work
 from mst.menu.progress import run_of
-from mst.menu.screen import say, shortened, width
+from mst.menu.screen import say
 from mst.menu.words import Words, duration_words
 from mst.quantities import gib
 
@@ -37,11 +37,9 @@ def mark_seen(work: Work) -> None:
 
 
 def show_output(work: Work) -> None:
-    """Print the end of what a work has printed, each line cut at the terminal's width."""
+    """Print the end of what a work has printed, in whole lines, which can be copied."""
     lines = [each for each in background.output(work).splitlines() if each.strip()]
-    for each in lines[-_LINES:]:
-        # An error's advice must be readable whole.
-        print(each if "Error: " in each else shortened(each, width()), flush=True)
+    print("\n".join(lines[-_LINES:]), flush=True)
 
 
 def figures(words: Words, run: Path) -> list[str]:

@@ -112,18 +112,13 @@ def _export(session: Session, shown: str, key: list[str]) -> None:
         in_background(session, ["export", shown, "--format", chosen, *key])
 
 
-def in_background(session: Session, arguments: list[str]) -> Work | None:
-    """Start a work, watch it, and show its outcome; None where it could not be started."""
+def in_background(session: Session, arguments: list[str]) -> None:
+    """Start a work, watch it, and show its outcome."""
     try:
         work = background.start(arguments)
     except MstError as error:
         show_command(arguments)
         say(f"{type(error).__name__}: {error}")
-        return None
+        return
     work = watch(session, work)
     show_outcome(session.words, work)
-    if work.state == "done" and run_of(work) is None:
-        from mst.menu.outcome import show_output
-
-        show_output(work)
-    return work
