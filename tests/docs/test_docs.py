@@ -85,7 +85,7 @@ def tree(document: str) -> list[str]:
 def parsed(command: str) -> tuple[str, argparse.Namespace]:
     """Parse a command line with the parser that runs it; raises UsageError as it would."""
     _, name, *arguments = shlex.split(command)
-    name = "train" if name in TASKS else name
+    name = "train" if name in TASKS else cli.ALIASES.get(name, name)
     module = importlib.import_module(f"mst.cli.{cli.COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", allow_abbrev=False)
     module.add_arguments(parser)
@@ -185,9 +185,9 @@ def test_a_wrong_flag_in_a_document_would_fail() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_named_in_the_text_exist(document: str) -> None:
     plain = re.sub(r"```.*?```", "", text_of(document), flags=re.DOTALL)
-    named = set(re.findall(r"`mst ([a-z]+)", plain))
+    named = set(re.findall(r"`mst ([a-z]+(?:-[a-z]+)*)", plain))
 
-    assert named - {*cli.COMMANDS, *TASKS} == set()
+    assert named - {*cli.COMMANDS, *cli.ALIASES, *TASKS} == set()
 
 
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])

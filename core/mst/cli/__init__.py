@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -27,7 +28,7 @@ COMMANDS = {
     "devices": ("devices", "the devices that are here, with the source of every figure"),
     "doctor": ("doctor", "check this machine, and say what to mend"),
     "plugins": ("plugins", "the plugins that were found, and why any was refused"),
-    "model": ("model", "convert pickled weights, list a model's hashes, verify a model"),
+    "models": ("models", "list the models that are here; add, verify, convert or pull one"),
     "merge": ("merge", "write a run's adapter into its base model"),
     "export": ("export", "write a run for serving engines, compared with what was trained"),
     "sign": ("sign", "sign a model directory with your own key, offline"),
@@ -41,6 +42,9 @@ COMMANDS = {
     "bench": ("bench", "measure models, methods and devices, and put them into one table"),
     "backend": ("backend", "check a chip's backend against every promise"),
 }
+
+# Other names of commands.
+ALIASES = {"model": "models"}
 
 
 def _usage() -> str:
@@ -71,7 +75,7 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"mst {__version__}")
         return 0
-    name, *rest = argv
+    name, rest = ALIASES.get(argv[0], argv[0]), argv[1:]
     if name in TASKS:
         return _dispatch(["train", *rest, "--task", _only_task(name, rest)], own_process)
     if name not in COMMANDS:
@@ -79,16 +83,22 @@ def _dispatch(argv: Sequence[str], own_process: bool) -> int:
             f"mst: unknown command {name!r}.{nearest(name, [*COMMANDS, *TASKS])}"
             " `mst --help` lists them."
         )
-    module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"mst {name}", description=COMMANDS[name][1], allow_abbrev=False)
-    module.add_arguments(parser)
-    add_option(name, parser)
-    jail.add_arguments(name, parser)
+    module = add_arguments(name, parser)
     args, unknown = parser.parse_known_args(rest)
     refuse_unknown(parser, unknown)
     outside, unsealed = getattr(module, "outside", None), getattr(module, "unsealed", None)
     run = jail.inside(name, os.environ, module.run, own_process, outside, unsealed)
     return run_logged(name, parser, args, run)
+
+
+def add_arguments(name: str, parser: argparse.ArgumentParser) -> ModuleType:
+    """Add a command's options to a parser, and return the module that runs it."""
+    module: ModuleType = importlib.import_module(f"mst.cli.{COMMANDS[name][0]}")
+    module.add_arguments(parser)
+    add_option(name, parser)
+    jail.add_arguments(name, parser)
+    return module
 
 
 def _only_task(name: str, rest: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing
 
 __all__ = [
     "LinearShape", "ModelFacts", "lora_parameters", "lora_targets", "read_config", "read_facts",
-    "read_header", "weight_files",
+    "read_header", "read_kept_facts", "weight_files",
 ]  # fmt: skip
 
 _DTYPE_BYTES = {
@@ -129,6 +129,41 @@ def read_facts(
     if weights:
         _check_agree(directory, found, headers)
         found = replace(found, **on_disk(headers))
+    return replace(found, path=str(directory), window=_window(text_part(config)))
+
+
+def read_kept_facts(
+    directory: Path,
+    config: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    cache_dir: Path | None = None,
+) -> ModelFacts | None:
+    """Return a model's facts without asking its class: from its files, or from what was kept.
+
+    Args:
+        directory: of the model.
+        config: its config.json.
+        headers: of its weight files, all in one.
+        cache_dir: as `read_facts` takes it.
+
+    Returns:
+        None where only the class of transformers would tell.
+
+    Raises:
+        ModelError: as `read_facts`.
+    """
+    from mst.model.families import find_family, header_facts
+    from mst.model.trace import kept_facts
+
+    _check_config(directory, config, weights=True)
+    family = find_family(config)
+    found = header_facts(family, config, headers) if family else None
+    if found is None:
+        found = kept_facts(directory, cache_dir or _cache_dir())
+    if found is None:
+        return None
+    _check_agree(directory, found, headers)
+    found = replace(found, **on_disk(headers))
     return replace(found, path=str(directory), window=_window(text_part(config)))
 
 

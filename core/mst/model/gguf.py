@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import subprocess
@@ -23,6 +24,26 @@ _DONE = "converted.ok"
 def cached_copy(path: Path, cache_dir: Path) -> Path:
     """Return where the converted copy of a GGUF file belongs; it may not exist yet."""
     return cache_dir / "models" / f"{path.stem}-{sha256(path)[:16]}-v{_LAYOUT}"
+
+
+def kept_copy(path: Path) -> Path | None:
+    """Return the newest converted copy of a file of this name and not older; None where none is.
+
+    It is told by the file's name, for its hash takes a while; so it is to be looked at, not to be
+    trained.
+    """
+    import platformdirs
+
+    models = platformdirs.user_cache_path("mst") / "models"
+    try:
+        since = path.stat().st_mtime
+        found = [
+            (mark.stat().st_mtime, mark.parent)
+            for mark in models.glob(f"{glob.escape(path.stem)}-*-v{_LAYOUT}/{_DONE}")
+        ]
+    except OSError:
+        return None
+    return max((each for each in found if each[0] >= since), default=(0.0, None))[1]
 
 
 def convert(path: Path, cache_dir: Path, tell: Callable[[str], None] = lambda line: None) -> Path:

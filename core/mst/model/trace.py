@@ -38,11 +38,9 @@ def traced_facts(
     Raises:
         ModelError: transformers doesn't know the architecture, or refuses the sizes.
     """
-    from mst.model.facts import ModelFacts
-
-    kept = cache_dir / "facts" / f"{_key(directory)}.json"
-    with suppress(OSError, ValueError):
-        return serial.load(ModelFacts, kept)
+    if (already := kept_facts(directory, cache_dir)) is not None:
+        return already
+    kept = _kept(directory, cache_dir)
     model_type = read_config(directory).get("model_type")
     tell(f"asking transformers for the structure of model_type {model_type!r} (some seconds)")
     facts = _ask(directory)
@@ -52,6 +50,19 @@ def traced_facts(
         part.write_text(serial.dumps(facts), encoding="utf-8")
         part.replace(kept)
     return facts
+
+
+def kept_facts(directory: Path, cache_dir: Path) -> ModelFacts | None:
+    """Return what the class said the last time it was asked; None where nothing is kept."""
+    from mst.model.facts import ModelFacts
+
+    with suppress(OSError, ValueError):
+        return serial.load(ModelFacts, _kept(directory, cache_dir))
+    return None
+
+
+def _kept(directory: Path, cache_dir: Path) -> Path:
+    return cache_dir / "facts" / f"{_key(directory)}.json"
 
 
 def _key(directory: Path) -> str:

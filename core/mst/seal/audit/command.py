@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # the machine, at run directories or at configuration.
 LOGGED = frozenset(
     {
-        "apikeys", "bench", "bundle", "chat", "data", "eval", "export", "merge", "model", "plan",
+        "apikeys", "bench", "bundle", "chat", "data", "eval", "export", "merge", "models", "plan",
         "preview", "serve", "sign", "train",
     }
 )  # fmt: skip

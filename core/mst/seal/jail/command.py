@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SEALED = frozenset({"train", "eval", "merge", "export", "chat", "serve"})
 # Of commands that have several actions, those that read what strangers wrote or load a vendor's
 # code. What `mst bench` measures are commands of mst, each in a jail of its own.
-SEALED_ACTIONS = {"model": frozenset({"convert"}), "bench": frozenset({"peak"})}
+SEALED_ACTIONS = {"models": frozenset({"convert"}), "bench": frozenset({"peak"})}
 # Options whose value is a place to write to.
 _OUTPUTS = ("output_dir", "output", "predictions", "offload_dir", "resume", "run")
 

@@ -72,7 +72,7 @@ def read_listing(path: Path) -> dict[str, str]:
     except ValueError:
         raise ModelError(
             f"{path} is no listing of hashes: lines of a SHA-256, two spaces and a file, each file"
-            " once. `mst model manifest DIR` makes one."
+            " once. `mst models manifest DIR` makes one."
         ) from None
     if not found:
         raise ModelError(f"{path} lists no file.")

@@ -121,7 +121,7 @@ def only_pickle_message(directory: Path) -> str:
     return (
         f"{directory} holds its weights as {found[0].name} only: a pickle, which can run code when"
         " it is read, so mst never loads it. Convert it, which runs nothing of it:"
-        f" mst model convert {shlex.quote(str(directory))}"
+        f" mst models convert {shlex.quote(str(directory))}"
         f" --output {shlex.quote(directory.name + '-safetensors')}"
     )
 

@@ -227,7 +227,7 @@ def _require() -> None:
     if any(importlib.util.find_spec(each) is None for each in ("model_signing", "OpenSSL")):
         raise UsageError(
             "signatures of models need model-signing, which is not installed here. Install it:"
-            " python -m pip install 'mst-train[sign]'. `mst model manifest` needs nothing."
+            " python -m pip install 'mst-train[sign]'. `mst models manifest` needs nothing."
         )
 
 

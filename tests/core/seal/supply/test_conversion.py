@@ -1,4 +1,4 @@
-"""`mst model convert`: every tensor as it was, and nothing of a pickle is run."""
+"""`mst models convert`: every tensor as it was, and nothing of a pickle is run."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_a_pickled_adapter_is_refused_with_the_converting_command(
 ) -> None:
     adapter = shutil.copytree(finished_run / "adapter", tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ModelError, match="mst model convert"):
+    with pytest.raises(ModelError, match="mst models convert"):
         check_adapter_files(adapter)
 
 

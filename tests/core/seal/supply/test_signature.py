@@ -245,7 +245,7 @@ assert [each for each in seen if each[0] != "socket.__new__" and each != loopbac
 def test_sigstore_is_imported_only_where_something_is_signed_or_verified() -> None:
     names = "{'sigstore', 'model_signing', 'cryptography'}"
     script = (
-        f"import sys, mst.cli.model, mst.cli.sign, mst.job; assert not {names} & set(sys.modules)"
+        f"import sys, mst.cli.models, mst.cli.sign, mst.job\nassert not {names} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -1,0 +1,1 @@
+"""`mst models pull`: the one part of mst that talks to a host that is not this machine."""
