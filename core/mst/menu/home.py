@@ -62,11 +62,10 @@ def show_work(session: Session, work: Work) -> None:
     """Show a work: as it runs, or what came of it."""
     from mst.menu.outcome import show_outcome
     from mst.menu.run_screen import show_run
-    from mst.menu.serving import address_of, ask_server
     from mst.menu.watching import watch
 
     if work.state == "running" and work.arguments[0] == "serve":
-        _server(session, work, address_of(work), ask_server)
+        _show_server(session, work)
         return
     if work.state == "running":
         work = watch(session, work)
@@ -81,14 +80,11 @@ def show_work(session: Session, work: Work) -> None:
         show_run(session, run)
 
 
-def _server(
-    session: Session,
-    work: Work,
-    address: str | None,
-    ask: Callable[[Session, str, Path | None], None],
-) -> None:
+def _show_server(session: Session, work: Work) -> None:
     """Ask a running server, or stop it."""
-    words = session.words
+    from mst.menu.serving import address_of, ask_server
+
+    words, address = session.words, address_of(work)
     heading(title_of(words, work))
     show_command(work.arguments)
     say(words("serve.at", address=address) if address else words("serve.loading"))
@@ -102,7 +98,7 @@ def _server(
         say(words("watch.stopping"))
     elif chosen == "ask" and address is not None:
         run = work.cwd / work.arguments[1]
-        ask(session, address, run if run.is_dir() else None)
+        ask_server(session, address, run if run.is_dir() else None)
 
 
 def _tune(session: Session) -> None:

@@ -75,7 +75,7 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
     address = address_of(works[1])
     assert address is not None
     assert asked(address, DEMO_QUESTION) in answer
-    (run,) = (place / "runs").iterdir()
+    (run,) = (each for each in (place / "runs").iterdir() if each.is_dir())
     assert rundir.read_manifest(run).results["steps"] == 10
     for shown in (
         "menu",
@@ -87,4 +87,14 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
         "audit pack",
     ):
         assert f"$ mst {shown}" in menu.seen
-    assert background.stop(works[1])
+
+    again = Terminal(place, "menu", LANG=locale)
+    again.sees(words("home.still_running"))
+    again.press(ENTER)  # the server comes first
+    again.sees(words("serve.what"))
+    again.press("2", ENTER)
+    again.sees(words("watch.stopping"))
+    again.sees(words("home.question"))
+    again.child.sendeof()
+
+    assert again.ends() == 0
