@@ -19,6 +19,7 @@ from mst.seal.redaction import bug_report, quiet, quieten
 
 # Command, then the module in this package and the one line of help that `mst --help` shows.
 COMMANDS = {
+    "menu": ("menu", "everything below by choosing from lists, in English or Chinese"),
     "train": ("train", "tune a model: plan it, train it, measure it"),
     "plan": ("plan", "say what `mst train` would do here, and why"),
     "preview": ("preview", "which tokens of the rows carry loss"),
@@ -63,11 +64,14 @@ def _usage() -> str:
             "`mst COMMAND --help` lists a command's options. `mst train --device auto` with",
             "nothing else tunes a small embedded model on a small embedded data set.",
             "`mst --version` lists the versions of all parts; with --json as JSON.",
+            "`mst` alone on a terminal is a menu.",
         ]
     )
 
 
 def _dispatch(argv: Sequence[str], own_process: bool) -> int:
+    if not argv and sys.stdin.isatty() and sys.stdout.isatty():
+        argv = ["menu"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else EXIT_USAGE

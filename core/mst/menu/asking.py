@@ -1,0 +1,135 @@
+"""How the menu asks: a list with arrow keys and numbers, or plain numbered lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mst.menu.screen import say, shortened, visible, width, wrapped
+from mst.menu.words import Words
+
+BACK = "back"
+# What a list and its question need beside it.
+_LEAST_ROWS, _LEAST_COLUMNS = 16, 60
+_NUMBER_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One line of a list."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a person is asked. Both raise KeyboardInterrupt for Ctrl-C, and EOFError for the end.
+
+    Attributes:
+        choose: takes the question, the choices and the value of the one that Enter takes; returns
+            the value that was taken. Esc, or "b", takes `BACK` where that is a choice.
+        ask: takes a question, a text that Enter takes, and whether it is a path; returns the line.
+        animated: the terminal can be written over.
+    """
+
+    choose: Callable[[str, Sequence[Choice], str], str]
+    ask: Callable[[str, str, bool], str]
+    animated: bool
+
+
+def asking_of(words: Words, environ: Mapping[str, str], plain: bool) -> Asking:
+    """Return how to ask on this terminal: plainly where it is asked for, or can't do more."""
+    size = os.get_terminal_size(sys.stdout.fileno())
+    small = size.lines < _LEAST_ROWS or size.columns < _LEAST_COLUMNS
+    if plain or small or environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+        return plainly(words)
+    try:
+        import prompt_toolkit  # noqa: F401
+    except ImportError:
+        return plainly(words)
+    return with_arrows()
+
+
+def plainly(words: Words) -> Asking:
+    """Return a way to ask that writes lines and reads lines, for screen readers too."""
+
+    def choose(question: str, choices: Sequence[Choice], default: str) -> str:
+        values = [each.value for each in choices]
+        default = default if default in values else values[0]
+        say(question)
+        for number, each in enumerate(choices, 1):
+            mark = ">" if each.value == default else " "
+            say(f"{mark} {number}. {visible(each.label)}")
+        while True:
+            line = input(words("asking.number", default=values.index(default) + 1)).strip()
+            if not line:
+                return default
+            if line.lower() == "b" and BACK in values:
+                return BACK
+            if line.isdecimal() and 1 <= int(line) <= len(values):
+                return values[int(line) - 1]
+            say(words("asking.no_number", most=len(values)))
+
+    def ask(question: str, given: str, is_path: bool) -> str:
+        return input(f"{question} [{given}] " if given else f"{question} ").strip() or given
+
+    return Asking(choose, ask, animated=False)
+
+
+def _folded(label: str, columns: int) -> str:
+    """Return a label on as many lines as it needs; the list writes a number before the first."""
+    return ("\n" + " " * _NUMBER_COLUMNS).join(wrapped(visible(label), columns))
+
+
+def with_arrows() -> Asking:
+    """Return a way to ask with prompt_toolkit."""
+
+    def choose(question: str, choices: Sequence[Choice], default: str) -> str:
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.key_binding.key_processor import KeyPress, KeyPressEvent
+        from prompt_toolkit.keys import Keys
+        from prompt_toolkit.shortcuts.choice_input import ChoiceInput
+
+        keys = KeyBindings()
+        values = [each.value for each in choices]
+        if BACK in values:
+
+            @keys.add("escape")
+            def go_back(event: KeyPressEvent) -> None:
+                event.app.exit(result=BACK)
+
+        # What was typed before the terminal is read key by key has a line feed for Enter.
+        @keys.add("c-j", eager=True)
+        def enter(event: KeyPressEvent) -> None:
+            event.key_processor.feed(KeyPress(Keys.ControlM, "\r"), first=True)
+
+        @keys.add("c-d")
+        def leave(event: KeyPressEvent) -> None:
+            event.app.exit(exception=EOFError())
+
+        room = width() - 12
+        listed = ChoiceInput(
+            message=shortened(question, width() - 3),
+            options=[(each.value, _folded(each.label, room)) for each in choices],
+            default=default if default in values else values[0],
+            key_bindings=keys,
+        )
+        return listed.prompt()
+
+    def ask(question: str, given: str, is_path: bool) -> str:
+        from prompt_toolkit import prompt
+        from prompt_toolkit.completion import PathCompleter
+
+        found = prompt(
+            f"{question} ",
+            default=given,
+            completer=PathCompleter(expanduser=True) if is_path else None,
+            complete_while_typing=False,
+            reserve_space_for_menu=4 if is_path else 0,
+        )
+        return found.strip()
+
+    return Asking(choose, ask, animated=True)

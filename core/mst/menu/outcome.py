@@ -1,0 +1,84 @@
+"""What came of a work, in plain words."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mst import background
+from mst.background import Work
+from mst.menu.progress import run_of
+from mst.menu.screen import say
+from mst.menu.words import Words, duration_words
+from mst.quantities import gib
+
+SEEN = "seen"
+_LINES = 14
+
+
+def show_outcome(words: Words, work: Work) -> None:
+    """Print how a work has ended, or that it goes on."""
+    say(words(f"outcome.{work.state}", code=work.exit_code))
+    run = run_of(work)
+    if work.state == "done" and run is not None:
+        for line in figures(words, run):
+            say(line)
+    elif work.state != "running":
+        show_output(work)
+    mark_seen(work)
+
+
+def mark_seen(work: Work) -> None:
+    """Note that a person knows how a work has ended."""
+    with suppress(OSError):
+        (work.directory / SEEN).touch()
+
+
+def show_output(work: Work) -> None:
+    """Print the end of what a work has printed, in whole lines, which can be copied."""
+    lines = [each for each in background.output(work).splitlines() if each.strip()]
+    print("\n".join(lines[-_LINES:]), flush=True)
+
+
+def figures(words: Words, run: Path) -> list[str]:
+    """Return what was measured of a run, a line each."""
+    results = _results(run)
+
+    def known(*names: str) -> bool:
+        return all(isinstance(results.get(each), (int, float)) for each in names)
+
+    lines = []
+    if known("accuracy_after_restricted", "accuracy_rows"):
+        before = results.get("accuracy_before_restricted")
+        lines.append(
+            words(
+                "outcome.accuracy",
+                rows=f"{results['accuracy_rows']:.0f}",
+                before="?" if before is None else f"{before:.0%}",
+                after=f"{results['accuracy_after_restricted']:.0%}",
+            )
+        )
+    if known("best_eval_loss"):
+        lines.append(words("outcome.eval_loss", loss=f"{results['best_eval_loss']:.3g}"))
+    if known("eval_rewards/accuracies"):
+        share = f"{results['eval_rewards/accuracies']:.0%}"
+        lines.append(words("outcome.preferred", share=share))
+    if known("peak_memory_bytes", "train_seconds", "steps"):
+        lines.append(
+            words(
+                "outcome.cost",
+                steps=f"{results['steps']:.0f}",
+                time=duration_words(words, results["train_seconds"]),
+                memory=gib(results["peak_memory_bytes"]),
+            )
+        )
+    return lines
+
+
+def _results(run: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((run / "run.json").read_text(encoding="utf-8")).get("results")
+        return found if isinstance(found, dict) else {}
+    return {}

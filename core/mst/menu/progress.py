@@ -1,0 +1,137 @@
+"""How far a work in the background is: a run's curve and its next figures, or what it prints."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mst.background import Work, output
+from mst.menu.screen import command_line, shortened, width
+from mst.menu.words import Words, duration_words
+from mst.request import TASKS
+
+_CURVE_ROWS = 9
+_CURVE_COLUMNS = 60
+_LINES = 8
+_ASCII = str.maketrans("•◆│└─█…", "*o|+-#.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a work.
+
+    Attributes:
+        line: the moment in one line.
+        lines: what is drawn above it, where the terminal allows.
+        step: of a run; -1 for other works.
+    """
+
+    line: str
+    lines: tuple[str, ...]
+    step: int = -1
+
+
+def is_training(work: Work) -> bool:
+    """Return whether a work is a run."""
+    return work.arguments[0] == "train" or work.arguments[0] in TASKS
+
+
+def run_of(work: Work) -> Path | None:
+    """Return the run directory that a training work writes; None for other works."""
+    if not is_training(work) or "--output-dir" not in work.arguments[:-1]:
+        return None
+    where = work.arguments[work.arguments.index("--output-dir") + 1]
+    return work.cwd / where
+
+
+def title_of(words: Words, work: Work) -> str:
+    """Return a work in one line, for lists."""
+    began = work.started[11:16]
+    with suppress(ValueError):
+        from datetime import datetime
+
+        began = datetime.fromisoformat(work.started).astimezone().strftime("%m-%d %H:%M")
+    state = words(f"state.{work.state}")
+    run = run_of(work)
+    shown = run.name if run is not None else command_line(work.arguments)[4:]
+    return f"{state}  {began}  {work.arguments[0]}  {shown}"
+
+
+def progress_of(words: Words, work: Work, ascii_alone: bool) -> Progress:
+    """Return where a work stands."""
+    run = run_of(work)
+    found = None if run is None else _of_run(words, run)
+    if found is None:
+        printed = [each for each in output(work, 1 << 14).splitlines() if each.strip()]
+        lines = tuple(shortened(each, width()) for each in printed[-_LINES:])
+        last = lines[-1] if lines else words("watch.beginning")
+        found = Progress(last, lines[:-1])
+    if ascii_alone:
+        lines = tuple(each.translate(_ASCII) for each in found.lines)
+        return Progress(found.line.translate(_ASCII), lines, found.step)
+    return found
+
+
+def _of_run(words: Words, run: Path) -> Progress | None:
+    """Return a run's progress, or None before its first step."""
+    lines = _metrics(run)
+    steps = [each for each in lines if "loss" in each and "tokens_per_second" in each]
+    if not steps:
+        return None
+    from mst.curve import draw
+
+    newest = steps[-1]
+    held_out = [(each["step"], each["eval_loss"]) for each in lines if "eval_loss" in each]
+    drawn = draw(
+        {
+            words("watch.loss"): [(each["step"], each["loss"]) for each in steps],
+            words("watch.eval_loss"): held_out,
+        },
+        width=max(20, min(width() - 14, _CURVE_COLUMNS)),
+        height=_CURVE_ROWS,
+    )
+    total = _total_steps(run)
+    line = words(
+        "watch.step",
+        step=newest["step"],
+        total=total or "?",
+        loss=f"{newest['loss']:.4g}",
+        rate=f"{newest['learning_rate']:.2g}",
+        speed=f"{newest['tokens_per_second']:.0f}",
+    )
+    left = _seconds_left(run, newest["step"], total)
+    if left is not None:
+        line += words("watch.left", time=duration_words(words, left))
+    return Progress(line, tuple(drawn.splitlines()), int(newest["step"]))
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a run's figures; a run may vanish while it is watched."""
+    found = []
+    with suppress(OSError):
+        text = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            with suppress(ValueError):
+                plain = json.loads(line)
+                if isinstance(plain, dict) and isinstance(plain.get("step"), int):
+                    found.append(plain)
+    return found
+
+
+def _total_steps(run: Path) -> int:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((run / "plan.json").read_text(encoding="utf-8"))["total_steps"])
+    return 0
+
+
+def _seconds_left(run: Path, step: int, total: int) -> float | None:
+    """Return how long the other steps take at the pace so far; None when it can't be told."""
+    with suppress(OSError):
+        began = (run / "plan.json").stat().st_mtime
+        if 0 < step < total and time.time() > began:
+            return (time.time() - began) / step * (total - step)
+    return None

@@ -1,0 +1,108 @@
+"""What the screens of one menu share."""
+
+from __future__ import annotations
+
+import json
+import locale
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mst.menu import draft as drafts
+from mst.menu.asking import BACK, Asking, Choice
+from mst.menu.draft import Draft
+from mst.menu.words import Words
+
+if TYPE_CHECKING:
+    from mst.facts import MachineFacts
+
+
+@dataclass
+class Session:
+    """One menu. It changes as the person chooses; what must outlive it lies in files.
+
+    Attributes:
+        words: its texts.
+        asking: how it asks.
+        environ: of the process.
+        ascii: nothing else may be shown.
+        draft: the choices so far.
+        draft_file: where they are kept.
+        machine: what is here, once it was looked at.
+    """
+
+    words: Words
+    asking: Asking
+    environ: Mapping[str, str]
+    ascii: bool
+    draft: Draft
+    draft_file: Path
+    machine: MachineFacts | None = None
+
+    def keep(self, draft: Draft) -> None:
+        """Take new choices, and keep them."""
+        self.draft = draft
+        drafts.save(self.draft_file, draft)
+
+    def choose(
+        self,
+        question: str,
+        choices: Sequence[tuple[str, str]],
+        default: str = "",
+        back: str = "asking.back",
+    ) -> str:
+        """Return what was chosen of (value, label) pairs, to which the way back is added."""
+        last = Choice(BACK, self.words(back))
+        return self.asking.choose(question, [*(Choice(*each) for each in choices), last], default)
+
+    def confirmed(self, question: str) -> bool:
+        """Return whether the answer is yes; Enter alone is no."""
+        choices = [Choice("no", self.words("asking.no")), Choice("yes", self.words("asking.yes"))]
+        return self.asking.choose(question, choices, "no") == "yes"
+
+    def facts(self) -> MachineFacts:
+        """Return what is known of this machine; asked once, in about a second."""
+        if self.machine is None:
+            from mst.menu.screen import say
+            from mst.probe import machine_facts
+            from mst.registry import load
+
+            say(self.words("machine.looking"))
+            self.machine = machine_facts(load())
+        return self.machine
+
+
+def run_here(arguments: Sequence[str]) -> int:
+    """Run `mst …` in this terminal and return its exit code; Ctrl-C ends it alone."""
+    with subprocess.Popen([sys.executable, "-m", "mst", *arguments]) as command:
+        while True:
+            try:
+                return command.wait()
+            except KeyboardInterrupt:  # it has reached the command too
+                continue
+
+
+def json_of(arguments: Sequence[str]) -> Any:
+    """Return what `mst … --json` prints; None where it prints nothing.
+
+    What it says beside that, and its errors, appear in this terminal.
+    """
+    command = subprocess.Popen(
+        [sys.executable, "-m", "mst", *arguments, "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding=locale.getpreferredencoding(False),
+        errors="replace",
+    )
+    with command:
+        try:
+            text, _ = command.communicate()
+        except KeyboardInterrupt:  # it has reached the command too
+            return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

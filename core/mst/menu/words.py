@@ -1,0 +1,97 @@
+"""The menu's texts, in one TOML file a language. English is ASCII, for terminals without UTF-8."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mst.request import fields
+
+LANGUAGES = ("en", "zh")
+_UTF8 = ("utf-8", "utf8")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A language's texts.
+
+    Attributes:
+        language: of `LANGUAGES`.
+        texts: by "table.key"; places for values are written as in `str.format`.
+    """
+
+    language: str
+    texts: Mapping[str, str]
+
+    def __call__(self, key: str, **values: object) -> str:
+        """Return a text with its values."""
+        return self.texts[key].format(**values)
+
+
+def words_of(language: str) -> Words:
+    """Return the texts of a language."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    file = Path(__file__).with_name(f"{language}.toml")
+    plain: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
+    texts = {
+        f"{table}.{key}": str(text) for table, keys in plain.items() for key, text in keys.items()
+    }
+    return Words(language, texts)
+
+
+def language_of(asked: str, environ: Mapping[str, str], encoding: str) -> str:
+    """Return the language to speak.
+
+    Args:
+        asked: of `LANGUAGES`, or "auto": as the locale says.
+        environ: the process's environment.
+        encoding: of the terminal; one that has no Chinese characters gets English.
+    """
+    wanted = asked
+    if asked == "auto":
+        named = (environ.get(each, "") for each in ("LC_ALL", "LC_MESSAGES", "LANG"))
+        wanted = "zh" if next(filter(None, named), "").lower().startswith("zh") else "en"
+    return wanted if wanted == "en" or _holds(encoding, "中") else "en"
+
+
+def ascii_alone(environ: Mapping[str, str], encoding: str) -> bool:
+    """Return whether drawings must be of ASCII alone.
+
+    Python itself turns the locale C into C.UTF-8 (PEP 538), which says nothing of the terminal.
+    """
+    if not _holds(encoding, "•│─"):
+        return True
+    named = (environ.get("LC_ALL"), environ.get("LANG"))
+    of_python = environ.get("LC_CTYPE", "") in ("", "C.UTF-8", "C.utf8", "UTF-8")
+    return of_python and not any(
+        each and any(kind in each.lower() for kind in _UTF8) for each in named
+    )
+
+
+def _holds(encoding: str, text: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def option_help(words: Words, name: str) -> str:
+    """Return the one line that explains an option of `mst train`."""
+    if words.language == "en":
+        return str(fields()[name].metadata["help"])
+    return words(f"options.{name}")
+
+
+def duration_words(words: Words, seconds: float) -> str:
+    """Return seconds in the unit that a person would use."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return words(f"time.{unit}", count=f"{seconds / size:.1f}")
+    return words("time.seconds", count=f"{max(seconds, 0):.0f}")

