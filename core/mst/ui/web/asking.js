@@ -9,6 +9,16 @@ export class Refused extends Error {
   }
 }
 
+class Unreachable extends Error {}
+
+async function reached(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Unreachable(error.message);
+  }
+}
+
 async function answered(reply) {
   if (reply.status === 401) {
     // The session has ended; the entrance says how to get a link.
@@ -20,12 +30,12 @@ async function answered(reply) {
 }
 
 export async function get(path, signal) {
-  return answered(await fetch(path, { signal }));
+  return answered(await reached(path, { signal }));
 }
 
 export async function post(path, body = {}) {
   return answered(
-    await fetch(path, {
+    await reached(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
@@ -36,7 +46,10 @@ export async function post(path, body = {}) {
 // What is to be told of an error: the server's own words, or that it can't be reached.
 export function said(error) {
   if (error.name === "AbortError") return "";
-  return error instanceof Refused ? `${words.refused} ${error.message}` : words.unreachable;
+  if (error instanceof Refused) return `${words.refused} ${error.message}`;
+  if (error instanceof Unreachable) return words.unreachable;
+  console.error(error);
+  return `${words.bug} ${error.message}`;
 }
 
 // Does something again and again while the page is looked at, until `signal` ends it.

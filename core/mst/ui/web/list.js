@@ -6,6 +6,7 @@ import { heading, make, number, percent, settings, state, time, words } from "./
 const LIMIT = 50;
 const SECONDS = 4;
 const STATES = ["running", "done", "failed", "interrupted", "killed", "damaged"];
+const CLASSES = ["", "", "number", ...Array(4).fill("number roomy"), "roomy", "roomy"];
 const asked = { offset: 0, find: "", state: "" };
 
 function cells(run, places) {
@@ -45,7 +46,7 @@ export async function showList(main, signal) {
     make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": words.runs },
       make("table", { class: "runs" }, make("caption", { class: "unseen" }, words.runs),
         make("thead", {}, make("tr", {}, ...columns.map((each, index) =>
-          make("th", { scope: "col", class: index > 2 ? "roomy" : "" }, each)))), body)),
+          make("th", { scope: "col", class: CLASSES[index] }, each)))), body)),
     make("p", { class: "pages" }, before, " ", after),
   );
 

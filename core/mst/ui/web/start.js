@@ -35,7 +35,7 @@ function asked(form) {
     model: data.get("model") || null,
     dataset: data.getAll("dataset"), val_dataset: data.getAll("val_dataset"), options: {},
   };
-  for (const each of form.querySelectorAll("[id^=option-]")) {
+  for (const each of form.querySelectorAll("input[id^=option-], select[id^=option-]")) {
     const value = each.value.trim();
     if (value) request.options[each.name] = value;
   }
