@@ -26,7 +26,7 @@ PICTURES = (
     ("start-en-phone", "en-GB", PHONE, "#/start", "form.start"),
 )
 # Of a picture: enough for text and lines.
-COLOURS = 48
+COLOURS = 128
 
 
 def picture(browser: Any, link: str, base: str, run: str, wanted: tuple[Any, ...]) -> bytes:

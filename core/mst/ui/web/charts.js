@@ -14,6 +14,11 @@ const COLOURS = ["--first", "--second", "--third"];
 const MOST_POINTS = 4000;
 const TABLE_ROWS = 12;
 
+// The width that an axis's labels take; a character of the axes' font has at most 8 pixels.
+function room(_, labels) {
+  return 20 + 8 * Math.max(3, ...(labels ?? []).map((each) => each.length));
+}
+
 // A canvas wants the colour itself, and not what makes it of the scheme.
 function colour(name) {
   const probe = make("span");
@@ -103,7 +108,7 @@ export class Chart {
       scales: { x: { time: false } },
       axes: [
         { ...axis, values: (_, all) => all.map((each) => number(each)) },
-        { ...axis, size: 62, values: (_, all) => all.map((each) => this.show(each)) },
+        { ...axis, size: room, values: (_, all) => all.map((each) => this.show(each)) },
       ],
       series: [{}, ...this.lines.map((line, index) => ({
         label: line.label, stroke: colour(COLOURS[index]), width: 2, dash: PATTERNS[index].dash,
