@@ -8,8 +8,11 @@ headless Chromium on the same machine, whose own time is told apart; `stream` ta
 browser does, and draws nothing. "first_paint": `--runs` runs of `--points` steps in Chromium, until
 the first paint, until the list is there, and until the curves of a run are drawn.
 
-Bars: less than 1 % of the tokens a second, and a first paint within 1 s. Chromium needs the package
-`playwright`, and a Chromium of the system.
+"accessibility": what axe-core finds in each part of the page, in both languages and on two sizes of
+screen; needs `npm ci` in tests/core/ui.
+
+Bars: less than 1 % of the tokens a second, a first paint within 1 s, and nothing serious found.
+Chromium needs the package `playwright`, and a Chromium of the system.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -36,6 +40,9 @@ from mst import rundir
 from mst.ui.index import id_of
 
 QUIET = 0.05
+AXE = Path(__file__).parents[1] / "tests/core/ui/node_modules/axe-core/axe.min.js"
+SCREENS = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "height": 900}}
+PARTS = ("", "run/{}", "start", "machine")
 
 
 class Server:
@@ -242,10 +249,42 @@ def first_paint(runs: int, points: int) -> dict[str, Any]:
     return {"case": "first_paint", "runs": runs, "points": points, **medians, **worst}
 
 
+def accessibility() -> dict[str, Any]:
+    """Return how many faults of each weight axe-core finds, and their rules."""
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        train(home / "runs" / "run", 4)
+        server = Server(home / "runs", home)
+        with chromium() as browser:
+            page = browser.new_page()
+            page.goto(server.link)
+            page.locator("table.runs tbody tr").first.wait_for()
+            for language, screen, part in itertools.product(("en", "zh"), SCREENS, PARTS):
+                page.set_viewport_size(SCREENS[screen])
+                page.goto("about:blank")
+                page.goto(
+                    f"{server.base}/?lang={language}#/{part.format(id_of(home / 'runs/run'))}"
+                )
+                page.locator("#main h2, table.runs tbody tr").last.wait_for()
+                page.wait_for_timeout(1000)
+                page.evaluate(AXE.read_text(encoding="utf-8"))
+                told = page.evaluate("axe.run(document)")
+                weights: dict[str, list[str]] = {}
+                for each in told["violations"]:
+                    weights.setdefault(each["impact"], []).append(each["id"])
+                rules = {"passed": len(told["passes"]), "violations": weights}
+                found[f"{part.partition('/')[0] or 'list'} {language} {screen}"] = rules
+                version = told["testEngine"]["version"]
+        server.end()
+    return {"case": "accessibility", "axe_core": version, "parts": found}
+
+
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--cases", nargs="+", default=["training", "first_paint"])
+    cases = ("training", "first_paint", "accessibility")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases[:2])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--viewer", choices=("stream", "chromium"), default="chromium")
@@ -258,8 +297,10 @@ def main() -> None:
         busy = busy_share()
         if case == "training":
             line = training(args.pairs, args.steps, args.viewer)
-        else:
+        elif case == "first_paint":
             line = first_paint(args.runs, args.points)
+        else:
+            line = accessibility()
         print(json.dumps({**line, "busy_before": busy, "quiet": busy < QUIET}), flush=True)
 
 
