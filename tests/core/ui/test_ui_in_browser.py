@@ -142,6 +142,7 @@ def test_curves_are_read_by_keyboard_and_as_a_table(ui: Ui, chromium: Any) -> No
     second = page.locator("figure output").first.inner_text()
     page.locator("figure summary").first.click()
     rows = page.locator("figure table").first.locator("tbody tr")
+    rows.first.wait_for()
     metrics = rundir.read_metrics(ui.runs / "first")
 
     assert "Training loss: newest" in label
