@@ -213,7 +213,7 @@ def _read(kind: type[serial.T], path: Path, name: str) -> serial.T:
         )
     try:
         return serial.load(kind, file)
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, UnicodeDecodeError, RecursionError):
         raise RunError(
             f"{file} is damaged. Restore it from a backup, or start a new run."
         ) from None

@@ -35,6 +35,7 @@ DOCUMENTS = tuple(
     for path in sorted(
         [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")]
     )
+    if "node_modules" not in path.parts
 )
 # Each code folder, and which of its files the tree must have.
 TREE_FILES = (

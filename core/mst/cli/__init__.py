@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),
     "serve": ("serve", "serve a model or a run as OpenAI's API, on this machine, in the jail"),
+    "ui": ("ui", "a page on this machine that shows runs live, and starts and stops them"),
     "apikeys": ("apikeys", "make, list and remove the keys of callers of `mst serve`"),
     "audit": ("audit", "show, verify and keep the log of who did what with which data and model"),
     "runs": ("runs", "list, show and compare runs"),

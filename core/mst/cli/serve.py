@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from mst.seal.supply.before_use import add_signature_options, verify_before_use
 from mst.serve.api_keys import default_path, read
 from mst.serve.http.job import Access, What, check_packages, prepare
 from mst.serve.http.limits import Limits
-from mst.serve.http.listening import LOOPBACK, Place, listening
+from mst.serve.http.listening import LOOPBACK, Place, listening, told_to_end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,23 +131,9 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
         )
     # Where no key tells users apart, the kernel does.
     own_user = _access(args, place).keys_file is None and args.api_keys != "off"
-    with _told_to_end(), listening(place, os.environ, own_user) as found:
+    with told_to_end(), listening(place, os.environ, own_user) as found:
         args.listening, args.listeners = found, (found.listener,)
         yield
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Let SIGTERM end this command with code 0 also before the server's own process is there."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(0)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from mst.training import faults, parallel, precision, zero
 from mst.training.adapters import trained_parameters
 from mst.training.background_save import Writer, save
 from mst.training.checkpoint import TrainState
+from mst.training.device_memory import peak_bytes
 from mst.training.evaluation import held_out
 from mst.training.micro_batches import (
     LOSS,
@@ -186,6 +187,7 @@ def _one_step(session: Session, state: TrainState) -> TrainState:
             grad_norm=taken.norm,
             tokens=state.tokens,
             tokens_per_second=taken.tokens / seconds,
+            memory_bytes=peak_bytes(session.device),
             metrics=taken.metrics,
         )
     )

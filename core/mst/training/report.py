@@ -25,6 +25,7 @@ class StepMetrics:
         grad_norm: before clipping.
         tokens: trained on since the run began, padding not counted.
         tokens_per_second: of this step, padding not counted.
+        memory_bytes: the peak on this process's device since training began.
         metrics: what the objective measures besides, over the step's global batch.
     """
 
@@ -35,6 +36,7 @@ class StepMetrics:
     grad_norm: float
     tokens: int
     tokens_per_second: float
+    memory_bytes: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOGGED = frozenset(
     {
         "apikeys", "bench", "bundle", "chat", "data", "eval", "export", "merge", "models", "plan",
-        "preview", "serve", "sign", "train",
+        "preview", "serve", "sign", "train", "ui",
     }
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from mst.seal.jail.seal import MODES, OFF, JailRequest, Scene, Seal, check
 if TYPE_CHECKING:
     from mst.request import TrainRequest
 
-SEALED = frozenset({"train", "eval", "merge", "export", "chat", "serve"})
+SEALED = frozenset({"train", "eval", "merge", "export", "chat", "serve", "ui"})
 # Of commands that have several actions, those that read what strangers wrote or load a vendor's
 # code. What `mst bench` measures are commands of mst, each in a jail of its own.
 SEALED_ACTIONS = {"models": frozenset({"convert"}), "bench": frozenset({"peak", "peer"})}

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
-import threading
 from collections.abc import Mapping
 
 from mst import serial
 from mst.launch import run_worker, worker_environment
-from mst.seal.audit import record
+from mst.seal.audit.told import recording
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.serve.http.job import ServeJob
 from mst.serve.http.listening import Listening
@@ -36,32 +32,10 @@ def run(
         keys: the user's, for an encrypted run.
     """
     environment = _KERNELS_KEPT | worker_environment(environ, job.engine.environment)
-    reading, writing = os.pipe()
-    notes = threading.Thread(target=_record_all, args=(reading,), daemon=True)
-    notes.start()
-    try:
-        with handed_down(keys) as held:
-            handles = [listening.listener, listening.control, writing]
-            handles += [] if held is None else [held]
-            arguments = [serial.dumps(job), *map(str, handles)]
-            code = run_worker("mst.serve.http.worker", arguments, environment, handles)
-            return 0 if code == _TOLD_TO_END else code
-    finally:
-        os.close(writing)
-        notes.join()
-
-
-def _record_all(pipe: int) -> None:
-    """Record what the worker tells: names of keys and counts, and nothing else."""
-    with open(pipe, encoding="utf-8") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                event = told.pop("event", "")
-                if event in _EVENTS:
-                    facts = {
-                        str(name): value
-                        for name, value in told.items()
-                        if isinstance(value, int) or name == "key"
-                    }
-                    record(event, **facts)
+    # Names of keys and counts, and nothing else.
+    with recording(_EVENTS, texts=("key",)) as writing, handed_down(keys) as held:
+        handles = [listening.listener, listening.control, writing]
+        handles += [] if held is None else [held]
+        arguments = [serial.dumps(job), *map(str, handles)]
+        code = run_worker("mst.serve.http.worker", arguments, environment, handles)
+        return 0 if code == _TOLD_TO_END else code

@@ -190,7 +190,7 @@ def listening(
             sys.executable, "-m", "mst.serve.http.relay",
             str(outer.fileno()), str(reading), users, path, *named,
         ]  # fmt: skip
-        relay = _started(command, (outer.fileno(), reading), user)
+        relay = start_outside(command, (outer.fileno(), reading), environ)
         os.close(reading)
         outer.close()
         try:
@@ -201,11 +201,31 @@ def listening(
             _ended(relay)
 
 
-def _started(
-    command: list[str], keep: tuple[int, ...], user: tuple[int, int, str] | None
+@contextlib.contextmanager
+def told_to_end() -> Iterator[None]:
+    """Let SIGTERM end this command with code 0 also before a server's own process is there."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start_outside(
+    command: list[str], keep: tuple[int, ...], environ: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the relay, under sudo as the user who called it."""
-    # It ignores Ctrl-C, but only once it runs.
+    """Start a process that stays outside the jail, under sudo as the user who called it.
+
+    Args:
+        command: a program that minds Ctrl-C itself, once it runs.
+        keep: descriptors that it inherits.
+        environ: of this process.
+    """
+    user = caller_of_sudo(environ) if os.geteuid() == 0 else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         if user is None:

@@ -24,7 +24,7 @@ _POLICY = "; ".join(
         "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
     )
 )  # fmt: skip
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -40,7 +40,7 @@ async def answer_page(exchange: Exchange) -> None:
     if name == "page.html":
         language = language_of(exchange.headers.get("accept-language", ""))
         text = _in(language)
-    headers = {**_HEADERS, "Vary": "Accept-Language"}
+    headers = {**HEADERS, "Vary": "Accept-Language"}
     await answer_text(exchange, text, kind, headers)
 
 

@@ -8,17 +8,17 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mst.errors import UsageError
-from mst.serve.http.app import App
 from mst.serve.http.limits import Limits
+from mst.serve.http.wire import Receive, Send
 
 _HEAD_BYTES = 32 << 10
 
@@ -36,6 +36,23 @@ class Tls:
     certificate: str
     key: str
     client_ca: str | None = None
+
+
+class Ending(Protocol):
+    """What knows that a server has been told to end."""
+
+    stopping: bool
+
+
+class Application(Protocol):
+    """An application of ASGI that can be told to end."""
+
+    @property
+    def service(self) -> Ending:
+        """What it serves."""
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
 
 
 def _protocol(head_seconds: float) -> type[H11Protocol]:
@@ -86,7 +103,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    app: App,
+    app: Application,
     listener: socket.socket,
     limits: Limits,
     tls: Tls | None,

@@ -51,6 +51,7 @@ class Exchange:
         events: of an answer that is streamed.
         send_seconds: that a caller may take to read what was sent before more can be.
         sending_since: `time.monotonic` when what is being sent was begun; None while nothing is.
+        query: what followed "?" in the address.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Exchange:
     events: Events | None = field(default=None, repr=False)
     send_seconds: float = 60.0
     sending_since: float | None = None
+    query: str = field(default="", repr=False)
 
     @property
     def verb(self) -> str:
@@ -92,9 +94,11 @@ def exchange_of(scope: Mapping[str, Any], receive: Receive, send: Send) -> Excha
         # Two of one kind could mean one thing here and another in front of us.
         joined = f"{headers[key]}, {value.decode('latin-1')}" if key in headers else None
         headers[key] = value.decode("latin-1") if joined is None else joined
+    query = scope.get("query_string", b"").decode("latin-1")
     return Exchange(
-        scope["method"], scope["path"], headers, scope.get("scheme", "http"), receive, send
-    )
+        scope["method"], scope["path"], headers, scope.get("scheme", "http"), receive, send,
+        query=query,
+    )  # fmt: skip
 
 
 async def read_body(exchange: Exchange, most_bytes: int, seconds: float) -> bytes:
@@ -192,10 +196,14 @@ dumped = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def answer_text(
-    exchange: Exchange, text: str, kind: str, headers: Mapping[str, str] | None = None
+    exchange: Exchange,
+    text: str,
+    kind: str,
+    headers: Mapping[str, str] | None = None,
+    status: int = 200,
 ) -> None:
     """Answer with a text."""
-    await _whole_answer(exchange, 200, text.encode(), kind, headers or {})
+    await _whole_answer(exchange, status, text.encode(), kind, headers or {})
 
 
 async def answer_json(

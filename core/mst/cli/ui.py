@@ -1,0 +1,125 @@
+"""`mst ui`: a page on this machine that shows runs live, and starts, stops and resumes them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.errors import UsageError
+from mst.runs import RUNS
+from mst.serve.http.listening import Place, listening, told_to_end
+
+if TYPE_CHECKING:
+    from mst.ui.job import Places
+
+# Of a worker that SIGTERM has ended before it could handle it.
+_TOLD_TO_END = 128 + signal.SIGTERM
+_EVENTS = frozenset({"ui.entered", "ui.asked"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is shown, and what may be done."""
+    parser.add_argument(
+        "--runs", nargs="+", action="extend", metavar="DIR",
+        help="directories in which runs lie; new ones go into the first (runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", nargs="+", action="extend", default=[], metavar="DIR",
+        help="directories of data files that new runs may be given (none: the embedded rows)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--models", nargs="+", action="extend", default=[], metavar="DIR",
+        help="directories of models that new runs may be given (none: the embedded model)",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="0 for any (0)")
+    parser.add_argument(
+        "--lang", choices=("auto", "zh", "en"), default="auto", help="auto is the browser's (auto)"
+    )
+    parser.add_argument(
+        "--samples", choices=("on", "off"), default="off",
+        help="show answers of `mst eval --predictions` that lie in a run's directory (off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--actions", choices=("on", "off"), default="on",
+        help="start, stop and resume runs; off only shows them (on)",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def outside(args: argparse.Namespace) -> Iterator[None]:
+    """Listen, and start what starts runs, before the jail is entered."""
+    from mst.ui.job import check_packages
+
+    check_packages()
+    if args.allow_net:
+        raise UsageError(
+            "--allow-net is for jobs on several machines. The page is asked, and asks nobody; leave"
+            " it out."
+        )
+    if not 0 <= args.port < 1 << 16:
+        raise UsageError(f"--port must be from 0 to 65535; found {args.port}.")
+    args.places = _places(args)
+    with contextlib.ExitStack() as held:
+        held.enter_context(told_to_end())
+        place = Place("127.0.0.1", args.port)
+        # The kernel says which user of this machine comes in, and no other may.
+        args.listening = held.enter_context(listening(place, os.environ, own_user=True))
+        args.listeners = (args.listening.listener,)
+        args.pipes = None
+        if args.actions == "on":
+            from mst.ui.asking import beside
+
+            args.pipes = held.enter_context(beside(args.places, os.environ))
+        yield
+
+
+def _places(args: argparse.Namespace) -> Places:
+    from mst.ui.job import Places
+
+    for flag in ("data", "models", "runs"):
+        for each in getattr(args, flag) or []:
+            if not Path(each).expanduser().is_dir():
+                raise UsageError(
+                    f"--{flag} {each} is no directory. Make it, or name the one in which they lie."
+                )
+    return Places(*(_whole(each) for each in (args.runs or [RUNS], args.data, args.models)))
+
+
+def _whole(directories: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(Path(each).expanduser().resolve()) for each in directories))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until told to end."""
+    from mst import serial
+    from mst.launch import run_worker, worker_environment
+    from mst.seal.audit import record
+    from mst.seal.audit.place import directory_of
+    from mst.seal.audit.told import recording
+    from mst.ui.job import UiJob
+
+    place = args.listening.place
+    job = UiJob(
+        places=args.places,
+        port=place.port,
+        language=args.lang,
+        samples=args.samples == "on",
+        actions=args.actions == "on",
+        audit=str(directory_of(args.audit_log)),
+    )
+    record(
+        "ui.begun", where=f"http://127.0.0.1:{place.port}", runs=list(job.places.runs),
+        samples=job.samples, actions=job.actions,
+    )  # fmt: skip
+    print(f"runs    {', '.join(job.places.runs)}", flush=True)
+    with recording(_EVENTS, texts=("do", "run")) as notes:
+        handles = [args.listening.listener, args.listening.control, notes]
+        handles += [] if args.pipes is None else [args.pipes.requests, args.pipes.answers]
+        arguments = [serial.dumps(job), *map(str, handles)]
+        code = run_worker("mst.ui.worker", arguments, worker_environment(os.environ, {}), handles)
+    return 0 if code == _TOLD_TO_END else code

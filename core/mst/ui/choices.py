@@ -1,0 +1,173 @@
+"""What a run that the page starts may be: models and data by id, options of `TrainRequest` by name.
+
+The page never names a path. Whatever an id stands for lies under a directory that the user named
+when the page was started.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mst.errors import UsageError
+from mst.request import fields
+from mst.ui.index import id_of
+from mst.ui.job import Places
+
+# Of the files in a directory, so that a wrong one (such as /) ends soon.
+_MOST = 1000
+_DEPTH = 3
+_DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+_PACKED = (".gz", ".zst", ".xz", ".bz2")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+# Values that lead to a file, a host or a token, which the page does not name.
+_ELSEWHERE = re.compile("PATH|FILE|DIR|URI|HOST|CIDR")
+# What runs code, loosens the seal, joins other machines, or asks for a key at a terminal.
+_NOT_FROM_A_PAGE = frozenset(
+    {"jail", "jail_reason", "nnodes", "node_rank", "master_port", "encrypt_run", "resume"}
+)
+
+
+class StartRequest(BaseModel):
+    """A run to start, as the page asks for it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1, max_length=80)
+    place: int = Field(default=0, ge=0)
+    model: str | None = Field(default=None, max_length=64)
+    dataset: list[str] = Field(default=[], max_length=20)
+    val_dataset: list[str] = Field(default=[], max_length=20)
+    options: dict[str, bool | int | float | str | list[str]] = Field(default={}, max_length=60)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model or a file of data that may be chosen; `name` is how a person knows it."""
+
+    id: str
+    name: str
+    path: Path
+
+
+def data_files(places: Sequence[str]) -> tuple[Choice, ...]:
+    """Return the files of rows under the directories that were named for data."""
+    return tuple(each for place in places for each in _under(Path(place), _is_data, _DEPTH))
+
+
+def model_directories(places: Sequence[str]) -> tuple[Choice, ...]:
+    """Return the models in the directories that were named for models."""
+    return tuple(each for place in places for each in _under(Path(place), _is_model, 2))
+
+
+def _is_data(path: Path) -> bool:
+    suffixes = [each.lower() for each in path.suffixes if each.lower() != ".mst"]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    # Encrypted files need a key, which a page does not ask for.
+    encrypted = path.suffix.lower() == ".mst"
+    return bool(suffixes) and suffixes[-1] in _DATA and not encrypted and path.is_file()
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix.lower() == ".gguf":
+        return path.is_file()
+    return (path / "config.json").is_file()
+
+
+def _under(place: Path, wanted: Any, depth: int) -> Iterator[Choice]:
+    """Yield what is wanted below a directory, following no link out of it."""
+    found = 0
+    for path in _walk(place, depth):
+        if found == _MOST:
+            return
+        if wanted(path) and path.resolve().is_relative_to(place.resolve()):
+            found += 1
+            yield Choice(id_of(path), str(path.relative_to(place)), path)
+
+
+def _walk(place: Path, depth: int) -> Iterator[Path]:
+    try:
+        inside = sorted(each for each in place.iterdir() if each.name[0] != ".")
+    except OSError:
+        return
+    for each in inside:
+        yield each
+        if depth > 1 and each.is_dir() and not each.is_symlink():
+            yield from _walk(each, depth - 1)
+
+
+def allowed_options() -> dict[str, Any]:
+    """Return the options of a training request that a page may set, by name."""
+    return {
+        name: each
+        for name, each in fields().items()
+        if name not in _NOT_FROM_A_PAGE and not _ELSEWHERE.search(each.metadata["metavar"])
+    }
+
+
+def run_directory(request: StartRequest, places: Places) -> Path:
+    """Return where a run is to be made.
+
+    Raises:
+        UsageError: its name is no name of a directory, or one is there already.
+    """
+    if not _NAME.fullmatch(request.name):
+        raise UsageError(
+            "a run's name has letters, digits, '.', '-' and '_', 80 at most, and begins with a"
+            " letter or a digit. Choose another."
+        )
+    if request.place >= len(places.runs):
+        raise UsageError("there is no such directory of runs. Load the page again.")
+    path = Path(places.runs[request.place]) / request.name
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"there is something called {request.name} already. Choose another name.")
+    return path
+
+
+def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
+    """Return the command line, behind `mst`, that trains what is asked for.
+
+    Raises:
+        UsageError: a name, an id or a value that is not allowed or not there.
+    """
+    from mst.cli.options import convert
+
+    arguments = ["train", f"--output-dir={run_directory(request, places)}"]
+    if request.model is not None:
+        models = {each.id: each.path for each in model_directories(places.models)}
+        arguments.append(f"--model={_known(models, request.model, 'model')}")
+    files = {each.id: each.path for each in data_files(places.data)}
+    for flag, asked in (("dataset", request.dataset), ("val-dataset", request.val_dataset)):
+        if asked:
+            paths = [str(_known(files, each, "file of data")) for each in asked]
+            arguments += [f"--{flag}", *paths]
+    allowed = allowed_options()
+    for name, value in sorted(request.options.items()):
+        if name not in allowed:
+            raise UsageError(
+                "an option was asked for that a page can't set, or that there isn't. Start the run"
+                " in a terminal: `mst train --help` lists all."
+            )
+        flag = name.replace("_", "-")
+        converted = convert(name, value, flag)
+        items = converted if isinstance(converted, tuple) else (_text(converted),)
+        if any(each.startswith("-") for each in items) and isinstance(converted, (str, tuple)):
+            raise UsageError(f"{flag}: a value begins with '-'. Leave that out.")
+        arguments += [f"--{flag}={items[0]}", *items[1:]] if items else []
+    return tuple(arguments)
+
+
+def _known(known: dict[str, Path], asked: str, what: str) -> Path:
+    if asked not in known:
+        raise UsageError(f"there is no such {what} here. Load the page again.")
+    return known[asked]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,126 @@
+"""Answers that only read: the list, choices for a new run, works in the background, samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mst import background
+from mst.serve.http.refusals import Refusal
+from mst.serve.http.wire import Exchange
+from mst.ui.choices import allowed_options, data_files, model_directories
+from mst.ui.detail import detail, row
+from mst.ui.index import Entry, Index, id_of
+from mst.ui.job import Places
+from mst.ui.routes import numbers, text
+from mst.ui.samples import samples
+
+_LISTED = 50
+_LAST_BYTES = 8192
+_MOST_WORKS = 20
+
+
+def listed(index: Index, exchange: Exchange) -> dict[str, Any]:
+    """Return a part of the list: those whose name or model has a text, and whose state is one."""
+    most = {"offset": 1 << 30, "limit": 200}
+    asked = numbers(exchange, most, offset=0, limit=_LISTED)
+    wanted, state = text(exchange, "find").casefold(), text(exchange, "state")
+    everything = index.entries()
+    found = [
+        each
+        for each in everything
+        if (not state or each.summary.state == state)
+        and wanted in f"{each.summary.name} {each.summary.model or ''}".casefold()
+    ]
+    part = found[asked["offset"] : asked["offset"] + asked["limit"]]
+    counts: dict[str, int] = {}
+    for each in everything:
+        counts[each.summary.state] = counts.get(each.summary.state, 0) + 1
+    return {
+        "all": len(everything),
+        "matching": len(found),
+        "offset": asked["offset"],
+        "states": counts,
+        "places": [str(each) for each in index.places],
+        "runs": [row(each) for each in part],
+    }
+
+
+def detail_of(entry: Entry) -> dict[str, Any]:
+    """Return all of a run but its curves."""
+    return detail(entry)
+
+
+def samples_of(entry: Entry, switched_on: bool) -> dict[str, Any]:
+    """Return a run's sample answers.
+
+    Raises:
+        Refusal: they are not switched on.
+    """
+    if not switched_on:
+        raise Refusal(
+            403, "sample answers are shown only by mst ui --samples on.", code="samples_off"
+        )
+    return {"files": samples(entry.path)}
+
+
+def choices(places: Places) -> dict[str, Any]:
+    """Return what a new run may be made of."""
+    return {
+        "places": list(places.runs),
+        "models": [{"id": each.id, "name": each.name} for each in model_directories(places.models)],
+        "data": [{"id": each.id, "name": each.name} for each in data_files(places.data)],
+        "options": [
+            {
+                "name": name,
+                "group": each.metadata["group"],
+                "help": each.metadata["help"],
+                "choices": list(each.metadata["choices"]),
+                "default": each.default,
+            }
+            for name, each in allowed_options().items()
+        ],
+    }
+
+
+def works(index: Index) -> dict[str, Any]:
+    """Return the newest runs that were started in the background, newest first."""
+    found = [each for each in background.works() if _run_of(each, index) is not None]
+    return {"works": [_work(each, index) for each in reversed(found[-_MOST_WORKS:])]}
+
+
+def work_of(name: str, index: Index) -> dict[str, Any]:
+    """Return one of them, with the end of what it has printed.
+
+    Raises:
+        BackgroundError: there is none.
+        Refusal: it is none of these runs'.
+    """
+    work = background.find(name)
+    if _run_of(work, index) is None:
+        raise Refusal(404, "that is no run of these directories.", code="work_not_found")
+    return {**_work(work, index), "output": background.output(work, _LAST_BYTES)}
+
+
+def _run_of(work: background.Work, index: Index) -> Path | None:
+    """Return the run that a work trains; None where it is none of those that are shown."""
+    if not work.arguments or work.arguments[0] != "train":
+        return None
+    for flag, value in zip(work.arguments, (*work.arguments[1:], ""), strict=True):
+        name, equals, rest = flag.partition("=")
+        if name in ("--output-dir", "--output_dir"):
+            path = work.cwd / (rest if equals else value)
+            return path if path.parent in index.places else None
+    return None
+
+
+def _work(work: background.Work, index: Index) -> dict[str, Any]:
+    path = _run_of(work, index)
+    return {
+        "name": work.name,
+        "run": None if path is None else id_of(path),
+        "run_name": None if path is None else path.name,
+        "state": work.state,
+        "exit_code": work.exit_code,
+        "started": work.started,
+    }

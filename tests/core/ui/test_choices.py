@@ -1,0 +1,127 @@
+"""What a page may start: by id, under the directories that were named, and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mst import background, rundir
+from mst.errors import UsageError
+from mst.ui.choices import (
+    StartRequest,
+    allowed_options,
+    data_files,
+    model_directories,
+    start_arguments,
+)
+from mst.ui.index import id_of
+from mst.ui.job import Places
+from mst.ui.starter import Starter, holder_of
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    for each in ("runs", "data/deep", "models/tiny", "elsewhere"):
+        (tmp_path / each).mkdir(parents=True)
+    for each in ("data/rows.jsonl", "data/deep/more.csv.gz", "data/secret.jsonl.mst",
+                 "data/notes.pdf", "elsewhere/other.jsonl", "models/tiny/config.json"):  # fmt: skip
+        (tmp_path / each).write_text("{}")
+    (tmp_path / "data/linked.jsonl").symlink_to(tmp_path / "elsewhere/other.jsonl")
+    return Places(*((str(tmp_path / each),) for each in ("runs", "data", "models")))
+
+
+def started(places: Places, **more: Any) -> tuple[str, ...]:
+    return start_arguments(StartRequest(**{"name": "wards"} | more), places)
+
+
+def test_models_and_data_are_those_under_the_directories_that_were_named(places: Places) -> None:
+    assert [each.name for each in data_files(places.data)] == ["deep/more.csv.gz", "rows.jsonl"]
+    assert [each.name for each in model_directories(places.models)] == ["tiny"]
+
+
+def test_a_request_becomes_the_command_line_that_a_person_would_type(
+    places: Places, tmp_path: Path
+) -> None:
+    data, model = id_of(tmp_path / "data/rows.jsonl"), id_of(tmp_path / "models/tiny")
+    options = {"lora_rank": "16", "tuner": "lora", "packing": True, "target_modules": ["q_proj"]}
+    found = started(places, dataset=[data], model=model, options=options)
+
+    assert found == (
+        "train", f"--output-dir={tmp_path}/runs/wards", f"--model={tmp_path}/models/tiny",
+        "--dataset", f"{tmp_path}/data/rows.jsonl", "--lora-rank=16", "--packing=true",
+        "--target-modules=q_proj", "--tuner=lora",
+    )  # fmt: skip
+    assert started(places) == ("train", f"--output-dir={tmp_path}/runs/wards")
+
+
+def test_no_option_of_a_page_names_a_path_runs_code_or_opens_the_jail() -> None:
+    allowed = set(allowed_options())
+
+    assert {"learning_rate", "tuner", "task", "max_length", "num_train_epochs"} <= allowed
+    assert not allowed & {
+        "model", "dataset", "val_dataset", "dataset_info", "output_dir", "models_dir", "resume",
+        "key_file", "passphrase_file", "pkcs11", "model_signature", "model_public_key", "template",
+        "reward_funcs", "deepspeed", "offload_dir", "jail", "jail_reason", "allow_net",
+        "nnodes", "node_rank", "master_addr", "master_port", "encrypt_run",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"name": ".."}, {"name": "../x"}, {"name": "/etc"}, {"name": ".hidden"}, {"name": "a/b"},
+     {"name": "a\n"}, {"place": 7}, {"dataset": ["/etc/passwd"]}, {"dataset": ["../rows.jsonl"]},
+     {"model": "tiny"}, {"options": {"jail": "off"}}, {"options": {"reward_funcs": ["x.py:f"]}},
+     {"options": {"lora_rank": 0}}, {"options": {"tuner": "magic"}}, {"options": {"nothing": 1}},
+     {"options": {"target_modules": ["q", "--jail=off"]}}, {"options": {"device": "--jail=off"}},
+     {"options": {"columns": ["a=b", "-x"]}}],
+)  # fmt: skip
+def test_what_is_not_allowed_is_refused(places: Places, more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        started(places, **more)
+
+
+@pytest.mark.parametrize("more", [{"command": "rm"}, {"name": 3}, {"name": ""}, {"place": "0"}])
+def test_a_request_of_another_shape_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        StartRequest(**{"name": "wards"} | more)
+
+
+def test_a_file_that_leads_out_by_its_id_is_refused(places: Places, tmp_path: Path) -> None:
+    for each in ("data/linked.jsonl", "elsewhere/other.jsonl", "data/secret.jsonl.mst"):
+        with pytest.raises(UsageError, match="no such file"):
+            started(places, dataset=[id_of(tmp_path / each)])
+
+
+def test_the_process_outside_checks_what_it_is_asked(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, ...]] = []
+    monkeypatch.setattr(background, "start", lambda arguments: begun.append(tuple(arguments)))
+    starter = Starter(places)
+    (tmp_path / "elsewhere/run.json").write_text("{}")
+    asked = [
+        b"", b"{", b"[]", b'{"do": "start"}', b'{"do": "run", "run": "x"}',
+        b'{"do": "start", "request": {"name": "x", "options": {"jail": "off"}}}',
+        b'{"do": "start", "request": {"name": "../x"}}',
+        b'{"do": "stop", "run": "../elsewhere"}',
+        f'{{"do": "stop", "run": "{id_of(tmp_path / "elsewhere")}"}}'.encode(),
+        b'{"do": "__class__", "run": "x"}', b"[" * 100_000,
+    ]  # fmt: skip
+
+    assert all(set(starter.answer(each)) == {"error"} for each in asked)
+    assert begun == []
+
+
+def test_only_the_process_that_holds_a_runs_lock_is_stopped(tmp_path: Path) -> None:
+    with rundir.take_lock(tmp_path):
+        assert holder_of(tmp_path) == os.getpid()
+        # The number of a process that has not got it open.
+        (tmp_path / rundir.LOCK).write_text("1")
+        assert holder_of(tmp_path) is None
+    (tmp_path / rundir.LOCK).write_text(str(os.getpid()))
+    assert holder_of(tmp_path) is None
+    assert holder_of(tmp_path / "nowhere") is None
