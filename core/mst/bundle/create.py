@@ -18,7 +18,7 @@ from mst.bundle.guide import guide
 from mst.bundle.models import ModelFiles, copy_model, find_models
 from mst.bundle.own import CONSTRAINTS, checkout, own_wheel
 from mst.bundle.pip import Pip, configured_places
-from mst.bundle.target import Target, platform_tag
+from mst.bundle.target import Target, needed_target, platform_tag
 from mst.bundle.verify import sign_sums, verify_bundle
 from mst.durable import file_listing, seal_directory, sha256, why_unwritten
 from mst.errors import BundleError, Interrupted
@@ -213,8 +213,9 @@ def _fill(
             f"models/{name}": each for name, each in copy_model(model, part / "models").items()
         }
     shutil.copyfile(str(install.__file__), part / "install.py")
-    (part / "README.txt").write_text(guide(request.target, request.sign is not None), "utf-8")
     files = sorted(place.glob("*.whl"))
+    target = needed_target(request.target, (each.name for each in files))
+    _write(part / "README.txt", guide(target, request.sign is not None))
     metadata = {f"wheels/{each.name}": wheels.read_wheel(each)[1] for each in files}
     hashes = {name: str(each["sha256"]) for name, each in file_listing(part).items()}
     for name, digest in read.items():
@@ -225,7 +226,6 @@ def _fill(
     paths = [f"models/{each.name}" for each in models]
     _write(part / BILL, bill_text(metadata, paths, hashes))
     torch = next(each for each in found if each.name == "torch")
-    target = request.target
     manifest = BundleManifest(
         format=install.FORMAT,
         created_by=f"mst {mst.__version__}",

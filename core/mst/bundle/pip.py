@@ -18,8 +18,8 @@ from mst.bundle.target import Target, marker_environment, platform_tags
 from mst.errors import BundleError
 
 _PLACES = ("index-url", "extra-index-url", "find-links", "proxy")
-# pip says so where a distribution has no wheel that fits.
-_NO_WHEEL = "No matching distribution found for "
+# Behind it pip lists who asks for what.
+_CONFLICT = "The conflict is caused by:"
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,16 @@ def run_pip(
         started = [sys.executable, "-I", str(Path(target_pip.__file__)), markers]
     command = [
         *started, *arguments, "--disable-pip-version-check", "--no-input", *_sources(pip),
-        *([] if show else ["--quiet"]),
     ]  # fmt: skip
     try:
         done = subprocess.run(
-            command, env=_environment(pip), stdout=None if show else subprocess.DEVNULL,
+            command, env=_environment(pip), stdout=None if show else subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="replace", check=False,
         )  # fmt: skip
     except OSError as error:
         raise BundleError(f"cannot start pip: {error.strerror}.") from None
     if done.returncode != 0:
-        raise BundleError(_why(what, done.stderr, pip))
+        raise BundleError(_why(what, (done.stdout or "") + done.stderr, pip))
 
 
 def _sources(pip: Pip) -> list[str]:
@@ -97,24 +96,24 @@ def _environment(pip: Pip) -> dict[str, str]:
     return kept | {"PIP_CONFIG_FILE": os.devnull}
 
 
-def _why(what: str, stderr: str, pip: Pip) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+def _why(what: str, output: str, pip: Pip) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("Errno 28" in line for line in lines):
         return f"{what}: there is no space left. Free some, or set TMPDIR and --out elsewhere."
     if any("No module named pip" in line for line in lines):
         return f"{what}: this Python has no pip. Install it: {sys.executable} -m ensurepip"
-    missing = next((line.split(_NO_WHEEL)[1] for line in lines if _NO_WHEEL in line), None)
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
-    said = " / ".join(errors[-2:] or lines[-2:])[:600]
-    if missing is None:
-        return f"{what}: pip says: {said}."
-    name = missing.split(" ")[0]
+    if _CONFLICT in lines:  # who asks for what, up to advice on pip itself
+        begin = lines.index(_CONFLICT) + 1
+        said = [line for line in lines[begin : begin + 6] if not line.startswith("To fix")]
+    else:
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
+        said = errors[-2:] or lines[-2:]
     place = "the index that pip is set to" if pip.wheels is None else str(pip.wheels)
     return (
-        f"{what}: {place} has no wheel that fits of {name} (pip says: {said}). Where it has only"
-        f" sources, build the wheel on a machine of that kind (python -m pip wheel --no-deps"
-        f" '{name}' --wheel-dir DIR) and name DIR in PIP_FIND_LINKS, or leave out the --extra that"
-        " needs it."
+        f"{what}: {place} has no wheels that fit together; pip says: {' / '.join(said)[:600]}."
+        " What has only sources there needs a wheel, built on a machine of that kind (python -m pip"
+        " wheel --no-deps NAME --wheel-dir DIR) and found by PIP_FIND_LINKS=DIR or --wheels; or"
+        " leave out the --extra that needs it."
     )
 
 

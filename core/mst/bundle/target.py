@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from mst.errors import UsageError
 
 DEVICES = ("cpu", "cuda", "ascend")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 AUTO = "auto"
-# torch's wheels from 2.7 on ask for glibc 2.28; pip takes those for older ones too.
-_GLIBC = "2.28"
+# torch's wheels from 2.7 on ask for glibc 2.28, which RHEL 8, Kylin V10 and openEuler 20.03 have;
+# llguidance's for 2.31. RHEL 9 has 2.34.
+_COMMON, _AUTO = 28, "2.34"
 _PLATFORM = re.compile(r"manylinux_2_([0-9]{1,2})_(x86_64|aarch64)")
 # PEP 600: the names before it, by the minor version of glibc. They begin at the first that has
 # Python's wheels on that architecture.
@@ -29,7 +31,7 @@ class Target:
         device: one of `DEVICES`.
         python: "3.11".
         arch: as the kernel names it.
-        glibc: the oldest that the wheels may ask for, "2.28".
+        glibc: the newest that a wheel may ask for, "2.34".
     """
 
     device: str
@@ -59,14 +61,15 @@ def target_of(device: str, python: str, name: str) -> Target:
             f"--python takes one of {', '.join(PYTHONS)}; found {python}. It is the Python of the"
             " machine that the bundle is for."
         )
-    found = _PLATFORM.fullmatch(f"manylinux_2_28_{platform.machine()}" if name == AUTO else name)
+    auto = f"manylinux_{_AUTO.replace('.', '_')}_{platform.machine()}"
+    found = _PLATFORM.fullmatch(auto if name == AUTO else name)
     if found is None or int(found[1]) < _OLDEST[found[2]]:
         raise UsageError(
-            f"--platform takes auto, manylinux_2_28_x86_64 or manylinux_2_28_aarch64 (a later"
+            f"--platform takes auto, manylinux_2_28_x86_64 or manylinux_2_28_aarch64 (another"
             f" glibc than 2.28 may stand there); found {name!r} on {platform.machine()}. mst runs"
             " on Linux with glibc."
         )
-    return Target(device, python, found[2], _GLIBC if name == AUTO else f"2.{found[1]}")
+    return Target(device, python, found[2], f"2.{found[1]}")
 
 
 def platform_tag(target: Target) -> str:
@@ -75,17 +78,37 @@ def platform_tag(target: Target) -> str:
 
 
 def platform_tags(target: Target) -> tuple[str, ...]:
-    """Return every platform tag of wheels that run on a target, the newest first.
+    """Return every platform tag of wheels that run on a target, the best first.
 
-    pip expands none of the names of PEP 600 itself.
+    pip expands none of the names of PEP 600 itself. It takes the first that a wheel has; those that
+    only newer systems have come last, so that a bundle asks for no more than it must.
     """
-    newest = int(target.glibc.split(".")[1])
+    newest, oldest = int(target.glibc.split(".")[1]), _OLDEST[target.arch]
+    common = min(newest, _COMMON)
     found: list[str] = []
-    for minor in range(newest, _OLDEST[target.arch] - 1, -1):
+    for minor in (*range(common, oldest - 1, -1), *range(common + 1, newest + 1)):
         found.append(f"manylinux_2_{minor}_{target.arch}")
         if minor in _LEGACY:
             found.append(f"{_LEGACY[minor]}_{target.arch}")
     return (*found, f"linux_{target.arch}")
+
+
+def needed_target(target: Target, files: Iterable[str]) -> Target:
+    """Return a target with the glibc that these wheels ask for, instead of what they may.
+
+    Args:
+        target: that they were chosen for.
+        files: names of wheels.
+    """
+    from packaging.utils import parse_wheel_filename
+
+    newest = _OLDEST[target.arch]
+    for name in files:
+        tags = {each.platform for each in parse_wheel_filename(name)[3]}
+        minors = [int(found[1]) for each in tags if (found := _PLATFORM.fullmatch(each))]
+        minors += [minor for minor, old in _LEGACY.items() if f"{old}_{target.arch}" in tags]
+        newest = max(newest, min(minors, default=0))
+    return replace(target, glibc=f"2.{newest}")
 
 
 def marker_environment(target: Target) -> dict[str, str]:

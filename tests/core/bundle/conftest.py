@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[3]
 TARGET_310 = "3.10"
@@ -54,14 +55,16 @@ def pip_wheel() -> Path:
     return found[0]
 
 
-def versions() -> dict[str, str]:
-    """Return the exact versions of constraints.txt; those of Python 3.11 where they differ."""
-    found = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line and line[0] != "#":
-            each = Requirement(line)
-            found[each.name.lower().replace("_", "-")] = str(each.specifier).removeprefix("==")
-    return found
+def versions(name: str) -> set[str]:
+    """Return the exact versions of constraints.txt: two where Pythons need different ones."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    read = [Requirement(line) for line in lines if line and line[0] != "#"]
+    found = {
+        str(each.specifier).removeprefix("==")
+        for each in read
+        if canonicalize_name(each.name) == canonicalize_name(name)
+    }
+    return found or {"1.0"}
 
 
 @pytest.fixture(scope="session")
@@ -77,19 +80,17 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     place = tmp_path_factory.mktemp("wheelhouse")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    exact = versions()
-    for text in project["project"]["dependencies"]:
-        name = Requirement(text).name
-        if name != "torch":
-            make_wheel(place, name, exact[name])
+    needed = {Requirement(text).name for text in project["project"]["dependencies"]}
+    for name in {*needed, "networkx"} - {"torch"}:
+        for version in versions(name):
+            make_wheel(place, name, version)
     own = f"cp{sys.version_info.major}{sys.version_info.minor}"
     tags = {
         f"{own}-{own}-manylinux_2_28_{os.uname().machine}",
         "cp310-cp310-manylinux_2_28_aarch64",
     }
     for tag in tags:
-        make_wheel(place, "torch", f"{exact['torch']}+cpu", ["networkx"], tag)
-    make_wheel(place, "networkx", exact["networkx"])
+        make_wheel(place, "torch", f"{versions('torch').pop()}+cpu", ["networkx"], tag)
     shutil.copy(pip_wheel(), place)
     return place
 

@@ -315,6 +315,8 @@ def test_a_bundle_for_another_python_and_chip_has_that_ones_wheels(
     log = ["--audit-log", str(tmp_path / "audit")]
     code = create(tmp_path / "kit", *options, "--package", "mst-mychip>=1", *log)
     out, err = capsys.readouterr()
+
+    assert (code, err) == (0, ""), err
     manifest = json.loads((tmp_path / "kit" / install.MANIFEST).read_text(encoding="utf-8"))
     files = {each["name"]: each["file"] for each in manifest["packages"]}
     events = [
@@ -323,7 +325,6 @@ def test_a_bundle_for_another_python_and_chip_has_that_ones_wheels(
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
 
-    assert (code, err) == (0, ""), err
     assert f"network    pip gets wheels, as it is set up: {index}" in out
     assert files["torch"].endswith("cp310-cp310-manylinux_2_28_aarch64.whl")
     assert "tomli" in files  # python_version < '3.11', whatever Python makes the bundle
@@ -344,7 +345,8 @@ def test_a_wheel_that_is_not_there_is_named(
     said = capsys.readouterr().err
 
     assert code == 1
-    assert "has no wheel that fits of networkx" in said
+    assert "has no wheels that fit together" in said
+    assert "networkx" in said
     assert [each.name for each in tmp_path.iterdir()] == ["fewer"]
 
 
