@@ -51,7 +51,8 @@ def kit(work: Path, wheels: str | None, steps: int) -> dict[str, Any]:
     install = [*OFF_NETWORK, sys.executable, str(bundle / "install.py"), *signed]
     seconds["install"] = run(install, work, alone)
     train = [str(work / ".venv/bin/mst"), "train", "--device", "auto", "--max-steps", str(steps)]
-    seconds["train"] = run([*OFF_NETWORK, *train, "--output-dir", str(work / "run")], work, alone)
+    train += ["--label-accuracy", "off", "--val-size", "16", "--output-dir", str(work / "run")]
+    seconds["train"] = run([*OFF_NETWORK, *train], work, alone)
     manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     metrics = (work / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [line["loss"] for line in map(json.loads, metrics) if "loss" in line]

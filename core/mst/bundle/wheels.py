@@ -226,7 +226,7 @@ def _requirements(wheel: Wheel, target: Target, extras: frozenset[str]) -> list[
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found = []
+    found: list[tuple[str, Any]] = []
     for text in wheel.requires:
         each = Requirement(text)
         environment = marker_environment(target)
