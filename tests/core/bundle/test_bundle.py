@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import shutil
 import signal
@@ -452,3 +453,17 @@ def test_a_creation_that_was_interrupted_leaves_nothing(
 ) -> None:
     assert begun(signal.SIGINT) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_whole_kit_trains_without_a_network(off_network: list[str], tmp_path: Path) -> None:
+    """With real wheels: MST_TEST_WHEELS names a directory with all that mst[demo,…] needs."""
+    wheels = os.environ.get("MST_TEST_WHEELS")
+    if wheels is None or not off_network:
+        pytest.skip("wants MST_TEST_WHEELS=DIR, and network namespaces")
+    from benchmarks.air_gap_kit import kit
+
+    figures = kit(tmp_path, wheels, 2)
+
+    assert len(figures["losses"]) == 2
+    assert all(math.isfinite(each) for each in figures["losses"])
