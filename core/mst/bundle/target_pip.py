@@ -19,7 +19,7 @@ def main() -> None:
     target = json.loads(sys.argv.pop(1))
     if not callable(getattr(markers, "default_environment", None)):
         sys.exit("ERROR: this pip reads markers in another way than pip 22.2 to 26 do")
-    markers.default_environment = lambda: target
+    markers.default_environment = lambda: dict(target)  # pip changes what it gets
     runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
