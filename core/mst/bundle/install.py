@@ -281,6 +281,11 @@ def install(root: str, to: str, manifest: "dict[str, Any]") -> None:
     """
     check_machine(manifest["target"])
     place = os.path.abspath(to)
+    if os.path.realpath(place).startswith(os.path.join(os.path.realpath(root), "")):
+        raise Refused(
+            f"--to {place} lies in the bundle, which stays as it was verified. Pass another --to,"
+            " such as /opt/mst/.venv."
+        )
     if os.path.lexists(place) and not os.path.exists(os.path.join(place, UNFINISHED)):
         raise Refused(f"--to {place} exists and is left as it is. Pass another --to.")
     _check_space(place, int(manifest["installed_bytes"] * _SPARE))

@@ -78,7 +78,8 @@ def _create(args: argparse.Namespace) -> int:
     _tell("bundle", f"{request.output}: {len(manifest.packages)} wheels, {gib(size)}, verified")
     if request.sign is None:
         _tell("note", "not signed: who can change it unseen is whoever carries it (--sign KEY)")
-    _tell("next", f"carry it over, then: python{request.target.python} install.py")
+    program = f"python{request.target.python} {request.output.name}/install.py"
+    _tell("next", f"carry it over, then: {program}")
     return 0
 
 

@@ -271,8 +271,12 @@ def test_a_bundle_for_another_machine_is_refused_by_what_differs(
         install.check_machine(machine(**changed))
 
 
-def test_an_installation_that_finds_no_space_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+def test_an_installation_in_the_bundle_or_without_space_leaves_nothing(
+    bundle: Path, tmp_path: Path
+) -> None:
     manifest = json.loads((bundle / install.MANIFEST).read_text(encoding="utf-8"))
+    with pytest.raises(install.Refused, match="lies in the bundle, which stays as it was"):
+        install.install(str(bundle), str(bundle / ".venv"), manifest | {"target": machine()})
     large = manifest | {"installed_bytes": 1 << 60, "target": machine()}
     with pytest.raises(install.Refused, match="the environment takes about"):
         install.install(str(bundle), str(tmp_path / "env"), large)
