@@ -1,8 +1,9 @@
 """Run the steps of docs/deploy/Dockerfile.cpu without an engine, in a chroot of debootstrap.
 
-`python ci/check_image.py --bundle DIR --mirror URL -- train --device auto --max-steps 2`, as root.
+`python ci/check_image.py --bundle DIR --mirror URL -- devices`, as root.
 The image's steps are run one by one as the file has them, then its entry point with the arguments,
-as its user and in a network namespace that has no way out. Needs debootstrap and some GiB.
+as its user and in a network namespace that has no way out. Needs debootstrap and some GiB. Commands
+that are sealed don't start there: a chroot gives no user namespaces.
 """
 
 from __future__ import annotations
