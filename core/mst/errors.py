@@ -53,6 +53,10 @@ class RunError(MstError):
     """A run directory is in use, belongs to another run, or is not whole."""
 
 
+class BundleError(MstError):
+    """A bundle can't be made here, is not whole, or is not what was signed."""
+
+
 class EvaluationError(MstError):
     """A figure was asked for that can't be had: of these rows, with this metric, or without a
     library.

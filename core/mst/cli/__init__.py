@@ -30,6 +30,7 @@ COMMANDS = {
     "models": ("models", "list the models that are here; add, verify, convert or pull one"),
     "merge": ("merge", "write a run's adapter into its base model"),
     "export": ("export", "write a run for serving engines, compared with what was trained"),
+    "bundle": ("bundle", "make and verify an air-gap kit: wheels, models, an installer"),
     "sign": ("sign", "sign a model directory with your own key, offline"),
     "eval": ("eval", "judge a run or a model on rows it has not seen, beside its base"),
     "chat": ("chat", "talk to a model or a run, in the terminal"),

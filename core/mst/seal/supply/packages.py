@@ -19,11 +19,18 @@ def package_components() -> list[dict[str, Any]]:
         name = re.sub(r"[-_.]+", "-", each.metadata["Name"] or "").lower()
         # Of two copies on the path, the first is the one that is imported.
         if name and name not in found:
-            found[name] = _component(name, each.version or "0", each.metadata)
+            found[name] = package_component(name, each.version or "0", each.metadata)
     return [found[name] for name in sorted(found)]
 
 
-def _component(name: str, version: str, metadata: Any) -> dict[str, Any]:
+def package_component(name: str, version: str, metadata: Any) -> dict[str, Any]:
+    """Return a distribution as a CycloneDX component.
+
+    Args:
+        name: normalized.
+        version: of it.
+        metadata: its headers, as a mapping of `email.message.Message`.
+    """
     # Package URL specification, type "pypi".
     purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
     component: dict[str, Any] = {

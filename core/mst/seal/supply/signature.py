@@ -17,7 +17,10 @@ from mst.errors import ModelError, RunError, UsageError
 from mst.seal.supply.model_files import check_model_files
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import (
+        EllipticCurvePrivateKey,
+        EllipticCurvePublicKey,
+    )
 
 # model-signing 1.1 leaves these out of every signature (`Config.hash` in hashing.py).
 _NEVER_SIGNED = (".git", ".gitattributes", ".github", ".gitignore")
@@ -93,7 +96,7 @@ def sign(directory: Path, private_key: Path, output: Path) -> Verified:
     from model_signing import hashing, signing
 
     _check_directory(directory)
-    key = _private_key(private_key)
+    key = load_private_key(private_key)
     target = output.absolute()
     part = target.with_name(f".{target.name}.part")
     inside = [each for each in (target, part) if each.is_relative_to(directory.absolute())]
@@ -132,7 +135,7 @@ def verify_signature(directory: Path, signature: Path, public_key: Path) -> Veri
         raise ModelError(f"{directory} does not exist.")
     if not signature.is_file():
         raise UsageError(f"the signature {signature} is no file. Check the path.")
-    return _verified(directory, signature, _public_key(public_key), public_key)
+    return _verified(directory, signature, load_public_key(public_key), public_key)
 
 
 def _verified(directory: Path, signature: Path, key: Any, key_path: Path | None = None) -> Verified:
@@ -239,7 +242,12 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _private_key(path: Path) -> EllipticCurvePrivateKey:
+def load_private_key(path: Path) -> EllipticCurvePrivateKey:
+    """Return the private key in a PEM file.
+
+    Raises:
+        UsageError: it can't be read, can be read by others, or is no key on a curve of ours.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -265,7 +273,12 @@ def _private_key(path: Path) -> EllipticCurvePrivateKey:
     return key
 
 
-def _public_key(path: Path) -> Any:
+def load_public_key(path: Path) -> EllipticCurvePublicKey:
+    """Return the public key in a PEM file.
+
+    Raises:
+        UsageError: it can't be read, or is no key on a curve of ours.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
