@@ -398,7 +398,7 @@ def test_only_pickled_weights_are_refused_and_pickles_beside_others_left_out(
     assert find_models([str(model)], {})[0].left_out == ("modeling_tiny.py", "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     assert create(tmp_path / "kit", "--model", str(model)) == 1
-    assert "mst model convert" in capsys.readouterr().err
+    assert "mst models convert" in capsys.readouterr().err
 
 
 def test_models_that_the_disk_does_not_hold_are_refused_first(
