@@ -137,6 +137,8 @@ def claimed(target: Path) -> Iterator[Path]:
                 f"{target} is there already, and is never overwritten. `mst models verify` says"
                 " whether it is whole; take another name, or remove it first."
             )
+        if part.is_symlink():  # what it leads to would be emptied
+            part.unlink()
         yield part
         lock.unlink(missing_ok=True)
     finally:
