@@ -44,6 +44,11 @@ _NETWORK = re.compile(
 _QUOTED = re.compile(r"(?<!\w)(['\"`])([^'\"`]*/[^'\"`]*)\1(?!\w)")
 _PATH = re.compile(r"(?<![\w<])(?:~|\.{1,2})?/[^\s'\"`,;:()<>]*")
 _RELATIVE = re.compile(r"(?<![\w<./~@+-])[\w.~@+-]+/[^\s'\"`,;:()<>]*")
+_FILE = re.compile(
+    r"(?<![\w<./])[\w.@+-]+\.(?:jsonl?|csv|tsv|parquet|arrow|txt|xlsx?|gz|zst|xz|bz2|safetensors|gguf|mst"
+    r"|ya?ml|toml|pem|pub|key)\b",
+    re.IGNORECASE,
+)
 # Places that are the same on every machine.
 _SYSTEM = (
     "/dev/",
@@ -123,13 +128,14 @@ def names_here(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
-    """Return a message without paths, addresses and the given names; of one line."""
+    """Return a message without paths, files, addresses and the given names; of one line."""
     found = "".join(each for each in " ".join(text.split()) if each.isprintable())
     found = _ADDRESS.sub("<address>", found)
     found = _MAIL.sub("<address>", found)
     found = _QUOTED.sub(lambda match: f"{match[1]}{_path(match[2])}{match[1]}", found)
     found = _PATH.sub(lambda match: _path(match[0]), found)
     found = _RELATIVE.sub(lambda match: _relative(match[0]), found)
+    found = _FILE.sub("<file>", found)
     found = _NETWORK.sub("<address>", found)
     return named_nothing(found, names)
 

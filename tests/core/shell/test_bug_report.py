@@ -124,6 +124,7 @@ def test_a_report_without_a_run_and_over_nothing(
         ("see https://ci.ward7.example/job?x=1.", "see <address>"),
         ("ask liu.wei@hospital.cn or 10.1.2.3", "ask <address> or <address>"),
         ("cannot read '/data/My Ward/liu 1.csv': x", "cannot read '<path>': x"),
+        ("病房.jsonl.mst is no file, torch 2.13.0 is", "<file> is no file, torch 2.13.0 is"),
         ("data/ward.jsonl, ~wei/x, at 3 GB/s", "<path>, <path>, at 3 GB/s"),
         ("it doesn't see '/dev/nvidia0', isn't it", "it doesn't see '/dev/nvidia0', isn't it"),
         ("fe80::1ff:fe23:4567:890a and A1:B2:C3:D4:E5:F6", "<address> and <address>"),
