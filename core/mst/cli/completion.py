@@ -31,11 +31,11 @@ _mst_run_dirs() {
 }
 """,
 }
-# In fish, only "for" takes a pattern that nothing fits.
+# fish's "path" takes a pattern that nothing fits; a "$" would be read when the script is loaded.
 _RUN = {
     "bash": "_mst_run_dirs",
     "zsh": "_mst_run_dirs",
-    "fish": "(for run in runs/*/; path basename $run; end; __fish_complete_directories)",
+    "fish": "(path basename runs/*/ 2>/dev/null; __fish_complete_directories)",
 }
 
 
