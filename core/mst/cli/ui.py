@@ -89,8 +89,12 @@ def _places(args: argparse.Namespace) -> Places:
                 raise UsageError(
                     f"--{flag} {each} is no directory. Make it, or name the one in which they lie."
                 )
-    named = (_whole(each) for each in (args.runs or [RUNS], args.data, args.models))
-    return Places(*named, local_models=_local_models() if args.actions == "on" else ())
+    return Places(
+        runs=_whole(args.runs or [RUNS]),
+        data=_whole(args.data),
+        models=_whole(args.models),
+        local_models=_local_models() if args.actions == "on" else (),
+    )
 
 
 def _local_models() -> tuple[LocalModel, ...]:
