@@ -33,7 +33,8 @@ def places(tmp_path: Path) -> Places:
                  "data/notes.pdf", "elsewhere/other.jsonl", "models/tiny/config.json"):  # fmt: skip
         (tmp_path / each).write_text("{}")
     (tmp_path / "data/linked.jsonl").symlink_to(tmp_path / "elsewhere/other.jsonl")
-    return Places(*((str(tmp_path / each),) for each in ("runs", "data", "models")))
+    runs, data, models = ((str(tmp_path / each),) for each in ("runs", "data", "models"))
+    return Places(runs, data, models)
 
 
 def started(places: Places, **more: Any) -> tuple[str, ...]:
