@@ -50,7 +50,7 @@ def default_path() -> Path:
 
 def load(path: Path) -> Draft:
     """Return the choices that were kept; none where there are none, or they can't be read."""
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         plain: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {each.name for each in fields(Draft)}
         kept = {name: value for name, value in plain.items() if name in known}
@@ -64,7 +64,8 @@ def save(path: Path, draft: Draft) -> None:
     """Keep the choices; where that can't be done, the menu goes on without."""
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(draft), ensure_ascii=False) + "\n", 0o600)
+        # In ASCII: a path need not be UTF-8.
+        write_text(path, json.dumps(asdict(draft)) + "\n", 0o600)
 
 
 def suited_goal(draft: Draft) -> str:
