@@ -14,6 +14,8 @@ from mst.durable import write_text
 ANSWERING, CLASSIFICATION, STYLE, PREFERENCE = "answering", "classification", "style", "preference"
 GOALS = (ANSWERING, CLASSIFICATION, STYLE, PREFERENCE)
 QUICK_STEPS = 10
+# Shapes of data whose answers are judged, and the task that learns from each.
+_JUDGED = {"preference": "dpo", "kto": "kto"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def suited_goal(draft: Draft) -> str:
     """Return the goal that the data suggest; the embedded rows are a classification."""
     if not draft.dataset or draft.answers is not None:
         return CLASSIFICATION
-    return {"preference": PREFERENCE, "text": STYLE}.get(draft.shape, ANSWERING)
+    if draft.shape in _JUDGED:
+        return PREFERENCE
+    return STYLE if draft.shape == "text" else ANSWERING
 
 
 def goal_of(draft: Draft) -> str:
@@ -83,10 +87,10 @@ def goal_of(draft: Draft) -> str:
 def reachable(draft: Draft, goal: str) -> bool:
     """Return whether the data have what a goal needs."""
     if goal == PREFERENCE:
-        return draft.shape == "preference"
+        return draft.shape in _JUDGED
     if goal == CLASSIFICATION:
         return suited_goal(draft) == CLASSIFICATION
-    return draft.shape != "preference" and (goal == STYLE or draft.shape != "text")
+    return draft.shape not in _JUDGED and (goal == STYLE or draft.shape != "text")
 
 
 def arguments(draft: Draft, quick: bool = False) -> list[str]:
@@ -109,7 +113,7 @@ def arguments(draft: Draft, quick: bool = False) -> list[str]:
     if goal == STYLE:
         found += ["--task", "pt"] if draft.shape == "text" else ["--train-on", "all"]
     if goal == PREFERENCE:
-        found += ["--task", "dpo"]
+        found += ["--task", _JUDGED[draft.shape]]
     for name, value in draft.options.items():
         found += [f"--{name.replace('_', '-')}", value]
     if quick:

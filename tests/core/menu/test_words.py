@@ -137,6 +137,7 @@ def test_every_page_of_a_list_can_be_reached_from_every_other() -> None:
         (Draft(dataset=("a.csv",), shape="alpaca"), {"answering", "style"}, []),
         (Draft(dataset=("a.txt",), shape="text"), {"style"}, ["--task", "pt"]),
         (Draft(dataset=("a.jsonl",), shape="preference"), {"preference"}, ["--task", "dpo"]),
+        (Draft(dataset=("a.jsonl",), shape="kto"), {"preference"}, ["--task", "kto"]),
         (
             Draft(dataset=("a.jsonl",), shape="messages", goal="style"),
             {"answering", "style"},
