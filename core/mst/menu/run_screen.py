@@ -28,7 +28,7 @@ def show_run(session: Session, run: Path) -> None:
         shown = os.path.relpath(run)
         heading(words("run.title", name=run.name))
         try:
-            state = rundir.state_of(run)
+            state = state_now(run)
         except (MstError, OSError) as error:
             say(words("run.gone", reason=error))
             return
@@ -44,6 +44,16 @@ def show_run(session: Session, run: Path) -> None:
         if chosen == BACK:
             return
         _do(session, run, shown, chosen)
+
+
+def state_now(run: Path) -> str:
+    """Return the state of a run; one that goes on runs, though it only reads its data as yet.
+
+    Raises:
+        MstError: it is none, or damaged.
+    """
+    state = rundir.state_of(run)
+    return state if state == "done" or _work_of(run) is None else "running"
 
 
 def _actions(run: Path, state: str) -> list[str]:

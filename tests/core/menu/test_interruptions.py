@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tests.core.menu.conftest import works_of
 from tests.core.menu.scripted import scripted
 from tests.core.menu.terminal import DOWN, ENTER, Terminal, environment
@@ -16,6 +17,7 @@ from mst import background
 from mst.background import Work
 from mst.menu.draft import Draft, load
 from mst.menu.goal_step import choose_goal, choose_settings
+from mst.menu.run_screen import state_now
 from mst.menu.serving import address_of
 
 
@@ -118,6 +120,20 @@ def test_a_server_is_found_however_many_requests_it_has_printed(place: Path) -> 
     work = Work("work", ("serve", "runs/a"), directory, "", "running", None, None, place)
 
     assert address_of(work) == "http://127.0.0.1:8000/v1"
+
+
+def test_a_run_that_is_just_resumed_is_not_offered_to_be_resumed_again(
+    place: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place / "runs" / "a"
+    monkeypatch.setenv("XDG_STATE_HOME", str(place / "state"))
+    monkeypatch.setattr("mst.rundir.state_of", lambda path: "interrupted")
+
+    assert state_now(run) == "interrupted"
+
+    background.start(["train", str(fifo), "--output-dir", str(run), "--resume"])
+
+    assert state_now(run) == "running"
 
 
 def test_a_step_back_keeps_what_was_chosen(place: Path) -> None:
