@@ -137,5 +137,12 @@ def _fetch(session: Session) -> None:
         return
     arguments = ["models", "pull", name, "--from", hub]
     show_command(arguments)
-    if session.confirmed(words("model.fetch_sure", name=name, hub=hub)):
-        run_here([*arguments, "--yes"])
+    if not session.confirmed(words("model.fetch_sure", name=name, hub=hub)):
+        return
+    # Hubs send us to other hosts for large files; each is named by the person, or not asked.
+    while run_here([*arguments, "--yes"]) != 0:
+        host = session.asking.ask(words("model.fetch_host"), "", False)
+        if not host:
+            return
+        arguments += ["--allow-host", host]
+        show_command(arguments)

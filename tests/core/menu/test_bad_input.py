@@ -75,6 +75,27 @@ def test_models_are_listed_with_size_and_fit_and_unusable_ones_say_why(
     assert "has a config.json but no weights" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_fetch_that_fails_leads_on_to_its_hosts_or_back(
+    place: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run_here(arguments: list[str]) -> int:
+        ran.append(arguments)
+        return 0 if "cdn.example" in arguments else 1
+
+    monkeypatch.setattr("mst.menu.model_step.run_here", run_here)
+    monkeypatch.setattr("mst.menu.model_step._usable_first", lambda session: [])
+    fetch = ("<fetch>", "modelscope", "ORG/NAME", "yes")
+    session = scripted(place, None, *fetch, "cdn.example", *fetch, "", "back")
+
+    assert choose_model(session) == "back"
+    pull = ["models", "pull", "ORG/NAME", "--from", "modelscope"]
+    assert ran == [
+        [*pull, "--yes"], [*pull, "--allow-host", "cdn.example", "--yes"], [*pull, "--yes"],
+    ]  # fmt: skip
+
+
 def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
     place: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
