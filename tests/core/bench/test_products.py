@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.measured_cells import cell
 
+from mst.bench import products
 from mst.bench.chat_clients import Answer, Question
 from mst.bench.products import serve_target, served_of
 from mst.bench.run_cell import Place
@@ -77,3 +80,30 @@ def test_a_model_that_ends_at_once_is_measured_by_whole_answers(
         assert each.first_token_seconds is not None
         # Two requests a stream: the first token is not the whole answer.
         assert each.first_token_seconds < TOKENS * each.requests / each.tokens_per_second / 2
+
+
+def test_an_engine_that_takes_no_bias_is_asked_without(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def server(*_: object) -> Iterator[int]:
+        yield 1
+
+    def ask_together(
+        port: int, model: str, streams: list[list[Question]], **_: object
+    ) -> tuple[list[list[Answer]], float]:
+        faults = {True: "HTTP 400", False: ""}
+        told = [
+            [Answer(one, tokens=3, fault=faults[bool(one.never)]) for one in each]
+            for each in streams
+        ]
+        return told, 1.0
+
+    monkeypatch.setattr(products, "_server", server)
+    monkeypatch.setattr(products, "ask_together", ask_together)
+    asked = cell(serving=(1,), answer_tokens=TOKENS)
+    place: Any = None
+    (found,) = serve_target(asked, place, tiny_model, "turbomind", tmp_path / "log")
+
+    assert (found.lost, found.tokens_per_second) == (0, 6.0)
+    assert found.reason == "2 of 2 answers were shorter than what was asked for"
