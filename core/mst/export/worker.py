@@ -24,6 +24,7 @@ from mst.export.figures import Distance, Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
+    lost_words,
     merge_faults,
     put_weights,
     quality_faults,
@@ -31,7 +32,7 @@ from mst.export.gate import (
     weight_faults,
 )
 from mst.export.job import ExportJob, TargetJob, ask, request_for
-from mst.export.loaded import cast_faults, loaded_weights
+from mst.export.loaded import cast_faults, loaded_weights, lost_share
 from mst.export.meanwhile import GoOn, Meanwhile
 from mst.export.rows import PROMPTS, ExportRows, rows_of
 from mst.extensions import hide_extensions, hide_packages
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 _ANSWER_TOKENS = 32
 # Rows that are asked for their answer in a breath: a stop waits for no more.
 _ASKED_AT_ONCE = 40
+# From which share of lost values on they are named as the reason.
+_MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -327,7 +330,19 @@ def _judged(
     found = distance(shared.reference, candidate)
     answers = compared(shared.right(), _right(lambda: None, candidate, shared.rows))
     quality = Quality(found, rounding, answers)
-    return quality, quality_faults(quality, bounds)
+    faults = quality_faults(quality, bounds)
+    if faults and bounds.exact:
+        faults += _why_cast(shared, candidate)
+    return quality, faults
+
+
+def _why_cast(shared: _Shared, candidate: torch.nn.Module) -> list[str]:
+    """Return in words why weights that are what was trained, cast, are no good; else nothing."""
+    source, dtype = shared.job.source, shared.report.dtype
+    if source.adapter is None or source.quantization != "none":
+        return []
+    share = lost_share(loaded_weights(Path(source.weights)), shared.trained, candidate)
+    return [] if share < _MOSTLY else [lost_words(share, dtype)]
 
 
 def main(argv: list[str]) -> int:
