@@ -171,7 +171,7 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
     dtype = getattr(torch, job["dtype"])
     base: Any = AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=dtype, attn_implementation=job["attention"], local_files_only=True,
-        use_safetensors=True,
+        use_safetensors=True, trust_remote_code=False,
     )  # fmt: skip
     model = PeftModel.from_pretrained(base, job["adapter"], is_trainable=True)
     config = SFTConfig(
@@ -185,7 +185,9 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
     ]
     trainer = InOrder(
         model=model, args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
+        processing_class=AutoTokenizer.from_pretrained(
+            job["model"], local_files_only=True, trust_remote_code=False
+        ),
         callbacks=[notes.callback()],
     )  # fmt: skip
     trainer.train()

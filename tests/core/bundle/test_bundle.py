@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -398,7 +399,7 @@ def test_only_pickled_weights_are_refused_and_pickles_beside_others_left_out(
     assert find_models([str(model)], {})[0].left_out == ("modeling_tiny.py", "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     assert create(tmp_path / "kit", "--model", str(model)) == 1
-    assert "mst model convert" in capsys.readouterr().err
+    assert "mst models convert" in capsys.readouterr().err
 
 
 def test_models_that_the_disk_does_not_hold_are_refused_first(
@@ -419,24 +420,31 @@ def test_models_that_the_disk_does_not_hold_are_refused_first(
 def begun(wheelhouse: Path, tmp_path: Path) -> Iterator[Callable[[int], int]]:
     """Return a function that begins a bundle, sends it a signal, and returns its exit code."""
     out = tmp_path / "kit"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mst", "bundle", "create", "--device", "cpu", "--extra",
-            "--wheels", str(wheelhouse), "--out", str(out),
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    end = time.monotonic() + 60
-    while not (tmp_path / ".kit.part" / "wheels").is_dir() and time.monotonic() < end:
-        time.sleep(0.02)
+    processes = []
 
     def send(number: int) -> int:
-        os.killpg(process.pid, number)
-        return process.wait(60)
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mst", "bundle", "create", "--device", "cpu", "--extra",
+                "--wheels", str(wheelhouse), "--out", str(out),
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        processes.append(process)
+        while not (tmp_path / ".kit.part" / "wheels").is_dir() and process.poll() is None:
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        if process.wait(60) != 0:
+            return process.returncode
+        # It was done before the signal came.
+        shutil.rmtree(out)
+        return send(number)
 
     yield send
-    process.kill()
-    process.wait()
+    for each in processes:
+        each.kill()
+        each.wait()
 
 
 def test_a_creation_that_was_killed_leaves_nothing_that_looks_whole(
