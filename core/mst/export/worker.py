@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,8 +228,16 @@ def _rounding(
         return None
     request = request_for(shared.job.options, shared.job.merged)
     rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
-    put_weights(candidate, rounded)
+    put_weights(candidate, _while_waited_for(go_on, rounded))
     return distance(shared.reference, candidate, go_on)
+
+
+def _while_waited_for(
+    go_on: GoOn, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for each in weights:
+        go_on()
+        yield each
 
 
 def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> bool:
