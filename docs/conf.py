@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pygments.lexers.data import JsonLexer
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 project = "MST"
@@ -77,8 +78,9 @@ def tell_language(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the above, and show rows of JSONL as JSON."""
+    """Connect the above, and name lexers for blocks that Pygments has none for."""
     app.add_lexer("jsonl", JsonLexer)
+    app.add_lexer("csv", TextLexer)
     app.connect("source-read", prepare)
     app.connect("html-page-context", tell_language)
 
