@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from mst import cli
+from mst import cli, hookspecs
 from mst.cli.options import Parser, refuse_unknown, train_request
 from mst.cli.plan import asks_for_longest
 from mst.data import formats
@@ -152,15 +152,27 @@ def test_links_to_files_resolve(document: str) -> None:
     assert [each for each in local if not (here / each).exists()] == []
 
 
-def test_the_options_document_is_fresh() -> None:
-    spec = importlib.util.spec_from_file_location("options_doc", ROOT / "ci/make_options_doc.py")
+@pytest.mark.parametrize("name", ["options", "hooks"])
+def test_a_generated_document_is_fresh(name: str) -> None:
+    command = f"ci/make_{name}_doc.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_doc", ROOT / command)
 
     assert spec is not None
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    assert text_of("docs/options.md") == module.document(), "run: python ci/make_options_doc.py"
+    assert text_of(f"docs/{name}.md") == module.document(), f"run: python {command}"
+
+
+def test_every_hook_is_in_the_reference_with_what_a_vendor_has_to_know() -> None:
+    _, *entries = re.split(r"^### ", text_of("docs/hooks.md"), flags=re.MULTILINE)
+    specified = {name for name in vars(hookspecs) if name.startswith("mst_")}
+
+    assert {each.split()[0] for each in entries} == specified
+    for each in entries:
+        for part in ("**Called:**", "**Returns:**", "**If it raises:**", "```python", "Added in "):
+            assert part in each
 
 
 def test_what_resume_may_change_is_documented() -> None:

@@ -25,7 +25,12 @@ def script(document: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-DOCUMENTS = [each.name for each in sorted(DOCS.glob("*.md")) if BLOCK.search(each.read_text())]
+# The examples of hooks come from mst.hookspecs, whose own tests run them.
+DOCUMENTS = [
+    each.name
+    for each in sorted(DOCS.glob("*.md"))
+    if each.name != "hooks.md" and BLOCK.search(each.read_text())
+]
 
 
 def test_there_are_examples() -> None:
