@@ -204,8 +204,29 @@ def test_no_namespaces_leave_the_broker() -> None:
     seal: dict[str, Any] = eval(done.stdout)
     refused = dict(seal["refused"])
     assert seal["layer"] == "broker"
-    assert {"root-namespace", "user-namespace"} <= set(refused)
-    assert "given-namespace" in refused
+    assert set(refused) == {"root-namespace", "user-namespace"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "filtered", "layer", "unix"),
+    [
+        ("auto", ("unshare",), "broker", "broker"),
+        ("auto", ("unshare", "pidfd_getfd"), "given-namespace", "none"),
+        # Others in the namespace have sockets too, and one of them could be a way out.
+        ("namespace", ("unshare",), "given-namespace", "none"),
+    ],
+)
+def test_a_network_that_was_given_is_not_taken_for_the_jobs_own(
+    asked: str, filtered: tuple[str, ...], layer: str, unix: str
+) -> None:
+    given = """
+from mst.seal.jail import namespaces
+namespaces.enter_as_root() if os.geteuid() == 0 else namespaces.enter_unprivileged()
+"""
+    code = "print(seal.layer, seal.unix)"
+    done = inside(code, asked, before=given + FILTERED.format(names=filtered))
+
+    assert done.stdout.split() == [layer, unix], done.stderr
 
 
 def test_dockers_default_profile_leaves_one_process() -> None:
