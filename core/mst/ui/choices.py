@@ -156,10 +156,14 @@ def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
             )
         flag = name.replace("_", "-")
         converted = convert(name, value, flag)
-        items = converted if isinstance(converted, tuple) else (_text(converted),)
+        many = isinstance(converted, tuple)
+        items = converted if many else (_text(converted),)
         if any(each.startswith("-") for each in items) and isinstance(converted, (str, tuple)):
             raise UsageError(f"{flag}: a value begins with '-'. Leave that out.")
-        arguments += [f"--{flag}={items[0]}", *items[1:]] if items else []
+        # Behind "--flag=first" a second value would be the command's own argument: a file of
+        # options, which may name any code and switch the jail off.
+        arguments += [f"--{flag}", *items] if many and items else []
+        arguments += [] if many else [f"--{flag}={items[0]}"]
     return tuple(arguments)
 
 

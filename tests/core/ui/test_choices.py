@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from mst import background, rundir
+from mst.cli.options import Parser, add_train_options
 from mst.errors import UsageError
 from mst.ui.choices import (
     StartRequest,
@@ -53,7 +54,7 @@ def test_a_request_becomes_the_command_line_that_a_person_would_type(
     assert found == (
         "train", f"--output-dir={tmp_path}/runs/wards", f"--model={tmp_path}/models/tiny",
         "--dataset", f"{tmp_path}/data/rows.jsonl", "--lora-rank=16", "--packing=true",
-        "--target-modules=q_proj", "--tuner=lora",
+        "--target-modules", "q_proj", "--tuner=lora",
     )  # fmt: skip
     assert started(places) == ("train", f"--output-dir={tmp_path}/runs/wards")
 
@@ -82,6 +83,17 @@ def test_no_option_of_a_page_names_a_path_runs_code_or_opens_the_jail() -> None:
 def test_what_is_not_allowed_is_refused(places: Places, more: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         started(places, **more)
+
+
+@pytest.mark.parametrize("asked", [["q_proj", "/etc/options.yaml"], "q_proj,/etc/options.yaml"])
+def test_no_value_of_a_list_is_taken_for_a_file_of_options(places: Places, asked: Any) -> None:
+    parser = Parser()
+    add_train_options(parser)
+    for more in ({}, {"tuner": "lora"}):
+        found = parser.parse_args(started(places, options={"target_modules": asked} | more)[1:])
+
+        assert found.config is None
+        assert found.target_modules == ["q_proj", "/etc/options.yaml"]
 
 
 @pytest.mark.parametrize("more", [{"command": "rm"}, {"name": 3}, {"name": ""}, {"place": "0"}])
