@@ -259,8 +259,10 @@ def _limit_writes(request: JailRequest, scene: Scene, environ: Mapping[str, str]
                 f"{each} does not exist, and a sealed job can make nothing in /. Make the directory"
                 " first."
             )
+    rdma = bool(request.allow_net)
+    places = landlock.nodes() if scene.reads_only else landlock.writable(environ, named, rdma=rdma)
     try:
-        landlock.restrict(landlock.writable(environ, named, rdma=bool(request.allow_net)), version)
+        landlock.restrict(places, version)
     except OSError as error:
         return f"not limited: {error.strerror or error}"
     return f"Landlock, version {version}"

@@ -123,6 +123,28 @@ print(seal.files)
     assert "Landlock" in done.stdout
 
 
+def test_a_job_that_only_reads_can_write_nowhere(tmp_path: Path) -> None:
+    if not Path("/sys/kernel/security").is_dir() or "landlock" not in open_modules():
+        pytest.skip("wants a kernel with Landlock")
+    (tmp_path / "kept").write_text("x")
+    code = """
+from pathlib import Path
+print(Path("kept").read_text())
+for bad in ("here", "kept", os.environ["TMPDIR"] + "/mine", os.environ["HOME"] + "/.cache/mine"):
+    try:
+        Path(bad).write_text("y")
+    except PermissionError:
+        continue
+    sys.exit(bad)
+"""
+    before = "from functools import partial; Scene = partial(Scene, reads_only=True)"
+    (tmp_path / ".cache").mkdir()
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = inside(code, before=before, cwd=tmp_path, env=environ)
+
+    assert (done.returncode, done.stdout) == (0, "x\n"), done.stderr
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_a_new_users_cache_can_be_written(tmp_path: Path, given: bool) -> None:
     here, home, named = (tmp_path / each for each in ("here", "home", "named/cache"))
