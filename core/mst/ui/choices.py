@@ -6,9 +6,11 @@ when the page was started.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from mst.request import fields
 from mst.ui.index import id_of
 from mst.ui.job import Places
 
-# Of the files in a directory, so that a wrong one (such as /) ends soon.
-_MOST = 1000
+# Of what is found in a directory, and of what is looked at, so that a wrong one (such as /) ends
+# soon.
+_MOST, _MOST_LOOKED_AT = 1000, 20_000
 _DEPTH = 3
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
@@ -71,19 +74,20 @@ def _is_data(path: Path) -> bool:
         suffixes.pop()
     # Encrypted files need a key, which a page does not ask for.
     encrypted = path.suffix.lower() == ".mst"
-    return bool(suffixes) and suffixes[-1] in _DATA and not encrypted and path.is_file()
+    return bool(suffixes) and suffixes[-1] in _DATA and not encrypted and os.path.isfile(path)
 
 
 def _is_model(path: Path) -> bool:
     if path.suffix.lower() == ".gguf":
-        return path.is_file()
-    return (path / "config.json").is_file()
+        return os.path.isfile(path)
+    # Not Path.is_file, which raises where a directory is somebody else's alone.
+    return os.path.isfile(path / "config.json")
 
 
 def _under(place: Path, wanted: Any, depth: int) -> Iterator[Choice]:
     """Yield what is wanted below a directory, following no link out of it."""
     found = 0
-    for path in _walk(place, depth):
+    for path in islice(_walk(place, depth), _MOST_LOOKED_AT):
         if found == _MOST:
             return
         if wanted(path) and path.resolve().is_relative_to(place.resolve()):
@@ -98,7 +102,7 @@ def _walk(place: Path, depth: int) -> Iterator[Path]:
         return
     for each in inside:
         yield each
-        if depth > 1 and each.is_dir() and not each.is_symlink():
+        if depth > 1 and not os.path.islink(each) and os.path.isdir(each):
             yield from _walk(each, depth - 1)
 
 

@@ -103,7 +103,9 @@ class Index:
 
 def _is_run(path: Path, place: Path) -> bool:
     """Return whether a run lies there, and not elsewhere behind a link."""
-    return not path.is_symlink() and path.parent == place and (path / rundir.MANIFEST).is_file()
+    # Not Path.is_file, which raises where a directory is somebody else's alone.
+    manifest = path / rundir.MANIFEST
+    return path.parent == place and not os.path.islink(path) and os.path.isfile(manifest)
 
 
 def _entry(path: Path, place: int, known: Entry | None) -> Entry:
