@@ -123,8 +123,8 @@ def run_directory(request: StartRequest, places: Places) -> Path:
     """
     if not _NAME.fullmatch(request.name):
         raise UsageError(
-            "a run's name has letters, digits, '.', '-' and '_', 80 at most, and begins with a"
-            " letter or a digit. Choose another."
+            "a run's name has letters, digits, '.', '-' and '_', 80 at most, and begins with"
+            " neither '.' nor '-'. Choose another."
         )
     if request.place >= len(places.runs):
         raise UsageError("there is no such directory of runs. Load the page again.")

@@ -122,7 +122,7 @@ function about(run) {
       (run.data ?? []).map((each) => [each.path, number(each.rows), each.sha256.slice(0, 16)])),
     table(words.results, [words.figure, words.value],
       Object.entries(run.results ?? {}).map(([name, value]) => [name, number(value)])),
-    make("p", {}, words.in_terminal, " ", make("code", {}, `mst runs show ${run.path}`)),
+    make("p", {}, words.in_terminal, " ", make("code", {}, run.shown_by)),
   ];
 }
 
