@@ -235,6 +235,9 @@ function follow(path, take, signal, gone) {
     }
   }
   function open() {
+    // A browser has six connections to a server, and pages that nobody looks at would take them.
+    if (document.hidden) return;
+    source?.close();
     source = new EventSource(path);
     source.onmessage = (event) => {
       if (event.data === "[DONE]") {
@@ -260,6 +263,10 @@ function follow(path, take, signal, gone) {
       } else tell(words.unreachable, "server");
     };
   }
-  signal.addEventListener("abort", () => source.close());
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) source?.close();
+    else open();
+  }, { signal });
+  signal.addEventListener("abort", () => source?.close());
   open();
 }
