@@ -25,6 +25,7 @@ class StandIn:
     """What the hub has and how it behaves; what it was asked is kept in `asked`.
 
     Large files (by `large`) are sent from another name of this machine, as a hub's CDN would.
+    Behind each file's own bytes it sends `more` others.
     """
 
     repository: str
@@ -34,6 +35,8 @@ class StandIn:
     elsewhere: str = "127.0.0.1"
     status: int = 200
     licence: str = "apache-2.0"
+    commit: str = COMMIT
+    more: int = 0
     cut_once_after: int | None = None
     chunk: int = 1 << 16
     pause: float = 0.0
@@ -56,7 +59,7 @@ class StandIn:
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
             siblings.append(entry)
         return {
-            "id": self.repository, "modelId": self.repository, "sha": COMMIT, "private": False,
+            "id": self.repository, "modelId": self.repository, "sha": self.commit, "private": False,
             "tags": [], "downloads": 0, "siblings": siblings,
             "cardData": {"license": self.licence},
         }  # fmt: skip
@@ -117,6 +120,7 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, content: bytes) -> None:
             asked = self.headers.get("Range", "")
+            content += b"x" * hub.more
             start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
             body = content[start:]
             self.send_response(206 if asked else 200)

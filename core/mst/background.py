@@ -110,7 +110,8 @@ def start(arguments: Sequence[str], *, place: Path | None = None, cwd: Path | No
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "cwd": str(where),
         }
-        write_text(directory / WORK, json.dumps(facts, ensure_ascii=False) + "\n", 0o600)
+        # In ASCII: a path need not be UTF-8.
+        write_text(directory / WORK, json.dumps(facts) + "\n", 0o600)
         handle = os.open(directory / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise BackgroundError(f"cannot begin {directory}: {error.strerror}.") from None
@@ -201,7 +202,7 @@ def read(directory: Path) -> Work | None:
     """Return what a directory tells of a work; None where it tells of none."""
     known = _read(directory / WORK)
     arguments, cwd = known.get("arguments"), known.get("cwd")
-    if not isinstance(arguments, list) or not isinstance(cwd, str):
+    if not isinstance(arguments, list) or not arguments or not isinstance(cwd, str):
         return None
     process = _read(directory / PROCESS)
     # Looked for before the end is: a command that ends meanwhile has written it by then.
@@ -287,6 +288,13 @@ def stop(work: Work, *, kill: bool = False) -> bool:
     return True
 
 
+def beginning(work: Work, first_bytes: int = 1 << 16) -> str:
+    """Return the first that a work has printed, as `output` returns the last."""
+    with suppress(OSError), (work.directory / OUTPUT).open("rb") as file:
+        return _printed(file.read(first_bytes))
+    return ""
+
+
 def output(work: Work, last_bytes: int = 1 << 16) -> str:
     """Return the end of what a work has printed, from the beginning of a line; "" for nothing.
 
@@ -299,9 +307,12 @@ def output(work: Work, last_bytes: int = 1 << 16) -> str:
             data = file.read(last_bytes)
     except OSError:
         return ""
+    return _printed(data.partition(b"\n")[2] if size > last_bytes else data)
+
+
+def _printed(data: bytes) -> str:
+    """Return what was printed as text that any terminal can show."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
-    if size > last_bytes:
-        text = text.partition("\n")[2]
     # Of a line that was written over, the last state is kept.
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _CONTROL.sub("", "\n".join(lines))

@@ -467,7 +467,8 @@ def mst_export_rounded(request: ExportRequest) -> Iterable[tuple[str, torch.Tens
 
     Called:
         By `mst export` in its worker where the plan's bounds have `beats_rounding`: a method that
-        takes minutes must be better than one that takes none.
+        takes minutes must be better than one that takes none. Where memory allows, in a thread of
+        its own while `mst_export` runs.
 
     Args:
         request: as `mst_export` got it, without the directories to write to.

@@ -89,6 +89,21 @@ def rows_a_pass(rows: Sequence[Sequence[int]]) -> int:
     return max(1, PASS_TOKENS // max(map(len, rows)))
 
 
+def rows_of_one_pass(rows: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Return rows that make one pass of `PASS_TOKENS`, those with most tokens, for AWQ.
+
+    Where passes differ in tokens, gptqmodel's AWQ goes by the inputs of its last pass alone, which
+    has the shortest rows. These are of about one length, for the longest sets the width of all; a
+    row that is longer than a pass is cut.
+    """
+    ordered = sorted((list(each[:PASS_TOKENS]) for each in rows), key=len)
+    fitting = [
+        ordered[max(0, end - PASS_TOKENS // len(longest)) : end]
+        for end, longest in enumerate(ordered, 1)
+    ]
+    return max(fitting, key=lambda found: sum(map(len, found)))
+
+
 def quantize(
     source: Path,
     directory: Path,

@@ -18,7 +18,7 @@ from mst.errors import Interrupted, ModelError, MstError, RunError
 from mst.extensions import hide_extensions, hide_packages
 from mst.model.files import read_config
 from mst.worker_process import StopAsked, die_with_parent, guarded
-from mst_plugins.gptqmodel_job import Progress, QuantizeJob, rows_a_pass
+from mst_plugins.gptqmodel_job import Progress, QuantizeJob, rows_a_pass, rows_of_one_pass
 from mst_plugins.gptqmodel_patches import patch, stop_noted
 from mst_plugins.quantized_model import decoder_linears, faults, write_side_files
 from mst_plugins.sealed_continuation import key_from_rows
@@ -101,13 +101,15 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
             os.write(job.progress, f"{line}\n".encode())
 
     model.layer_callback = tell
+    awq = job.scheme.layout == "awq"
+    given = rows_of_one_pass(rows) if awq else rows
     try:
         model.quantize(
-            [{"input_ids": each, "attention_mask": [1] * len(each)} for each in rows],
-            batch_size=rows_a_pass(rows),
+            [{"input_ids": each, "attention_mask": [1] * len(each)} for each in given],
+            batch_size=len(given) if awq else rows_a_pass(rows),
             calibration_data_min_length=1,
             # Left to itself, gptqmodel asks for CUDA.
-            backend=BACKEND.AWQ_TORCH if job.scheme.layout == "awq" else BACKEND.GPTQ_TORCH,
+            backend=BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH,
             checkpoint=_checkpoint(job, key) if goes_on else None,
         )
     except CheckpointStopped:

@@ -14,13 +14,14 @@ from tests.reference_plans import rows
 from mst.errors import PlanError
 from mst.hardware import read_hardware
 from mst.longest import longest_rows
-from mst.plan import Plan
+from mst.plan import Plan, PrivacyBudget
 from mst.planner import as_explicit, open_space
 from mst.registry import load
 from mst.request import TrainRequest
 from mst.resume import CHANGEABLE_ON_RESUME
 from mst.retry import configuration_of, next_smaller
 from mst.shortfall import NothingFits
+from mst.training.faults import too_large
 from mst.workload import DataFacts
 
 LONG = replace(LLAMA_2_7B, max_position_embeddings=131_072)
@@ -107,6 +108,18 @@ def test_where_the_hosts_memory_is_not_known_or_too_small_it_is_not_taken() -> N
     for where in ("rtx-3090", "rtx-3090+cpu-4c-4gb"):
         with pytest.raises(NothingFits):
             planned_on(LONG, where, asked(), ROWS)
+
+
+def test_a_step_that_did_not_fit_is_told_of_it_where_it_would_do() -> None:
+    import torch
+
+    request = asked("off", gradient_checkpointing="on")
+    made, chip = card(request, rows(8192, 64)), torch.device("cuda")
+    budget = PrivacyBudget(3.0, 1e-5, "row", 64, 0.5, 9, 1.0, 1.0, "opacus", 3.0)
+
+    assert "--activation-offloading on" in str(too_large(chip, 1, 1, made, request))
+    for other in (replace(made, privacy=budget), replace(made, activation_offloading=True)):
+        assert "--activation-offloading" not in str(too_large(chip, 1, 1, other, request))
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.Mon
         return parsed()
 
     assert given().sides == ["mst", "mst-plain", "trl", "trl-packed"]
-    assert given("--llamafactory", "/peer/bin/python").sides[-1] == "llamafactory"
+    peers = given("--llamafactory", "/peer/bin/python").sides[-2:]
+    assert peers == ["llamafactory", "llamafactory-packed"]
     with pytest.raises(SystemExit):
         given("--sides", "mst", "llamafactory")

@@ -20,7 +20,13 @@ import pytest
 
 from mst.errors import PlanError
 from mst.model.facts import LinearShape
-from mst_plugins.gptqmodel_job import PASS_TOKENS, VERSION, check, rows_a_pass
+from mst_plugins.gptqmodel_job import (
+    PASS_TOKENS,
+    VERSION,
+    check,
+    rows_a_pass,
+    rows_of_one_pass,
+)
 from mst_plugins.layouts.layout import LAYOUTS
 from mst_plugins.layouts.rounding import dequantize
 from mst_plugins.quantized_model import Scheme, decoder_linears, faults
@@ -51,6 +57,17 @@ quantize(
 def test_a_pass_takes_short_rows_together_and_a_long_one_alone() -> None:
     assert rows_a_pass([[1] * 40, [1] * 64]) == PASS_TOKENS // 64
     assert rows_a_pass([[1], [1] * 2000]) == 1
+
+
+def test_awq_has_one_pass_with_little_padding() -> None:
+    rows = [[place] * length for place, length in enumerate([9, 60, 2000, 55, 10, *[58] * 40])]
+    found = rows_of_one_pass(rows)
+
+    assert len(found) * max(map(len, found)) <= PASS_TOKENS
+    assert sum(map(len, found)) > 0.9 * PASS_TOKENS
+    assert all(each in [row[:PASS_TOKENS] for row in rows] for each in found)
+    assert rows_of_one_pass([[7] * 3, [8] * 9000]) == [[8] * PASS_TOKENS]
+    assert sorted(map(len, rows_of_one_pass([[1] * 20, [2] * 30, [3] * 25]))) == [20, 25, 30]
 
 
 def test_what_gptqmodel_cannot_do_is_told_before_the_work(
@@ -94,9 +111,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows() -> list[list[int]]:
-    """Random rows: what a row says makes no difference here."""
+    """Random rows: what a row says makes no difference here, but that they differ in length."""
     generator = random.Random(0)
-    return [[generator.randrange(3, 6400) for _ in range(40)] for _ in range(30)]
+    lengths = [60, *(generator.randrange(30, 60) for _ in range(29))]
+    return [[generator.randrange(3, 6400) for _ in range(length)] for length in lengths]
 
 
 def call(

@@ -12,6 +12,8 @@ from typing import Any
 
 # An answer that takes longer is lost.
 PATIENCE_SECONDS = 3600.0
+# The least bias of OpenAI's API, which bans a token.
+_NEVER = -100
 # What may go wrong on the way: the connection, its end, or bytes that are no answer's.
 # On Python 3.10 asyncio's TimeoutError is no OSError.
 _LOST = (OSError, EOFError, ValueError, LookupError, TypeError, asyncio.TimeoutError)
@@ -24,10 +26,12 @@ class Question:
     Attributes:
         messages: the conversation.
         tokens: longest answer.
+        never: ids of tokens that the answer must not have, such as those that would end it.
     """
 
     messages: list[dict[str, str]] = field(repr=False)
     tokens: int
+    never: tuple[int, ...] = ()
 
 
 @dataclass
@@ -81,6 +85,8 @@ async def ask(
         "model": model, "messages": question.messages, "max_tokens": question.tokens,
         "temperature": 0, "stream": True,
     }  # fmt: skip
+    if question.never:
+        body["logit_bias"] = {str(each): _NEVER for each in question.never}
     if usage:
         body["stream_options"] = {"include_usage": True}
     answer = Answer(question)

@@ -171,7 +171,7 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
     dtype = getattr(torch, job["dtype"])
     base: Any = AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=dtype, attn_implementation=job["attention"], local_files_only=True,
-        use_safetensors=True,
+        use_safetensors=True, trust_remote_code=False,
     )  # fmt: skip
     model = PeftModel.from_pretrained(base, job["adapter"], is_trainable=True)
     config = SFTConfig(
@@ -185,7 +185,9 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
     ]
     trainer = InOrder(
         model=model, args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
+        processing_class=AutoTokenizer.from_pretrained(
+            job["model"], local_files_only=True, trust_remote_code=False
+        ),
         callbacks=[notes.callback()],
     )  # fmt: skip
     trainer.train()
@@ -193,8 +195,8 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
 
 def packed(
     rows: list[tuple[list[int], list[int]]], length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Return blocks as LLaMA-Factory's `packing` makes them of rows that are tokens already.
+) -> list[tuple[list[int], list[int], int]]:
+    """Return blocks as LLaMA-Factory's `packing` makes them, and how many tokens are of rows.
 
     Its own knapsack fills them; rows in one see each other, and the rest is 0 without a label.
     """
@@ -208,7 +210,8 @@ def packed(
         taken = [by_length[each].pop() for each in lengths]
         gap = length + 1 - sum(lengths)
         ids = [token for row in taken for token in row[0]] + [0] * gap
-        blocks.append((ids, [label for row in taken for label in row[1]] + [-100] * gap))
+        labels = [label for row in taken for label in row[1]] + [-100] * gap
+        blocks.append((ids, labels, sum(lengths)))
     return blocks
 
 
@@ -220,11 +223,12 @@ def llamafactory(job: dict[str, Any], notes: Notes) -> None:
 
     given_rows = job["rows"]
     if job.get("packing"):
-        given_rows = packed(given_rows, job["max_length"])
-        for start in range(0, len(given_rows), job["batch"]):
-            blocks = given_rows[start : start + job["batch"]]
-            notes.tokens.append(sum(token != 0 for ids, _ in blocks for token in ids))
-            notes.labels.append(sum(label != -100 for _, labels in blocks for label in labels))
+        blocks = packed(given_rows, job["max_length"])
+        given_rows = [(ids, labels) for ids, labels, _ in blocks]
+        for start in range(0, len(blocks), job["batch"]):
+            taken = blocks[start : start + job["batch"]]
+            notes.tokens.append(sum(filled for *_, filled in taken))
+            notes.labels.append(sum(label != -100 for _, each, _ in taken for label in each))
     rows = Dataset.from_list(
         [
             {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -21,7 +21,7 @@ class Procedure:
         seed: of rows, order and adapters.
         timeout_seconds: of each run, export or server.
         prompt_words: of a question to a server.
-        answer_tokens: longest answer to it.
+        answer_tokens: of each answer to it: it goes on where the model would end.
     """
 
     dataset: tuple[str, ...] = ()

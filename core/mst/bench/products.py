@@ -8,14 +8,15 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.bench.chat_clients import Question, ask_together, percentile
+from mst.bench.chat_clients import Answer, Question, ask_together, percentile
 from mst.bench.process import error_in, mst_command, run_watched, started
 from mst.bench.results import Exported, Served
+from mst.errors import MstError
 from mst.training.sealed_directory import MANIFEST
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mst.bench.run_cell import Place
 
 _REQUESTS_A_STREAM = 2
-_MODEL = "model"
+_MODEL, _TOKENIZER = "model", "tokenizer.json"
 # Plain words, one or two tokens each in any vocabulary; what is asked does not matter.
 _WORDS = (
     "river", "stone", "table", "window", "garden", "paper", "bridge", "music", "winter", "letter",
@@ -71,33 +72,78 @@ def export_run(
 
 
 def serve_target(cell: Cell, place: Place, target: Path, name: str, log: Path) -> list[Served]:
-    """Return what `mst serve` gave at each number of streams; one server for all of them."""
+    """Return what `mst serve` gave at each number of streams; one server for all of them.
+
+    Every answer is as long as the cell asks for: a model that was tuned for a few steps ends most
+    of its answers at once, and a server of such answers has no speed.
+    """
     try:
+        never = _end_tokens(target)
         with _server(cell, place, target, log.with_suffix(".log")) as port:
             # Kernels are chosen and caches made with the first answers.
-            warm = [[_question(cell, "warm up")]] * 2
-            ask_together(port, _MODEL, warm, usage=True, patience=cell.procedure.timeout_seconds)
-            return [_under_load(cell, port, name, streams) for streams in cell.procedure.serving]
-    except ServerFailed as error:
+            if _refused(_warmed_up(cell, port, never)):  # not every engine takes a bias
+                never = ()
+                _warmed_up(cell, port, never)
+            return [_under_load(cell, port, name, each, never) for each in cell.procedure.serving]
+    except (ServerFailed, MstError) as error:
         return [Served(name, streams, reason=str(error)) for streams in cell.procedure.serving]
 
 
-def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
+def _end_tokens(target: Path) -> tuple[int, ...]:
+    """Return the tokens that end an answer of a run or an export; none of a file without them.
+
+    Raises:
+        MstError: they can't be read.
+    """
+    from mst import rundir
+    from mst.data.tokens import load_tokenizer
+
+    directory = target
+    if (target / rundir.MANIFEST).is_file():
+        directory = Path(rundir.read_manifest(target).model_path)
+    return load_tokenizer(directory).eos_token_ids if (directory / _TOKENIZER).is_file() else ()
+
+
+def _warmed_up(cell: Cell, port: int, never: tuple[int, ...]) -> list[Answer]:
+    warm = [[_question(cell, "warm up", never)]] * 2
+    told, _ = ask_together(port, _MODEL, warm, usage=True, patience=cell.procedure.timeout_seconds)
+    return [each for stream in told for each in stream]
+
+
+def _refused(answers: Sequence[Answer]) -> bool:
+    return any(each.fault == "HTTP 400" for each in answers)
+
+
+def _under_load(cell: Cell, port: int, name: str, streams: int, never: tuple[int, ...]) -> Served:
     asked = [
-        [_question(cell, f"{streams}/{stream}/{turn}") for turn in range(_REQUESTS_A_STREAM)]
+        [_question(cell, f"{streams}/{stream}/{turn}", never) for turn in range(_REQUESTS_A_STREAM)]
         for stream in range(streams)
     ]
     patience = cell.procedure.timeout_seconds
     told, seconds = ask_together(port, _MODEL, asked, usage=True, patience=patience)
-    answers = [each for stream in told for each in stream]
+    return served_of(name, streams, [each for stream in told for each in stream], seconds)
+
+
+def served_of(name: str, streams: int, answers: Sequence[Answer], seconds: float) -> Served:
+    """Return the figures of a load; answers that are lost or too short are told of.
+
+    Args:
+        name: of what was served.
+        streams: that asked.
+        answers: of all of them.
+        seconds: that all took together.
+    """
     whole = [each for each in answers if not each.fault]
-    faults = sorted({each.fault for each in answers if each.fault})
+    notes = sorted({each.fault for each in answers if each.fault})
+    short = [each for each in whole if each.tokens < each.question.tokens]
+    if short:
+        notes.append(f"{len(short)} of {len(whole)} answers were shorter than what was asked for")
     waits = [each.first_token_seconds for each in whole if each.first_token_seconds is not None]
     tokens = sum(each.tokens for each in whole)
     return Served(
         target=name,
         streams=streams,
-        reason=", ".join(faults),
+        reason=", ".join(notes),
         requests=len(answers),
         lost=len(answers) - len(whole),
         answer_tokens=tokens,
@@ -107,13 +153,13 @@ def _under_load(cell: Cell, port: int, name: str, streams: int) -> Served:
     )
 
 
-def _question(cell: Cell, seed: str) -> Question:
+def _question(cell: Cell, seed: str, never: tuple[int, ...]) -> Question:
     """Return a question of the cell's length, the same for each seed."""
     how = cell.procedure
     draw = random.Random(f"mst:bench:{how.seed}:{seed}")
     words = " ".join(draw.choices(_WORDS, k=how.prompt_words))
     text = f"Write a long story with these words: {words}"
-    return Question([{"role": "user", "content": text}], how.answer_tokens)
+    return Question([{"role": "user", "content": text}], how.answer_tokens, never)
 
 
 @contextmanager

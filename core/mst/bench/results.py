@@ -138,7 +138,7 @@ class Served:
     Attributes:
         target: "run", or the format of the export that was served.
         streams: that asked at once.
-        reason: why there are no figures.
+        reason: why there are no figures, or what is amiss with them.
         requests: that were made.
         lost: of them, those without a whole answer.
         answer_tokens: of the others.

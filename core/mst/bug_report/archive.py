@@ -20,6 +20,8 @@ def write(members: Mapping[str, bytes], target: Path) -> None:
     Raises:
         RunError: something is at `target`, or it can't be written.
     """
+    if not target.name or target.is_dir():
+        raise RunError(f"cannot write {target}: it is a directory. Pass --output FILE.")
     part = target.with_name(f".{target.name}.part")
     try:
         part.unlink(missing_ok=True)

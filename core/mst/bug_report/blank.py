@@ -32,12 +32,23 @@ _WORDS = frozenset(
         "objective", "engine",
     }
 )  # fmt: skip
-# An address with a scheme; a path of two parts and more, or from home; an address of mail; numbers
-# of a network.
+# An address with a scheme; an address of mail; numbers of a network.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,12}://[^\s'\"<>]+", re.IGNORECASE)
 _MAIL = re.compile(r"[^\s@<>'\"]+@[^\s@<>'\"]+")
+_NETWORK = re.compile(
+    r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|(?<![\w:])[0-9a-f:]*::[0-9a-f:.]*"
+    r"|\b(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{0,4}\b",
+    re.IGNORECASE,
+)
+# A path in quotes may have blanks; one without begins at the root, from home, or here.
+_QUOTED = re.compile(r"(?<!\w)(['\"`])([^'\"`]*/[^'\"`]*)\1(?!\w)")
 _PATH = re.compile(r"(?<![\w<])(?:~|\.{1,2})?/[^\s'\"`,;:()<>]*")
-_NETWORK = re.compile(r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|\b(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{0,4}\b")
+_RELATIVE = re.compile(r"(?<![\w<./~@+-])[\w.~@+-]+/[^\s'\"`,;:()<>]*")
+_FILE = re.compile(
+    r"(?<![\w<./])[\w.@+-]+\.(?:jsonl?|csv|tsv|parquet|arrow|txt|xlsx?|gz|zst|xz|bz2|safetensors|gguf|mst"
+    r"|ya?ml|toml|pem|pub|key)\b",
+    re.IGNORECASE,
+)
 # Places that are the same on every machine.
 _SYSTEM = (
     "/dev/",
@@ -117,18 +128,31 @@ def names_here(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
-    """Return a message without paths, addresses and the given names; of one line."""
+    """Return a message without paths, files, addresses and the given names; of one line."""
     found = "".join(each for each in " ".join(text.split()) if each.isprintable())
     found = _ADDRESS.sub("<address>", found)
     found = _MAIL.sub("<address>", found)
-    found = _PATH.sub(_path, found)
+    found = _QUOTED.sub(lambda match: f"{match[1]}{_path(match[2])}{match[1]}", found)
+    found = _PATH.sub(lambda match: _path(match[0]), found)
+    found = _RELATIVE.sub(lambda match: _relative(match[0]), found)
+    found = _FILE.sub("<file>", found)
     found = _NETWORK.sub("<address>", found)
+    return named_nothing(found, names)
+
+
+def named_nothing(text: str, names: Iterable[str]) -> str:
+    """Return a text with the given names replaced, a host's with the domain behind it."""
     for each in names:
-        found = re.sub(rf"(?<![\w]){re.escape(each)}(?![\w])", "<name>", found)
-    return found
+        name = rf"(?<!\w){re.escape(each)}(?:\.[\w-]+)*(?!\w)"
+        text = re.sub(name, "<name>", text, flags=re.IGNORECASE)
+    return text
 
 
-def _path(match: re.Match[str]) -> str:
-    path = match[0]
-    plain = path.startswith(_SYSTEM) and ".." not in path
+def _path(path: str) -> str:
+    plain = path.startswith(_SYSTEM) and ".." not in path and " " not in path
     return path if plain or path == "/" else "<path>"
+
+
+def _relative(path: str) -> str:
+    # A rate, such as GB/s, is none.
+    return path if path.endswith("/s") else "<path>"

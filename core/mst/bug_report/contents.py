@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mst import rundir
-from mst.bug_report.blank import blanked, field_names, names_here, without_names, words_of_options
+from mst.bug_report.blank import (
+    blanked,
+    field_names,
+    named_nothing,
+    names_here,
+    without_names,
+    words_of_options,
+)
 from mst.facts import MachineFacts
 
 # Of variables the names alone: they steer libraries, and their values may be a person's.
@@ -43,12 +50,11 @@ def contents(environ: Mapping[str, str], run: Path | None) -> dict[str, bytes]:
     from mst.cli.doctor import all_checks
     from mst.probe import machine_facts
     from mst.registry import load
-    from mst.versions import versions
 
     names = names_here(environ)
     registry = load()
     found: dict[str, Any] = {
-        "versions.json": asdict(versions()),
+        "versions.json": _versions(names),
         "devices.json": machine(machine_facts(registry), names),
         "plugins.json": _scrubbed([asdict(each) for each in registry.records], names),
         "doctor.json": _scrubbed([asdict(each) for each in all_checks(environ)], names),
@@ -60,6 +66,19 @@ def contents(environ: Mapping[str, str], run: Path | None) -> dict[str, bytes]:
     for name, value in found.items():
         files[name] = json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
     return files
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the versions of all parts; a version may look like an address, and is kept."""
+    from mst.versions import versions
+
+    plain = asdict(versions())
+    plain["platform"] = named_nothing(plain["platform"], names)  # of a kernel that somebody built
+    plain["plugins"] = {
+        named_nothing(name, names): named_nothing(of, names)
+        for name, of in plain["plugins"].items()
+    }
+    return plain
 
 
 def machine(facts: MachineFacts, names: tuple[str, ...]) -> Any:

@@ -177,7 +177,8 @@ def _part(output: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     part.mkdir(exist_ok=True)
-    handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+    # What a link leads to would be emptied.
+    handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,16 +4,22 @@ It is copied into each bundle, and imported by `mst bundle verify`, so that both
 Python must be able to read it, to be told what it lacks: nothing newer than Python 3.6 is used.
 """
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # Nothing beside this file is verified yet: no json.py there may be taken for Python's own.
+    _HERE = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [each for each in sys.path if os.path.realpath(each) != _HERE]
+
 import argparse
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 from typing import Any
 
@@ -60,6 +66,11 @@ def main(argv: "list[str] | None" = None) -> int:
             install(root, args.to, manifest)
     except Refused as error:
         sys.stderr.write(f"Refused: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(
+            f"Refused: {error.filename or 'the disk'}: {error.strerror}. Nothing is installed.\n"
+        )
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. Nothing is installed; type the same again.\n")
@@ -171,14 +182,20 @@ def _files(root: str) -> "list[str]":
     """Return the paths of all files but the listing and its signature.
 
     Raises:
-        Refused: one is a link, a device or a pipe.
+        Refused: one is a link, a device or a pipe, or has a name that would steer a terminal.
+        OSError: a directory can't be looked into.
     """
+
+    def stop(error: OSError) -> None:
+        raise error
+
     found = []  # type: list[str]
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=stop):
         for name in folders + names:
             path = os.path.join(folder, name)
             shown = os.path.relpath(path, root)
-            if os.path.islink(path) or not (os.path.isfile(path) or os.path.isdir(path)):
+            plain = os.path.isfile(path) or os.path.isdir(path)
+            if os.path.islink(path) or not plain or not shown.isprintable():
                 raise Refused(f"{root}: {shown!a} is no plain file. {_AGAIN}")
             if name in names and shown not in (SUMS, SIGNATURE):
                 found.append(shown)

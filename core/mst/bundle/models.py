@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mst.errors import BundleError, ModelError
 from mst.model.locate import ModelSource, locate
-from mst.seal.supply.model_files import only_pickle_message, pickles_of
+from mst.seal.supply.model_files import PROGRAMS, only_pickle_message, pickles_of
 
 _BLOCK = 1 << 22
 
@@ -21,7 +21,7 @@ class ModelFiles:
     Attributes:
         name: of its directory in the bundle.
         files: each by its path in that directory.
-        left_out: names of files that mst reads nothing of: pickles, and programs.
+        left_out: names of files that mst reads nothing of: pickles, programs, hidden files.
         size: of all files, in bytes.
     """
 
@@ -66,7 +66,8 @@ def _files(source: ModelSource) -> ModelFiles:
             raise ModelError(f"{source.path} holds a file with the name {shown!a}. Rename it.")
         if not path.is_file():
             continue
-        if path in pickles or path.suffix in (".py", ".pyc"):
+        hidden = any(part.startswith(".") for part in Path(shown).parts)  # .git, .cache
+        if path in pickles or hidden or path.suffix.lower() in PROGRAMS:
             left_out.append(shown)
         else:
             files[shown] = path

@@ -4,6 +4,7 @@ without any network.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from mst.bundle.target import Target, marker_environment, platform_tags
 from mst.errors import BundleError
 
 _PLACES = ("index-url", "extra-index-url", "find-links", "proxy")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # Behind it pip lists who asks for what.
 _CONFLICT = "The conflict is caused by:"
 
@@ -138,13 +140,11 @@ def configured_places(environ: Mapping[str, str]) -> tuple[str, ...]:
         name = key.rpartition(".")[2]
         if name in _PLACES:
             indexed |= name == "index-url"
-            found += [_place(each) for each in value.strip("'\"").split()]
+            # Written by repr: several places stand on lines of their own.
+            found += [_place(each) for each in str(ast.literal_eval(value)).split()]
     proxies = [value for key, value in environ.items() if key.lower() in _PROXIES and value]
     first = [] if indexed else ["pip's default index"]
     return tuple(dict.fromkeys([*first, *found, *map(_place, proxies)]))
-
-
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def _place(url: str) -> str:

@@ -13,16 +13,17 @@ SHELLS = ("bash", "zsh", "fish")
 _FILES = frozenset({"FILE", "YAML", "PATH", "OUT", "MATRIX", "REPORT"})
 _DIRECTORIES = frozenset({"DIR", "MODEL"})
 _RUNS = frozenset({"RUN"})
-# Names of runs: directories below ./runs, and any path to one.
+# Names of runs: directories below ./runs, and any path to one. shtab has bash quote what a function
+# with "_dir" in its name answers, so that a name with a blank or a ";" stays one word.
 _PREAMBLE = {
     "bash": """\
-_mst_runs() {
-  [ -d runs ] && (cd runs && compgen -d -- "$1")
+_mst_run_dirs() {
+  [ -d runs ] && (cd ./runs && compgen -d -- "$1")
   compgen -d -- "$1"
 }
 """,
     "zsh": """\
-_mst_runs() {
+_mst_run_dirs() {
   local -a found
   found=(runs/*(/N:t))
   compadd -a found
@@ -30,9 +31,10 @@ _mst_runs() {
 }
 """,
 }
+# fish's "path" takes a pattern that nothing fits; a "$" would be read when the script is loaded.
 _RUN = {
-    "bash": "_mst_runs",
-    "zsh": "_mst_runs",
+    "bash": "_mst_run_dirs",
+    "zsh": "_mst_run_dirs",
     "fish": "(path basename runs/*/ 2>/dev/null; __fish_complete_directories)",
 }
 

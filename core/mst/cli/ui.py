@@ -15,8 +15,10 @@ from mst.runs import RUNS
 from mst.serve.http.listening import Place, listening, told_to_end
 
 if TYPE_CHECKING:
-    from mst.ui.job import Places
+    from mst.ui.job import LocalModel, Places
 
+# They are an argument of the worker's, which Linux takes up to 128 KiB.
+_MOST_LOCAL_MODELS = 200
 # Of a worker that SIGTERM has ended before it could handle it.
 _TOLD_TO_END = 128 + signal.SIGTERM
 _EVENTS = frozenset({"ui.entered", "ui.asked"})
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--models", nargs="+", action="extend", default=[], metavar="DIR",
-        help="directories of models that new runs may be given (none: the embedded model)",
+        help="directories of models that new runs may be given, beside those of mst models list",
     )  # fmt: skip
     parser.add_argument("--port", type=int, default=0, metavar="N", help="0 for any (0)")
     parser.add_argument(
@@ -87,7 +89,29 @@ def _places(args: argparse.Namespace) -> Places:
                 raise UsageError(
                     f"--{flag} {each} is no directory. Make it, or name the one in which they lie."
                 )
-    return Places(*(_whole(each) for each in (args.runs or [RUNS], args.data, args.models)))
+    return Places(
+        runs=_whole(args.runs or [RUNS]),
+        data=_whole(args.data),
+        models=_whole(args.models),
+        local_models=_local_models() if args.actions == "on" else (),
+    )
+
+
+def _local_models() -> tuple[LocalModel, ...]:
+    """Return the models of the local places that can be used; the embedded one needs no name."""
+    from mst.model.found import found_models
+    from mst.model.places import EMBEDDED
+    from mst.ui.job import LocalModel
+
+    usable = [
+        each
+        for each in found_models(os.environ)
+        if not each.problem and each.place != EMBEDDED and each.path.isprintable()
+    ]
+    return tuple(
+        LocalModel(each.name, str(Path(each.path).absolute()))
+        for each in usable[:_MOST_LOCAL_MODELS]
+    )
 
 
 def _whole(directories: list[str]) -> tuple[str, ...]:

@@ -213,3 +213,17 @@ def merge_faults(max_logit_difference: float, same_answers: int, answers: int) -
     if same_answers < answers:
         faults.append(f"{answers - same_answers} of {answers} greedy answers differ")
     return faults
+
+
+def lost_words(share: float, dtype: str) -> str:
+    """Return why a cast merge is no good, and what to do.
+
+    Args:
+        share: of the values that training has changed, those that are the base's again.
+        dtype: of the cast.
+    """
+    return (
+        f"the reason: {share:.0%} of the values that training has changed are the base's again in"
+        f" {dtype}, which can't hold changes as small as few steps make. Pass --dtype float32 and a"
+        " new --output-dir, or train for more steps"
+    )

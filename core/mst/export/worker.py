@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from mst.export.figures import Distance, Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
+    lost_words,
     merge_faults,
     put_weights,
     quality_faults,
@@ -31,7 +32,7 @@ from mst.export.gate import (
     weight_faults,
 )
 from mst.export.job import ExportJob, TargetJob, ask, request_for
-from mst.export.loaded import cast_faults, loaded_weights
+from mst.export.loaded import cast_faults, loaded_weights, lost_share
 from mst.export.meanwhile import GoOn, Meanwhile
 from mst.export.rows import PROMPTS, ExportRows, rows_of
 from mst.extensions import hide_extensions, hide_packages
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 _ANSWER_TOKENS = 32
 # Rows that are asked for their answer in a breath: a stop waits for no more.
 _ASKED_AT_ONCE = 40
+# From which share of lost values on they are named as the reason.
+_MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -225,8 +228,16 @@ def _rounding(
         return None
     request = request_for(shared.job.options, shared.job.merged)
     rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
-    put_weights(candidate, rounded)
+    put_weights(candidate, _while_waited_for(go_on, rounded))
     return distance(shared.reference, candidate, go_on)
+
+
+def _while_waited_for(
+    go_on: GoOn, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for each in weights:
+        go_on()
+        yield each
 
 
 def _made(shared: _Shared, target: TargetJob, candidate: torch.nn.Module) -> bool:
@@ -327,7 +338,19 @@ def _judged(
     found = distance(shared.reference, candidate)
     answers = compared(shared.right(), _right(lambda: None, candidate, shared.rows))
     quality = Quality(found, rounding, answers)
-    return quality, quality_faults(quality, bounds)
+    faults = quality_faults(quality, bounds)
+    if faults and bounds.exact:
+        faults += _why_cast(shared, candidate)
+    return quality, faults
+
+
+def _why_cast(shared: _Shared, candidate: torch.nn.Module) -> list[str]:
+    """Return in words why weights that are what was trained, cast, are no good; else nothing."""
+    source, dtype = shared.job.source, shared.report.dtype
+    if source.adapter is None or source.quantization != "none":
+        return []
+    share = lost_share(loaded_weights(Path(source.weights)), shared.trained, candidate)
+    return [] if share < _MOSTLY else [lost_words(share, dtype)]
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,12 +30,12 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _TAKEN_OUT = (
     "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_DEBUG", "HF_HUB_ENABLE_HF_TRANSFER",
     "HUGGINGFACE_CO_STAGING", "HF_HUB_USER_AGENT_ORIGIN", "MODELSCOPE_API_TOKEN",
-    "MODELSCOPE_SDK_DEBUG",
+    "MODELSCOPE_SDK_DEBUG", "MODELSCOPE_CLOUD_USERNAME", "MODELSCOPE_CLOUD_ENVIRONMENT",
 )  # fmt: skip
 
 
 class HostNotNamed(MstError):
-    """The hub sends us to a host that the user has not named; nothing was asked of it."""
+    """The hub sends us where the user has not agreed to go; nothing was asked there."""
 
     exit_code = EXIT_REFUSED
 
@@ -59,7 +59,10 @@ class Hub:
         kind, value = self._next()
         if kind != "listing":
             raise self._trouble(kind, value, "")
-        return serial.from_json(Listing, value)
+        found = serial.from_json(Listing, value)
+        if not found.revision.isprintable():  # it would steer the terminal that shows it
+            raise self._trouble("failed", "its revision has a name that can't be shown", "")
+        return found
 
     def fetch(self, wanted: ToFetch, progress: Progress | None) -> Iterator[str]:
         """Fetch files, and yield the name of each that has come whole by its size.
@@ -85,8 +88,13 @@ class Hub:
 
     def _send(self, value: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(value).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(value).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ModelError(
+                "the process that asks the hub ended by itself. Run the command again."
+            ) from None
 
     def _next(self, look: Callable[[], None] | None = None) -> tuple[str, Any]:
         """Return the process's next answer; `look` is called while it is waited for."""
@@ -120,6 +128,13 @@ class Hub:
                 f"{host} sends us to {shown} for {what}, a host that you have not named, so nothing"
                 f" was asked of it. If you trust it, type the command again with --allow-host"
                 f" {shown} (what was fetched is kept)."
+            )
+        if kind == "plain":
+            record("pull.refused", host=str(value), reason="not encrypted")
+            return HostNotNamed(
+                f"{host} sends us to {value} for {what} over http, which is not encrypted, so"
+                " nothing was asked there. Name another hub or mirror that keeps to https"
+                " (--endpoint URL)."
             )
         if kind == "status":
             return ModelError(_refusal(asked, str(host), what, int(value)))
@@ -171,16 +186,15 @@ def asking(asked: Asked, environ: Mapping[str, str]) -> Iterator[Hub]:
         raise Interrupted(
             "Interrupted. What was fetched is kept; the same command goes on with it."
         ) from None
-    except BrokenPipeError:
-        raise ModelError("the process that asks the hub ended by itself. Run it again.") from None
     finally:
         _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+        with suppress(BrokenPipeError):  # what it no longer takes is not written
+            if pipe is not None:
+                pipe.close()
     until = time.monotonic() + 1
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
@@ -195,7 +209,10 @@ def proxies_not_named(asked: Asked, environ: Mapping[str, str]) -> dict[str, str
     for name in environ:
         if name.upper() in _PROXIES and environ[name]:
             value = environ[name]
-            host = urlsplit(value if "://" in value else f"//{value}").hostname or ""
+            try:
+                host = urlsplit(value if "://" in value else f"//{value}").hostname or ""
+            except ValueError:
+                host = ""
             if host.lower() not in asked.allowed:
                 found[name] = "".join(each for each in host if each.isprintable())
     return found
@@ -219,6 +236,8 @@ def worker_environment(asked: Asked, environ: Mapping[str, str]) -> dict[str, st
         # Its program has connections of its own, which no guard of ours sees.
         "HF_HUB_DISABLE_XET": "1",
         "DO_NOT_TRACK": "1",
+        # requests would send the user's name and password for that host, in place of the token.
+        "NETRC": os.devnull,
         # No module of the working directory is taken for a library.
         "PYTHONSAFEPATH": "1",
     }

@@ -7,6 +7,7 @@ library asks.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 from collections.abc import Container
@@ -20,17 +21,32 @@ class HostRefused(Exception):
     Not an OSError, which libraries take for a failed connection that is tried again.
     """
 
-    def __init__(self, host: str) -> None:
-        """Keep the host's name."""
+    def __init__(self, host: str, plain: bool = False) -> None:
+        """Keep the host's name, and whether it is refused for a connection without encryption."""
         super().__init__(host)
         self.host = host
+        self.plain = plain
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, by its usual name or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_url(url: str, allowed: Container[str]) -> None:
-    """Raise HostRefused for a request to a host that is not among the allowed ones."""
-    host = (urlsplit(url).hostname or "").lower()
+    """Raise HostRefused for a request to a host that is not among the allowed ones.
+
+    Nor is an allowed one asked without encryption, where a redirect leads from https to http.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
     if host not in allowed:
         raise HostRefused(host)
+    if parts.scheme != "https" and not is_loopback(host):
+        raise HostRefused(host, plain=True)
 
 
 def close_others(allowed: Container[str]) -> None:

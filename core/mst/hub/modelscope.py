@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import mst
 from mst.hub.guard import check_url
 from mst.hub.source import HubFile, HubRefused, Listing
 
@@ -76,6 +77,8 @@ def _api(asked: Asked) -> Any:
         session: requests.Session, request: requests.PreparedRequest, **more: Any
     ) -> requests.Response:
         check_url(request.url or "", asked.allowed)
+        # Theirs has a number that stays with this user, the kernel and the processor.
+        request.headers["User-Agent"] = f"mst/{mst.__version__}"
         return send(session, request, **more)
 
     # Of all sessions, those for redirects too: this process asks nobody else.

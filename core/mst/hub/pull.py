@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mst.durable import seal_directory, sha256, why_unwritten, write_text
@@ -23,6 +24,8 @@ from mst.seal.supply.standing import git_hash, remember, write_listing
 
 # Where a pulled model says where it came from.
 SOURCE = "mst-source.json"
+# A name, or an address of IPv4 or IPv6.
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -46,7 +49,7 @@ class Order:
     host: str
     revision: str | None
     allow_hosts: tuple[str, ...]
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 def order(
@@ -83,8 +86,10 @@ def order(
         )
     address, host = endpoint_of(hub, endpoint)
     for each in allow_hosts:
-        if "/" in each or not each.isprintable() or "*" in each:
-            raise UsageError(f"--allow-host takes the name of one host, not {each!a}.")
+        if not _HOST.fullmatch(each):
+            raise UsageError(
+                f"--allow-host takes the name of one host, not {each!a}. Leave out scheme and port."
+            )
     hosts = tuple(each.lower() for each in allow_hosts)
     return Order(repository, hub, address, host, revision, hosts, token)
 
@@ -115,7 +120,8 @@ def pull(
     Raises:
         ModelError: there is no such model, it is not of safetensors, there is no space, or a file
             is not what the hub lists.
-        JailError: the hub sends us to a host that was not named; nothing was asked of that one.
+        HostNotNamed: the hub sends us to a host that was not named, or to one without encryption;
+            nothing was asked there.
         RunError: the place can't be written.
     """
     target = place / asked.repository
@@ -143,24 +149,41 @@ def _pulled(
     )
     for name, proxy in proxies_not_named(question, environ).items():
         tell(f"the proxy {proxy} of {name} is not used; --allow-host {proxy} uses it")
-    with asking(question, environ) as hub:
-        tell(f"asking {asked.host} for {asked.repository}")
-        listing = hub.listing()
-        files = wanted(listing.files, asked.repository)
-        _check_hashes(files, asked)
-        size = sum(each.bytes for each in files)
-        licence = f", licence {listing.licence}" if listing.licence.isprintable() else ""
-        tell(f"revision {listing.revision[:40]}: {len(files)} files, {size} bytes{licence}")
-        record("pull.listed", revision=listing.revision[:80], files=len(files), bytes=size)
-        try:
+    try:
+        with asking(question, environ) as hub:
+            tell(f"asking {asked.host} for {asked.repository}")
+            listing = hub.listing()
+            files = wanted(listing.files, asked.repository)
+            _check_hashes(files, asked)
+            _tell_listing(listing, files, tell)
             part.mkdir(exist_ok=True)
             hashes = _fetched(hub, listing, files, part, progress)
-        except OSError as error:
-            reason = why_unwritten(error) or error.strerror
-            raise ModelError(
-                f"cannot write to {part}: {reason}. Make room; the same command goes on."
-            ) from None
-    left = left_out(listing.files, files)
+        return _named(asked, listing, files, hashes, target, part)
+    except OSError as error:
+        reason = why_unwritten(error) or error.strerror
+        raise ModelError(
+            f"cannot write to {part}: {reason}. Make room; the same command goes on."
+        ) from None
+
+
+def _tell_listing(
+    listing: Listing, files: tuple[HubFile, ...], tell: Callable[[str], None]
+) -> None:
+    size = sum(each.bytes for each in files)
+    licence = f", licence {listing.licence}" if listing.licence.isprintable() else ""
+    tell(f"revision {listing.revision[:40]}: {len(files)} files, {size} bytes{licence}")
+    record("pull.listed", revision=listing.revision[:80], files=len(files), bytes=size)
+
+
+def _named(
+    asked: Order,
+    listing: Listing,
+    files: tuple[HubFile, ...],
+    hashes: dict[str, str],
+    target: Path,
+    part: Path,
+) -> Added:
+    """Write down where the files came from, and give the directory its name."""
     source = {
         "hub": asked.hub, "endpoint": asked.endpoint, "repository": asked.repository,
         "revision": listing.revision, "pulled": now(), "licence": listing.licence,
@@ -171,6 +194,8 @@ def _pulled(
     listed = write_listing(target, dict(sorted(hashes.items())))
     seal_directory(part, target)
     record("pull.ended", path=str(target), files=len(hashes), listing_sha256=sha256(listed))
+    size = sum(each.bytes for each in files)
+    left = left_out(listing.files, files)
     return Added(target, listed, len(hashes), size, left, remember(target, "listing"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from mst.errors import ModelError, UsageError
+from mst.hub.guard import is_loopback
 from mst.seal.supply.model_files import PICKLES
 
 HUGGING_FACE, MODELSCOPE = "huggingface", "modelscope"
@@ -78,18 +78,19 @@ def endpoint_of(hub: str, given: str | None) -> tuple[str, str]:
         UsageError: it is no address that a model can be trusted to come from.
     """
     endpoint = (given or ENDPOINTS[hub]).rstrip("/")
-    parts = urlsplit(endpoint)
     try:
+        parts = urlsplit(endpoint)
         host, plain = parts.hostname or "", parts.scheme == "http"
         valid = host and parts.port != 0 and parts.scheme in ("http", "https")
     except ValueError:
         valid = False
+    # A password may stand there, so the value is not repeated.
     if not valid or parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             "--endpoint takes the address of a hub, such as https://hf.example.org, without a name,"
             " a password or a query."
         )
-    if plain and not _is_loopback(host):
+    if plain and not is_loopback(host):
         raise UsageError(
             f"--endpoint {endpoint} is not encrypted, so anybody on the way could change the model"
             f" and the hashes it is checked with. Give https://{parts.netloc}{parts.path}."
@@ -97,18 +98,12 @@ def endpoint_of(hub: str, given: str | None) -> tuple[str, str]:
     return endpoint, host.lower()
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def wanted(files: Sequence[HubFile], repository: str) -> tuple[HubFile, ...]:
     """Return the files of a repository that make a model.
 
     Raises:
-        ModelError: its weights are not there as safetensors, or a file's name is no plain one.
+        ModelError: its weights are not there as safetensors, or a file's name is no plain one or
+            is there twice.
     """
     found = tuple(
         each
@@ -118,6 +113,8 @@ def wanted(files: Sequence[HubFile], repository: str) -> tuple[HubFile, ...]:
     names = {each.name for each in found}
     if wrong := next((each for each in names if not _is_plain(each)), None):
         raise ModelError(f"{repository} has a file with the name {wrong!a}. Don't use it.")
+    if len(names) < len(found):
+        raise ModelError(f"{repository} lists a file twice. Don't use it.")
     if "config.json" in names and any(each.endswith(".safetensors") for each in names):
         return found
     pickled = [each.name for each in files if PurePosixPath(each.name).suffix.lower() in PICKLES]
@@ -127,7 +124,7 @@ def wanted(files: Sequence[HubFile], repository: str) -> tuple[HubFile, ...]:
             f" ({len(files)} files). GGUF and adapter repositories have none; name the model that"
             " they were made from."
         )
-    why = f"only as pickles ({pickled[0]}), which can run code" if pickled else "in none"
+    why = f"only as pickles ({pickled[0]!a}), which can run code" if pickled else "in none"
     raise ModelError(
         f"{repository} has its weights {why}; mst fetches *.safetensors alone. Look for a revision"
         " that has them (--revision), or for another copy of the model."

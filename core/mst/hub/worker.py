@@ -8,6 +8,7 @@ text of a library or a host is passed on: it might hold a token, or an address t
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def main() -> int:
         status = _status(error)
         refused = _refused(error)
         if refused is not None:
-            _say("host", refused.host)
+            _say("plain" if refused.plain else "host", refused.host)
         elif status is not None:
             _say("status", status)
         else:
@@ -106,9 +107,16 @@ def _answer(asked: Asked) -> None:
             part.unlink()
             have = 0
         if have < each.bytes or not part.exists():
+            _bound(each.bytes)
             with part.open("ab") as file:
                 hub.fetch(asked, each, wanted.revision, file, have)
         _say("done", each.name)
+
+
+def _bound(size: int) -> None:
+    """Let no file grow past a size, whatever a hub sends: Python then raises an OSError."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
 
 def _say(kind: str, value: Any) -> None:

@@ -32,12 +32,15 @@ class Asking:
         choose: takes the question, the choices and the value of the one that Enter takes; returns
             the value that was taken. Esc, or "b", takes `BACK` where that is a choice.
         ask: takes a question, a text that Enter takes, and whether it is a path; returns the line.
-        animated: the terminal can be written over.
+        animated: the terminal can be written over, and a text that is given can be changed.
+        in_words: returns the same way to ask in another language; None where it says nothing of
+            its own.
     """
 
     choose: Callable[[str, Sequence[Choice], str], str]
     ask: Callable[[str, str, bool], str]
     animated: bool
+    in_words: Callable[[Words], Asking] | None = None
 
 
 def asking_of(words: Words, environ: Mapping[str, str], plain: bool) -> Asking:
@@ -76,7 +79,7 @@ def plainly(words: Words) -> Asking:
     def ask(question: str, given: str, is_path: bool) -> str:
         return input(f"{question} [{given}] " if given else f"{question} ").strip() or given
 
-    return Asking(choose, ask, animated=False)
+    return Asking(choose, ask, animated=False, in_words=plainly)
 
 
 def _folded(label: str, columns: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ def _take_own(session: Session) -> bool:
     path = session.asking.ask(words("data.path"), "", True)
     if not path:
         return False
-    path = str(Path(path).expanduser())
+    path = os.path.expanduser(path)  # which lets ~ of nobody be
     key_file = None
     if path.endswith(".mst"):
-        key_file = session.asking.ask(words("data.key_file"), session.draft.key_file or "", True)
+        asked = session.edited(words("data.key_file"), session.draft.key_file or "", True)
+        key_file = os.path.abspath(os.path.expanduser(asked)) if asked else None
     check = ["data", "check", path]
     if key_file:
         check += ["--key-file", key_file]
@@ -89,7 +91,7 @@ def _keep(session: Session, path: str, key_file: str | None, found: Any, rows: i
             answers=found["answers"],
             goal="",
             options=options,
-            key_file=key_file or None,
+            key_file=key_file,
         )
     )
 

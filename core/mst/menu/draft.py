@@ -14,6 +14,8 @@ from mst.durable import write_text
 ANSWERING, CLASSIFICATION, STYLE, PREFERENCE = "answering", "classification", "style", "preference"
 GOALS = (ANSWERING, CLASSIFICATION, STYLE, PREFERENCE)
 QUICK_STEPS = 10
+# Shapes of data whose answers are judged, and the task that learns from each.
+_JUDGED = {"preference": "dpo", "kto": "kto"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def default_path() -> Path:
 
 def load(path: Path) -> Draft:
     """Return the choices that were kept; none where there are none, or they can't be read."""
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         plain: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {each.name for each in fields(Draft)}
         kept = {name: value for name, value in plain.items() if name in known}
@@ -64,14 +66,17 @@ def save(path: Path, draft: Draft) -> None:
     """Keep the choices; where that can't be done, the menu goes on without."""
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(draft), ensure_ascii=False) + "\n", 0o600)
+        # In ASCII: a path need not be UTF-8.
+        write_text(path, json.dumps(asdict(draft)) + "\n", 0o600)
 
 
 def suited_goal(draft: Draft) -> str:
     """Return the goal that the data suggest; the embedded rows are a classification."""
     if not draft.dataset or draft.answers is not None:
         return CLASSIFICATION
-    return {"preference": PREFERENCE, "text": STYLE}.get(draft.shape, ANSWERING)
+    if draft.shape in _JUDGED:
+        return PREFERENCE
+    return STYLE if draft.shape == "text" else ANSWERING
 
 
 def goal_of(draft: Draft) -> str:
@@ -82,10 +87,10 @@ def goal_of(draft: Draft) -> str:
 def reachable(draft: Draft, goal: str) -> bool:
     """Return whether the data have what a goal needs."""
     if goal == PREFERENCE:
-        return draft.shape == "preference"
+        return draft.shape in _JUDGED
     if goal == CLASSIFICATION:
         return suited_goal(draft) == CLASSIFICATION
-    return draft.shape != "preference" and (goal == STYLE or draft.shape != "text")
+    return draft.shape not in _JUDGED and (goal == STYLE or draft.shape != "text")
 
 
 def arguments(draft: Draft, quick: bool = False) -> list[str]:
@@ -108,7 +113,7 @@ def arguments(draft: Draft, quick: bool = False) -> list[str]:
     if goal == STYLE:
         found += ["--task", "pt"] if draft.shape == "text" else ["--train-on", "all"]
     if goal == PREFERENCE:
-        found += ["--task", "dpo"]
+        found += ["--task", _JUDGED[draft.shape]]
     for name, value in draft.options.items():
         found += [f"--{name.replace('_', '-')}", value]
     if quick:

@@ -91,7 +91,7 @@ def _change(session: Session, name: str) -> None:
     words, options = session.words, dict(session.draft.options)
     say(f"{name}: {option_help(words, name)}")
     say(words("settings.default", value=_shown_default(session, name)))
-    text = session.asking.ask(f"{name} =", options.pop(name, ""), False)
+    text = session.edited(f"{name} =", options.pop(name, ""), False)
     if text:
         try:
             convert(name, text, f"--{name.replace('_', '-')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from mst.errors import MstError
 from mst.menu.asking import BACK, Choice
 from mst.menu.outcome import SEEN, mark_seen
 from mst.menu.progress import run_of, title_of
-from mst.menu.screen import heading, say, show_command
+from mst.menu.screen import heading, next_page, say, show_command
 from mst.menu.session import Session, run_here
 from mst.menu.words import language_of, words_of
 
@@ -22,6 +23,8 @@ _WORK = "work:"
 # Of the works that ended while nobody looked, the newest.
 _UNSEEN = 3
 _PAGE = 8
+# What reading from a terminal that hung up gives, or writing to it.
+_TERMINAL_GONE = (errno.EIO, errno.EBADF, errno.EPIPE, errno.ENXIO)
 
 
 def home(session: Session) -> bool:
@@ -95,7 +98,7 @@ def _show_server(session: Session, work: Work) -> None:
     if chosen == "stop":
         background.stop(work)
         mark_seen(work)
-        say(words("watch.stopping"))
+        say(words("serve.stopping"))
     elif chosen == "ask" and address is not None:
         run = work.cwd / work.arguments[1]
         ask_server(session, address, run if run.is_dir() else None)
@@ -141,13 +144,13 @@ def _runs(session: Session) -> None:
             (each.path, f"{words(f'state.{each.state}')}  {each.name}  {each.steps or 0}")
             for each in page
         ]
-        if len(found) > start + _PAGE:
+        if len(found) > _PAGE:
             choices.append(("more", words("model.more")))
         chosen = session.choose(words("runs.question"), choices)
         if chosen == BACK:
             return
         if chosen == "more":
-            start = (start + _PAGE) % len(found)
+            start = next_page(start, _PAGE, len(found))
         else:
             show_run(session, Path(chosen))
 
@@ -163,7 +166,7 @@ def _ask(session: Session) -> None:
 def _works(session: Session) -> None:
     """Let the person choose one of the works in the background."""
     words = session.words
-    found = background.works()[::-1][:_PAGE]
+    found = sorted(background.works()[::-1], key=lambda each: each.state != "running")[:_PAGE]
     heading(words("works.title"))
     if not found:
         say(words("works.none"))
@@ -182,6 +185,8 @@ def _language(session: Session) -> None:
     if found != other:
         say(session.words("home.no_chinese"))
     session.words = words_of(found)
+    if session.asking.in_words is not None:
+        session.asking = session.asking.in_words(session.words)
 
 
 def _machine(session: Session) -> None:
@@ -213,6 +218,10 @@ def loop(session: Session) -> int:
             break
         except MstError as error:
             say(f"{type(error).__name__}: {error}")
+        except OSError as error:
+            if error.errno in _TERMINAL_GONE:
+                break
+            say(session.words("home.system", reason=error.strerror or type(error).__name__))
     _farewell(session)
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mst.errors import MstError
 from mst.menu.asking import BACK
-from mst.menu.screen import heading, padded, say, shortened, show_command
+from mst.menu.screen import heading, next_page, padded, say, shortened, show_command
 from mst.menu.session import Session, run_here
 from mst.quantities import gib
 
@@ -33,7 +33,7 @@ def choose_model(session: Session) -> str:
     while True:
         page = found[start : start + _PAGE]
         choices = [(_value(each), _label(session, each)) for each in page]
-        if len(found) > start + _PAGE:
+        if len(found) > _PAGE:
             choices.append((_MORE, words("model.more")))
         choices.append((_OWN, words("model.own")))
         if _can_fetch():
@@ -43,10 +43,10 @@ def choose_model(session: Session) -> str:
         if chosen == BACK:
             return BACK
         if chosen == _MORE:
-            start = (start + _PAGE) % len(found)
+            start = next_page(start, _PAGE, len(found))
         elif chosen == _FETCH:
             _fetch(session)
-            found = _usable_first(session)
+            found, start = _usable_first(session), 0
         elif _take(session, found, chosen):
             return "next"
 
@@ -55,7 +55,7 @@ def _take(session: Session, found: list[FoundModel], chosen: str) -> bool:
     """Keep the chosen model; False where it can't be used."""
     words = session.words
     if chosen == _OWN:
-        path = session.asking.ask(words("model.path"), session.draft.model or "", True)
+        path = session.edited(words("model.path"), session.draft.model or "", True)
         return bool(path) and _take_path(session, path)
     model = next(each for each in found if _value(each) == chosen)
     if model.problem:
@@ -137,5 +137,12 @@ def _fetch(session: Session) -> None:
         return
     arguments = ["models", "pull", name, "--from", hub]
     show_command(arguments)
-    if session.confirmed(words("model.fetch_sure", name=name, hub=hub)):
-        run_here([*arguments, "--yes"])
+    if not session.confirmed(words("model.fetch_sure", name=name, hub=hub)):
+        return
+    # Hubs send us to other hosts for large files; each is named by the person, or not asked.
+    while run_here([*arguments, "--yes"]) != 0:
+        host = session.asking.ask(words("model.fetch_host"), "", False)
+        if not host:
+            return
+        arguments += ["--allow-host", host]
+        show_command(arguments)

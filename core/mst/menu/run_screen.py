@@ -17,6 +17,8 @@ from mst.menu.session import Session, run_here
 from mst.menu.watching import watch
 
 _EVERY_STATE = ("figures", "pack")
+# What reads the weights of a run, which may be encrypted.
+_WITH_KEY = ("serve", "chat", "eval", "merge", "export", "resume")
 
 
 def show_run(session: Session, run: Path) -> None:
@@ -26,7 +28,7 @@ def show_run(session: Session, run: Path) -> None:
         shown = os.path.relpath(run)
         heading(words("run.title", name=run.name))
         try:
-            state = rundir.state_of(run)
+            state = state_now(run)
         except (MstError, OSError) as error:
             say(words("run.gone", reason=error))
             return
@@ -42,6 +44,16 @@ def show_run(session: Session, run: Path) -> None:
         if chosen == BACK:
             return
         _do(session, run, shown, chosen)
+
+
+def state_now(run: Path) -> str:
+    """Return the state of a run; one that goes on runs, though it only reads its data as yet.
+
+    Raises:
+        MstError: it is none, or damaged.
+    """
+    state = rundir.state_of(run)
+    return state if state == "done" or _work_of(run) is None else "running"
 
 
 def _actions(run: Path, state: str) -> list[str]:
@@ -65,7 +77,7 @@ def _work_of(run: Path) -> Work | None:
 
 
 def _do(session: Session, run: Path, shown: str, action: str) -> None:
-    key = _key_options(session, run)
+    key = _key_options(session, run) if action in _WITH_KEY else []
     if action == "serve":
         serve_and_ask(session, run, key)
     elif action == "watch":
@@ -88,12 +100,14 @@ def _do(session: Session, run: Path, shown: str, action: str) -> None:
 
 
 def _key_options(session: Session, run: Path) -> list[str]:
-    """Return what names the key of an encrypted run; it is asked for where it isn't known."""
+    """Return what names the key of an encrypted run, as the person says."""
     from mst.seal.keys.run_key import RUN_KEY
 
     if not (run / RUN_KEY).is_file():
         return []
-    file = session.draft.key_file or session.asking.ask(session.words("run.key_file"), "", True)
+    # That of the data is a guess: the run may be older, with another key.
+    given = session.draft.key_file or ""
+    file = session.asking.ask(session.words("run.key_file"), given, True)
     return ["--key-file", file] if file else []
 
 
@@ -107,7 +121,7 @@ def _export(session: Session, shown: str, key: list[str]) -> None:
     choices = [(each, f"{each}  {words(f'formats.{each}')}") for each in known]
     choices += [(each, each) for each in names if each not in known]
     heading(words("run.export_title"))
-    chosen = session.choose(words("run.format"), choices[:9])
+    chosen = session.choose(words("run.format"), choices)
     if chosen != BACK:
         in_background(session, ["export", shown, "--format", chosen, *key])
 

@@ -24,7 +24,7 @@ def width() -> int:
 def say(text: str = "") -> None:
     """Print a paragraph, wrapped; Chinese characters take two columns."""
     for line in text.split("\n"):
-        print("\n".join(wrapped(line, width())), flush=True)
+        print("\n".join(wrapped(visible(line), width())), flush=True)
 
 
 def heading(text: str) -> None:
@@ -39,7 +39,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 def show_command(arguments: Sequence[str]) -> None:
     """Print a command on one line, which can be copied: the terminal alone may break it."""
-    print(f"$ {command_line(arguments)}", flush=True)
+    print(f"$ {visible(command_line(arguments))}", flush=True)
 
 
 def wrapped(text: str, columns: int) -> list[str]:
@@ -78,7 +78,12 @@ def shortened(text: str, columns: int) -> str:
 
 def visible(text: str) -> str:
     """Return a line that can't steer the terminal: a file's name may hold anything."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return "".join(each if each.isprintable() else "?" for each in text.expandtabs(4))
+
+
+def next_page(start: int, page: int, count: int) -> int:
+    """Return where the next page of a list begins; after the last comes the first."""
+    return start + page if start + page < count else 0
 
 
 def padded(text: str, columns: int) -> str:

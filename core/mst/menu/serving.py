@@ -62,7 +62,8 @@ def _served(arguments: list[str]) -> Work | None:
 
 def address_of(work: Work) -> str | None:
     """Return where a server says that it listens; None while it doesn't, or is none."""
-    found = _AT.search(background.output(work)) if work.arguments[0] == "serve" else None
+    # It stands before the lines of its requests, of which there may be many.
+    found = _AT.search(background.beginning(work)) if work.arguments[0] == "serve" else None
     return None if found is None else found[2]
 
 

@@ -21,27 +21,42 @@ _LINE_SECONDS = 10.0
 
 
 def watch(session: Session, work: Work) -> Work:
-    """Show how a work goes until it has ended, or the person leaves; return it as it is then."""
+    """Show how a work goes until it has ended, or the person leaves; return it as it is then.
+
+    Ctrl-C leaves too: asked whether to leave the menu, a person who stays would be led back to the
+    screen before, and begin the work again.
+    """
     words = session.words
     heading(words("watch.title"))
     show_command(work.arguments)
     say(words("watch.hint" if session.asking.animated else "watch.hint_plain"))
     shown = _Shown(session)
     with _keys(session.asking.animated):
-        while True:
-            work = background.read(work.directory) or work
-            shown.show(progress_of(words, work, session.ascii), work.state != "running")
-            if work.state != "running":
-                return work
-            key = _key(_SECONDS, session.asking.animated)
-            if key == "s":
-                shown.clear()
-                background.stop(work)
-                say(words("watch.stopping"))
-            elif key:
-                shown.clear()
-                say(words("watch.goes_on"))
-                return work
+        try:
+            ended = _until_left(session, work, shown)
+        except KeyboardInterrupt:
+            ended = None
+    if ended is None:
+        shown.clear()
+        say(words("watch.goes_on"))
+    return ended or background.read(work.directory) or work
+
+
+def _until_left(session: Session, work: Work, shown: _Shown) -> Work | None:
+    """Return the work as it has ended; None when the person leaves before."""
+    animated = session.asking.animated
+    while True:
+        work = background.read(work.directory) or work
+        shown.show(progress_of(session.words, work, session.ascii), work.state != "running")
+        if work.state != "running":
+            return work
+        key = _key(_SECONDS, animated)
+        if key == "s":
+            shown.clear()
+            background.stop(work)
+            say(session.words("watch.stopping"))
+        elif key:
+            return None
 
 
 class _Shown:

@@ -17,7 +17,7 @@ from mst.errors import ModelError, RunError
 from mst.model.files import read_config, read_header, weight_files
 from mst.quantities import gib
 from mst.seal.supply.listing import hashes_of
-from mst.seal.supply.model_files import PICKLES, refuse_archive
+from mst.seal.supply.model_files import PICKLES, PROGRAMS, refuse_archive
 from mst.seal.supply.standing import HashState, listing_of, remember, verify_model, write_listing
 
 # A part of a name: what hubs allow, and no ".." in it.
@@ -137,6 +137,8 @@ def claimed(target: Path) -> Iterator[Path]:
                 f"{target} is there already, and is never overwritten. `mst models verify` says"
                 " whether it is whole; take another name, or remove it first."
             )
+        if part.is_symlink():  # what it leads to would be emptied
+            part.unlink()
         yield part
         lock.unlink(missing_ok=True)
     finally:
@@ -203,7 +205,7 @@ def _of_the_model(source: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Return the files to copy, and the names of what stays behind: pickles, code, directories."""
     wanted, left_out = [], []
     for each in sorted(source.iterdir()):
-        runs = each.suffix.lower() in (*PICKLES, ".py", ".so", ".sh")
+        runs = each.suffix.lower() in (*PICKLES, *PROGRAMS)
         if each.is_file() and not runs and not each.name.startswith("."):
             wanted.append(each)
         else:

@@ -91,7 +91,7 @@ def found_models(
 
 def describe(name: str, path: Path, place: str) -> FoundModel:
     """Return what there is to say of one model; what stands in the way becomes its `problem`."""
-    shown = "".join(each if each.isprintable() else "?" for each in name)
+    shown = _shown(name)
     if path.suffix.lower() == ".gguf":
         return _gguf(shown, path, place)
     known: dict[str, Any] = {"bytes": _bytes_of(path), "hashes": hash_state(path)}
@@ -102,6 +102,8 @@ def describe(name: str, path: Path, place: str) -> FoundModel:
         headers: dict[str, Any] = {}
         for each in files:
             headers |= read_header(each)
+        if not headers:
+            raise ModelError(f"{path}: its weights hold no tensor. Copy it from the source again.")
         facts = read_kept_facts(path, config, headers)
         known["parameters"] = (
             sum(math.prod(each["shape"]) for each in headers.values())
@@ -109,7 +111,8 @@ def describe(name: str, path: Path, place: str) -> FoundModel:
             else facts.parameters
         )
         kinds = [each["dtype"] for each in headers.values()]
-        known["dtype"] = max(sorted(set(kinds)), key=kinds.count) if facts is None else facts.dtype
+        usual = max(sorted(set(kinds)), key=kinds.count)
+        known["dtype"] = usual if facts is None else facts.dtype
         known["facts"] = facts
     except ModelError as error:
         known["problem"] = str(error)
@@ -118,7 +121,13 @@ def describe(name: str, path: Path, place: str) -> FoundModel:
                 known["problem"] = only_pickle_message(path)
     except OSError as error:
         known["problem"] = f"cannot read {path}: {error.strerror}."
+    known["problem"] = _shown(known.get("problem", ""))
     return FoundModel(name=shown, path=str(path), place=place, **known)
+
+
+def _shown(text: str) -> str:
+    """Return a text without what would steer a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _of_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def _locate(
 ) -> ModelSource:
     if model is None:
         return default_model()
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # which lets ~ of nobody be
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return ModelSource(path.resolve().stem if path.is_file() else path.resolve().name, path)
     if path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def models_in(place: Place) -> Iterator[tuple[str, Path]]:
     for path in _entries(place.path):
         if is_model(path):
             yield _shown(place, path.name), path
-        elif path.is_dir():
+        elif os.path.isdir(path):  # unlike a Path's, False without the right to look
             for inner in _entries(path):
                 if is_model(inner):
                     yield _shown(place, f"{path.name}/{inner.name}"), inner
@@ -126,7 +127,8 @@ def _entries(directory: Path) -> list[Path]:
 def _snapshots(repository: Path) -> Iterator[Path]:
     # huggingface_hub's layout: models--ORG--NAME/refs/main names the snapshot.
     main = repository / "refs" / "main"
-    if main.is_file():
-        yield repository / "snapshots" / main.read_text("utf-8", "replace").strip()
-    elif (repository / "snapshots").is_dir():
-        yield from sorted((repository / "snapshots").iterdir())
+    with suppress(OSError):  # no right to look into it
+        if main.is_file():
+            yield repository / "snapshots" / main.read_text("utf-8", "replace").strip()
+        elif (repository / "snapshots").is_dir():
+            yield from sorted((repository / "snapshots").iterdir())

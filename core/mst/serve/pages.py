@@ -78,9 +78,19 @@ def copies(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _pages(size: int) -> mmap.mmap:
-    if sys.platform != "linux":
-        return mmap.mmap(-1, size)
-    found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return so many bytes of memory.
+
+    Raises:
+        torch.OutOfMemoryError: the system has no more, as torch's own allocators say it.
+    """
+    try:
+        if sys.platform != "linux":
+            return mmap.mmap(-1, size)
+        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        import torch
+
+        raise torch.OutOfMemoryError(f"{size} bytes can't be mapped: {error.strerror}") from None
     # A huge page would take 2 MiB for the first column of a row. Not every kernel has them.
     with contextlib.suppress(OSError):
         found.madvise(mmap.MADV_NOHUGEPAGE)

@@ -142,7 +142,7 @@ def too_large(
             ways.append("--on-oom shrink, which does that by itself and goes on from the step")
     if not plan.gradient_checkpointing or plan.checkpointed_layers is not None:
         ways.append("--gradient-checkpointing on")
-    elif device.type != "cpu" and not plan.activation_offloading:
+    elif device.type != "cpu" and plan.privacy is None and not plan.activation_offloading:
         ways.append("--activation-offloading on")
     ways.append(f"a --max-length below {plan.max_length}")
     if plan.tuner == "full":

@@ -1,7 +1,7 @@
 """What a run that the page starts may be: models and data by id, options of `TrainRequest` by name.
 
 The page never names a path. Whatever an id stands for lies under a directory that the user named
-when the page was started.
+when the page was started, or is a model that `mst models list` showed then.
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ def data_files(places: Sequence[str]) -> tuple[Choice, ...]:
     return tuple(each for place in places for each in _under(Path(place), _is_data, _DEPTH))
 
 
-def model_directories(places: Sequence[str]) -> tuple[Choice, ...]:
-    """Return the models in the directories that were named for models."""
-    return tuple(each for place in places for each in _under(Path(place), _is_model, 2))
+def models(places: Places) -> tuple[Choice, ...]:
+    """Return the models in the directories that were named for models, then the local ones."""
+    found = [each for place in places.models for each in _under(Path(place), _is_model, 2)]
+    ids = {each.id for each in found}
+    local = [Choice(id_of(Path(each.path)), each.name, Path(each.path))
+             for each in places.local_models]  # fmt: skip
+    return (*found, *(each for each in local if each.id not in ids))
 
 
 def _is_data(path: Path) -> bool:
@@ -144,8 +148,8 @@ def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
 
     arguments = ["train", f"--output-dir={run_directory(request, places)}"]
     if request.model is not None:
-        models = {each.id: each.path for each in model_directories(places.models)}
-        arguments.append(f"--model={_known(models, request.model, 'model')}")
+        known = {each.id: each.path for each in models(places)}
+        arguments.append(f"--model={_known(known, request.model, 'model')}")
     files = {each.id: each.path for each in data_files(places.data)}
     for flag, asked in (("dataset", request.dataset), ("val-dataset", request.val_dataset)):
         if asked:

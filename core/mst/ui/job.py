@@ -17,18 +17,28 @@ class PageError(MstError):
 
 
 @dataclass(frozen=True)
+class LocalModel:
+    """A model that `mst models list` shows; its path is absolute."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Places:
-    """Directories that the user named; all are absolute.
+    """Directories that the user named, and models that lay here at the start; all are absolute.
 
     Attributes:
         runs: in which runs lie, and are made.
         data: under which files of rows lie.
         models: in which models lie.
+        local_models: of the local places, looked for outside the jail.
     """
 
     runs: tuple[str, ...]
     data: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    local_models: tuple[LocalModel, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from mst import background
 from mst.serve.http.refusals import Refusal
 from mst.serve.http.wire import Exchange
-from mst.ui.choices import allowed_options, data_files, model_directories
+from mst.ui.choices import allowed_options, data_files, models
 from mst.ui.detail import row
 from mst.ui.index import Entry, Index, id_of
 from mst.ui.job import Places
@@ -63,7 +63,7 @@ def choices(places: Places) -> dict[str, Any]:
     """Return what a new run may be made of."""
     return {
         "places": list(places.runs),
-        "models": [{"id": each.id, "name": each.name} for each in model_directories(places.models)],
+        "models": [{"id": each.id, "name": each.name} for each in models(places)],
         "data": [{"id": each.id, "name": each.name} for each in data_files(places.data)],
         "options": [
             {

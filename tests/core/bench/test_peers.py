@@ -13,6 +13,7 @@ import sys
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tests.measured_cells import cell, failed, measured, repeat
@@ -219,6 +220,22 @@ def test_an_interpreter_that_is_none_is_named(
         python.chmod(0o755)
     with pytest.raises(PeerAbsent, match=words):
         installed("trl", str(python))
+
+
+def test_a_block_counts_the_tokens_of_its_rows_whatever_their_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = ModuleType("llamafactory.data.processor.processor_utils")
+    # It can't be installed beside mst; its knapsack gives lengths, as this one does.
+    vars(theirs)["greedy_knapsack"] = lambda lengths, capacity: [lengths[:2], lengths[2:]]
+    monkeypatch.setitem(sys.modules, theirs.__name__, theirs)
+    # 0 is "!" to Qwen2's tokenizer.
+    rows = [([0, 5, 0], [-100, 5, 0]), ([7], [7]), ([0, 0], [-100, 0])]
+
+    assert peer_driver.packed(rows, 5) == [
+        ([0, 5, 0, 7, 0, 0], [-100, 5, 0, 7, -100, -100], 4),
+        ([0, 0, 0, 0, 0, 0], [-100, 0, -100, -100, -100, -100], 2),
+    ]
 
 
 def test_packed_rows_and_odd_commands_are_refused_before_anything_runs(

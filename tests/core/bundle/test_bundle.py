@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from tests.core.bundle.conftest import TARGET_310, make_wheel
 
 from mst.bundle import install
 from mst.bundle.create import _part
+from mst.bundle.pip import configured_places
 from mst.cli import main
 from mst.errors import BundleError
 from mst.seal.supply.signature import generate_key
@@ -220,8 +222,22 @@ def test_a_missing_a_further_and_a_linked_file_are_refused_by_name(
     config.unlink()
     (copied / "wheels/extra.whl").touch()
     assert "wheels/extra.whl is not listed" in refused(capsys, copied)
+    (copied / "\x1b[2J").touch()
+    assert "'\\x1b[2J' is no plain file" in refused(capsys, copied)
     (copied / install.SUMS).unlink()
     assert "has no SHA256SUMS, so it is no whole bundle" in refused(capsys, copied)
+
+
+def test_nothing_of_a_bundle_runs_before_it_is_verified(copied: Path) -> None:
+    for name in ("argparse", "json", "hashlib", "venv"):
+        (copied / f"{name}.py").write_text("print('ran')\nraise SystemExit(0)\n")
+    done = subprocess.run(
+        [sys.executable, "install.py", "--verify-only"],
+        cwd=copied, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "argparse.py is not listed" in done.stderr
 
 
 def test_a_changed_listing_signature_or_key_is_refused(
@@ -389,16 +405,30 @@ def test_only_pickled_weights_are_refused_and_pickles_beside_others_left_out(
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "pytorch_model.bin").touch()
     (model / "modeling_tiny.py").touch()
+    (model / ".git").mkdir()
+    (model / ".git/config").touch()
     (tmp_path / "none").mkdir()
     code = create(tmp_path / "kit", "--model", str(model), "--wheels", str(tmp_path / "none"))
 
     assert (code, "holds no *.whl" in capsys.readouterr().err) == (1, True)
     from mst.bundle.models import find_models
 
-    assert find_models([str(model)], {})[0].left_out == ("modeling_tiny.py", "pytorch_model.bin")
+    left_out = find_models([str(model)], {})[0].left_out
+    assert left_out == (".git/config", "modeling_tiny.py", "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     assert create(tmp_path / "kit", "--model", str(model)) == 1
-    assert "mst model convert" in capsys.readouterr().err
+    assert "mst models convert" in capsys.readouterr().err
+
+
+def test_a_place_of_pips_is_named_without_its_password(tmp_path: Path) -> None:
+    settings = tmp_path / "pip.conf"
+    settings.write_text(
+        "[global]\nextra-index-url =\n  https://u:zqxvkw@a.example/simple\n  https://b.example/\n"
+    )
+    found = configured_places({**os.environ, "PIP_CONFIG_FILE": str(settings)})
+
+    assert {"a.example", "b.example"} <= set(found)
+    assert "zqxvkw" not in " ".join(found)
 
 
 def test_models_that_the_disk_does_not_hold_are_refused_first(
@@ -419,24 +449,31 @@ def test_models_that_the_disk_does_not_hold_are_refused_first(
 def begun(wheelhouse: Path, tmp_path: Path) -> Iterator[Callable[[int], int]]:
     """Return a function that begins a bundle, sends it a signal, and returns its exit code."""
     out = tmp_path / "kit"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mst", "bundle", "create", "--device", "cpu", "--extra",
-            "--wheels", str(wheelhouse), "--out", str(out),
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    end = time.monotonic() + 60
-    while not (tmp_path / ".kit.part" / "wheels").is_dir() and time.monotonic() < end:
-        time.sleep(0.02)
+    processes = []
 
     def send(number: int) -> int:
-        os.killpg(process.pid, number)
-        return process.wait(60)
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mst", "bundle", "create", "--device", "cpu", "--extra",
+                "--wheels", str(wheelhouse), "--out", str(out),
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        processes.append(process)
+        while not (tmp_path / ".kit.part" / "wheels").is_dir() and process.poll() is None:
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        if process.wait(60) != 0:
+            return process.returncode
+        # It was done before the signal came.
+        shutil.rmtree(out)
+        return send(number)
 
     yield send
-    process.kill()
-    process.wait()
+    for each in processes:
+        each.kill()
+        each.wait()
 
 
 def test_a_creation_that_was_killed_leaves_nothing_that_looks_whole(

@@ -21,13 +21,14 @@ from mst.export.figures import Distance, Reference, distance, reference
 from mst.export.gate import (
     Quality,
     compared,
+    lost_words,
     merge_faults,
     put_weights,
     quality_faults,
     side_faults,
     weight_faults,
 )
-from mst.export.loaded import cast_faults
+from mst.export.loaded import cast_faults, lost_share
 from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
@@ -304,6 +305,27 @@ def test_a_merge_must_say_what_base_and_adapter_say() -> None:
     assert "differs by 0.2" in merge_faults(0.2, 64, 64)[0]
     assert merge_faults(5e-5, 63, 64) == ["1 of 64 greedy answers differ"]
     assert merge_faults(float("nan"), 64, 64) != []
+
+
+@pytest.mark.parametrize(("change", "lost"), [(1e-4, 1.0), (0.1, 0.0)])
+def test_changes_below_the_grid_of_bfloat16_are_lost_in_the_cast(
+    change: float, lost: float
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    trained, stored = (torch.nn.Linear(64, 64) for _ in range(2))
+    base = {name: each.detach().bfloat16() for name, each in trained.named_parameters()}
+    for own, cast, before in zip(
+        trained.parameters(), stored.parameters(), base.values(), strict=True
+    ):
+        own.data = before.float() * (1 + change)
+        cast.data = own.data.bfloat16().float()
+
+    assert lost_share(base.items(), trained, stored) == lost
+    assert lost_share(trained.named_parameters(), trained, stored) == 0.0
+    assert "100% of the values" in lost_words(1.0, "bfloat16")
+    assert "--dtype float32" in lost_words(1.0, "bfloat16")
 
 
 def changed(path: Path, **values: object) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 from tests.core.menu.scripted import scripted
 from tests.core.menu.terminal import ESCAPES, Terminal
 
+from mst.menu.asking import plainly
 from mst.menu.data_step import choose_data
-from mst.menu.draft import Draft
-from mst.menu.home import home
+from mst.menu.draft import Draft, load
+from mst.menu.goal_step import choose_settings
+from mst.menu.home import home, loop
 from mst.menu.model_step import choose_model
 from mst.menu.screen import cells
 from mst.menu.words import words_of
@@ -71,6 +75,27 @@ def test_models_are_listed_with_size_and_fit_and_unusable_ones_say_why(
     assert "has a config.json but no weights" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_fetch_that_fails_leads_on_to_its_hosts_or_back(
+    place: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run_here(arguments: list[str]) -> int:
+        ran.append(arguments)
+        return 0 if "cdn.example" in arguments else 1
+
+    monkeypatch.setattr("mst.menu.model_step.run_here", run_here)
+    monkeypatch.setattr("mst.menu.model_step._usable_first", lambda session: [])
+    fetch = ("<fetch>", "modelscope", "ORG/NAME", "yes")
+    session = scripted(place, None, *fetch, "cdn.example", *fetch, "", "back")
+
+    assert choose_model(session) == "back"
+    pull = ["models", "pull", "ORG/NAME", "--from", "modelscope"]
+    assert ran == [
+        [*pull, "--yes"], [*pull, "--allow-host", "cdn.example", "--yes"], [*pull, "--yes"],
+    ]  # fmt: skip
+
+
 def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
     place: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +117,66 @@ def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
     assert session.draft.rows == 40
     assert session.draft.options == {"on_bad_row": "skip"}
     assert "canary" not in session.draft_file.read_text()
+
+
+@pytest.mark.parametrize("kept", ["null", "[]", '{"options": [1]}', '{"dataset": 3}', "\udcff"])
+def test_choices_that_cannot_be_read_are_none(place: Path, kept: str) -> None:
+    file = place / "menu.json"
+    file.write_bytes(kept.encode("utf-8", "surrogateescape"))
+
+    assert load(file) == Draft()
+
+
+def test_a_path_of_any_bytes_and_the_home_of_nobody_lead_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = Draft(model="models/\udcff", key_file="\udcfe")
+    session = scripted(place, draft, "own", "~nobody-of-that-name/faq.jsonl", "back")
+    session.keep(draft)
+
+    assert load(session.draft_file) == draft
+    assert choose_data(session) == "back"
+    session = scripted(place, None, "<own>", "~nobody-of-that-name/model", "back")
+    assert choose_model(session) == "back"
+    assert "does not exist" in capsys.readouterr().out
+
+
+def test_what_the_system_refuses_leads_home_and_a_lost_terminal_ends(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = iter([FileNotFoundError(errno.ENOENT, "gone"), OSError(errno.EIO, "hung up")])
+    session = scripted(place, None)
+
+    def choose(question: str, choices: Any, default: str) -> str:
+        raise next(errors)
+
+    session.asking = replace(session.asking, choose=choose)
+
+    assert loop(session) == 0
+    assert "The system says: gone." in capsys.readouterr().out
+    assert next(errors, None) is None
+
+
+def test_plain_questions_follow_the_language_and_nothing_takes_the_default(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = scripted(place, Draft(options={"lora_rank": "64"}))
+    session.asking = plainly(session.words)
+    asked: list[str] = []
+    lines = iter(["6", "2", "", ""])
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return next(lines)
+
+    monkeypatch.setattr("builtins.input", answer)
+
+    assert home(session)
+    assert choose_settings(session) == "next"
+    assert asked[0].startswith("Number")
+    assert asked[1].startswith("输入编号")
+    assert asked[2] == "lora_rank = "
+    assert session.draft.options == {}
 
 
 def test_a_terminal_without_utf8_and_colour_gets_english_in_ascii(place: Path) -> None:

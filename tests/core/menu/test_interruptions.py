@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tests.core.menu.conftest import works_of
 from tests.core.menu.scripted import scripted
 from tests.core.menu.terminal import DOWN, ENTER, Terminal, environment
@@ -16,6 +17,8 @@ from mst import background
 from mst.background import Work
 from mst.menu.draft import Draft, load
 from mst.menu.goal_step import choose_goal, choose_settings
+from mst.menu.run_screen import state_now
+from mst.menu.serving import address_of
 
 
 def started(place: Path, fifo: Path) -> Work:
@@ -92,6 +95,45 @@ def test_ctrl_c_asks_and_leaves_and_staying_loses_nothing(place: Path) -> None:
     menu.sees("Come back with: mst menu")
 
     assert menu.ends() == 0
+
+
+def test_ctrl_c_while_work_is_watched_leaves_the_work_and_goes_on(place: Path, fifo: Path) -> None:
+    work = started(place, fifo)
+    menu = Terminal(place, "menu")
+    menu.sees("Work from before still runs")
+    menu.press(ENTER)
+    menu.sees("beginning")
+    menu.child.sendintr()
+    menu.sees("The work goes on")
+    menu.sees("What would you like to do?")
+    menu.child.sendeof()
+
+    assert menu.ends() == 0
+    assert now(work).state == "running"
+
+
+def test_a_server_is_found_however_many_requests_it_has_printed(place: Path) -> None:
+    directory = place / "work"
+    directory.mkdir()
+    line = "serve  runs/a at http://127.0.0.1:8000/v1\n"
+    (directory / "output").write_text(line + "POST /v1/chat/completions 200\n" * 9000)
+    work = Work("work", ("serve", "runs/a"), directory, "", "running", None, None, place)
+
+    assert address_of(work) == "http://127.0.0.1:8000/v1"
+
+
+def test_a_run_that_is_just_resumed_is_not_offered_to_be_resumed_again(
+    place: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place / "runs" / "a"
+    monkeypatch.setenv("XDG_STATE_HOME", str(place / "state"))
+    monkeypatch.setattr("mst.rundir.state_of", lambda path: "interrupted")
+
+    assert state_now(run) == "interrupted"
+
+    background.start(["train", str(fifo), "--output-dir", str(run), "--resume"])
+
+    assert state_now(run) == "running"
 
 
 def test_a_step_back_keeps_what_was_chosen(place: Path) -> None:

@@ -87,7 +87,7 @@ def check_what_follows(place: Path, words: Words) -> None:
     again.press(ENTER)  # the server comes first
     again.sees(words("serve.what"))
     again.press("2", ENTER)
-    again.sees(words("watch.stopping"))
+    again.sees(words("serve.stopping"))
     again.sees(words("home.question"))
     again.sees(words("home.runs"))
     number = again.seen.rpartition(words("home.runs"))[0].rstrip()[-2]

@@ -11,7 +11,7 @@ import pytest
 from mst.menu import words as catalogue
 from mst.menu.draft import GOALS, Draft, arguments, goal_of, reachable
 from mst.menu.goal_step import SETTINGS
-from mst.menu.screen import cells, shortened, wrapped
+from mst.menu.screen import cells, next_page, say, shortened, show_command, visible, wrapped
 from mst.menu.words import ascii_alone, language_of, option_help, words_of
 from mst.request import fields
 
@@ -34,6 +34,11 @@ def test_both_languages_have_every_text_with_the_same_values() -> None:
 
 def test_english_is_ascii() -> None:
     assert all(each.isascii() for each in EN.texts.values())
+
+
+def test_no_text_has_what_a_terminal_is_spared() -> None:
+    for text in (*EN.texts.values(), *ZH.texts.values()):
+        assert visible(text) == text
 
 
 def test_chinese_fits_every_chinese_encoding() -> None:
@@ -108,6 +113,23 @@ def test_a_long_word_is_kept_whole_and_a_label_is_cut_by_columns() -> None:
     assert shortened("\x1b[31mred", 20) == "?[31mred"
 
 
+def test_no_name_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[2Jb\ncan't be read")
+    show_command(["chat", "runs/\x1b]0;x\x07"])
+
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_every_page_of_a_list_can_be_reached_from_every_other() -> None:
+    starts = [0]
+    while (start := next_page(starts[-1], 6, 13)) not in starts:
+        starts.append(start)
+
+    assert starts == [0, 6, 12]
+    assert start == 0
+    assert next_page(6, 6, 12) == 0
+
+
 @pytest.mark.parametrize(
     ("draft", "goals", "options"),
     [
@@ -115,6 +137,7 @@ def test_a_long_word_is_kept_whole_and_a_label_is_cut_by_columns() -> None:
         (Draft(dataset=("a.csv",), shape="alpaca"), {"answering", "style"}, []),
         (Draft(dataset=("a.txt",), shape="text"), {"style"}, ["--task", "pt"]),
         (Draft(dataset=("a.jsonl",), shape="preference"), {"preference"}, ["--task", "dpo"]),
+        (Draft(dataset=("a.jsonl",), shape="kto"), {"preference"}, ["--task", "kto"]),
         (
             Draft(dataset=("a.jsonl",), shape="messages", goal="style"),
             {"answering", "style"},

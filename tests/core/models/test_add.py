@@ -150,6 +150,10 @@ def test_a_model_of_a_hubs_cache_is_verified_by_its_names(
     with (snapshot / "tokenizer.json").open("ab") as file:
         file.write(b" ")
     assert "tokenizer.json is not what" in failed(capsys, "verify", "org/cached")
+    (snapshot / "tokenizer.json").unlink()
+    shutil.copy(tiny_model / "tokenizer.json", blobs)
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/tokenizer.json")
+    assert "whose name is no hash" in failed(capsys, "verify", "org/cached")
 
 
 def test_a_model_without_hashes_says_how_to_get_them(

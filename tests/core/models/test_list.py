@@ -64,7 +64,7 @@ def test_a_model_of_each_place_is_listed(
 def test_what_cannot_be_used_says_why(
     tiny_model: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("pickled", "quantized", "cut", "config"):
+    for name in ("pickled", "quantized", "cut", "config", "empty", "\x1b[2J"):
         shutil.copytree(tiny_model, place / name)
     (place / "pickled" / "model.safetensors").rename(place / "pickled" / "pytorch_model.bin")
     config = json.loads((place / "quantized" / "config.json").read_text())
@@ -72,7 +72,10 @@ def test_what_cannot_be_used_says_why(
     (place / "quantized" / "config.json").write_text(text)
     with (place / "cut" / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
-    (place / "config" / "config.json").write_text("{")
+    for name in ("config", "\x1b[2J"):
+        (place / name / "config.json").write_text("{")
+    (place / "empty" / "config.json").write_text('{"model_type": "unheard"}')
+    (place / "empty" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (place / "no-model").mkdir()
     plain = listed(capsys)
 
@@ -80,12 +83,14 @@ def test_what_cannot_be_used_says_why(
     assert "no-model" not in problems
     for name, words in {
         "pickled": "never loads it", "quantized": "gptq has quantized", "cut": "not a whole",
-        "config": "not valid JSON",
+        "config": "not valid JSON", "empty": "hold no tensor", "?[2J": "not valid JSON",
     }.items():  # fmt: skip
         assert words in problems[name]
         assert of_name(plain, name)["ways"] == []
     assert cli.main(["models", "list"]) == 0
-    assert "pickled: unusable: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "pickled: unusable: " in out
+    assert "\x1b[2J" not in out
 
 
 def test_no_models_at_all_says_where_it_looked_and_how_to_add(

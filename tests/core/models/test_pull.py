@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tests.stand_in_hub import COMMIT, StandIn
 
-from mst import cli
+from mst import __version__, cli
+from mst.hub.guard import HostRefused, check_url
 
 CORE = Path(cli.__file__).resolve().parents[1]
 
@@ -115,6 +116,8 @@ def test_another_host_is_named_and_not_asked(
         ({"files": {"model.gguf": b"GGUF"}}, "no config.json"),
         ({"listed": {"model.safetensors": b"0" * 99}}, "model.safetensors"),
         ({"listed": {"config.json": b"{}"}}, "config.json"),
+        ({"commit": "\x1b[2J"}, "a name that can't be shown"),
+        ({"files": {"config.json": b"{}", "\x1b[2J.bin": b"x"}}, "'\\x1b[2J.bin'"),
     ],
 )
 def test_what_is_no_whole_model_is_refused(
@@ -131,6 +134,7 @@ def test_what_is_no_whole_model_is_refused(
     err = capfd.readouterr().err
     assert words in err
     assert "zqxvkw" not in err
+    assert "\x1b" not in err
     assert not (place / "org" / "tiny").exists()
 
 
@@ -144,6 +148,30 @@ def test_a_file_with_another_hash_is_refused_by_name(
     assert pull(hub) == 1
     assert "model.safetensors of 555555555555 is not what the hub lists" in capfd.readouterr().err
     assert not list((place / "org").rglob("*.part/*.part"))
+
+
+def test_a_hub_that_sends_without_end_fills_no_disk(hub: StandIn, place: Path) -> None:
+    hub.more = 1 << 20
+
+    assert pull(hub) == 1
+    (part,) = place.rglob(".model.safetensors.*.part")
+    assert part.stat().st_size <= len(hub.files["model.safetensors"])
+    hub.more = 0
+    assert pull(hub) == 0  # what it had fetched is the whole file
+
+
+def test_an_allowed_host_is_not_asked_without_encryption(
+    hub: StandIn, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.elsewhere = "cdn.example"
+
+    assert pull(hub) == 3
+    err = capfd.readouterr().err
+    assert "sends us to cdn.example for model.safetensors of org/tiny over http" in err
+    assert "zqxvkw" not in err
+    check_url("https://cdn.example/x", ("cdn.example",))
+    with pytest.raises(HostRefused):
+        check_url("https://other.example/x", ("cdn.example",))
 
 
 def test_a_revision_that_is_not_there(
@@ -189,9 +217,18 @@ def part_bytes(place: Path) -> int:
 
 
 def test_the_other_hub_is_asked_by_its_own_library(
-    hub: StandIn, place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    hub: StandIn,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("modelscope_hub", reason="needs mst-train[hub]")
+    logins = tmp_path / "netrc"
+    logins.write_text("default login liu password zqxvkw\n")
+    logins.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(logins))
+    monkeypatch.setenv("MODELSCOPE_CLOUD_USERNAME", "zqxvkw")
     token = tmp_path / "token"
     token.write_text("ms-zqxvkw")
     token.chmod(0o600)
@@ -204,6 +241,8 @@ def test_the_other_hub_is_asked_by_its_own_library(
     assert pull(hub, *more) == 0
     assert [headers["Range"] for _, _, headers in hub.asked if "Range" in headers]
     assert (place / "org/tiny/model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    assert {headers["User-Agent"] for _, _, headers in hub.asked} == {f"mst/{__version__}"}
+    assert "Basic " not in json.dumps([headers for _, _, headers in hub.asked])
     sent = [json.dumps(headers) for host, _, headers in hub.asked if host == hub.elsewhere]
     assert "zqxvkw" not in "".join(sent)
     out, err = capfd.readouterr()
@@ -219,7 +258,9 @@ def test_the_other_hub_is_asked_by_its_own_library(
         (["org/tiny", "--yes", "--endpoint", "http://hub.example"], 2, "not encrypted"),
         (["org/tiny", "--yes", "--endpoint", "https://u:p@hub.example"], 2, "without a name"),
         (["org/tiny", "--yes", "--endpoint", "file:///etc"], 2, "address of a hub"),
+        (["org/tiny", "--yes", "--endpoint", "https://["], 2, "address of a hub"),
         (["org/tiny", "--yes", "--allow-host", "*"], 2, "one host"),
+        (["org/tiny", "--yes", "--allow-host", "cdn.example:443"], 2, "scheme and port"),
     ],
 )
 def test_nothing_is_sent_without_a_plain_order(

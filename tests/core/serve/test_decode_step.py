@@ -29,12 +29,17 @@ from mst.serve.job import prepare_engine
 from mst.serve.loading import load_served
 from mst.serve.row_adapters import RowAdapters
 
-KNOWN: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-}
+_SCALED = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+KNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", **_SCALED}}),
+    # These are scaled by band, and YaRN's attention too.
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 1.0,
+                                   "high_freq_factor": 4.0, **_SCALED}}),
+    ("qwen2", {"rope_parameters": {"rope_type": "yarn", **_SCALED}}),
+    ("mistral", {"sliding_window": None}),
+    ("qwen3", {"head_dim": 16}),
+]  # fmt: skip
 
 
 def next_logits(served: Served, lengths: tuple[int, ...], own_steps: bool) -> torch.Tensor:
@@ -58,9 +63,9 @@ def served_by(model: Any) -> Served:
     return Served(model, CPU, torch.float32, RowAdapters(model))
 
 
-@pytest.mark.parametrize("kind", KNOWN)
-def test_a_step_gives_what_the_forward_pass_gives(kind: str) -> None:
-    served = served_by(random_model(kind, **KNOWN[kind]))
+@pytest.mark.parametrize(("kind", "options"), KNOWN)
+def test_a_step_gives_what_the_forward_pass_gives(kind: str, options: dict[str, Any]) -> None:
+    served = served_by(random_model(kind, **options))
 
     assert served.steps is not None
     for lengths in ((9,), (9, 9), (3, 30, 9)):

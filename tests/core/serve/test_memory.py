@@ -16,6 +16,7 @@ from mst.serve.job import prepare_engine
 from mst.serve.loading import _prefix_bytes, load_served
 from mst.serve.pages import Block, copies
 from mst.serve.slots import Slots
+from mst.training.faults import is_out_of_memory
 
 
 def resident_bytes() -> int:
@@ -69,6 +70,14 @@ def test_copies_are_equal_and_leave_with_the_last() -> None:
     assert found == [True] * 4
     assert before - resident_bytes() > 14 << 20
     assert [each.dtype for each in copies(parts)] == [each.dtype for each in parts]
+
+
+def test_memory_that_the_system_has_not_is_told_as_torch_tells_it() -> None:
+    # More than an address has bits for.
+    with pytest.raises(torch.OutOfMemoryError, match="can't be mapped") as caught:
+        Block(torch.zeros(1), (1 << 52,))
+
+    assert is_out_of_memory(caught.value)
 
 
 def test_answers_that_leave_take_their_memory_with_them(llama: Any) -> None:

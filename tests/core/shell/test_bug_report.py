@@ -108,6 +108,8 @@ def test_a_report_without_a_run_and_over_nothing(
     assert cli.main(["bug-report", "--no-run", "--output", "a.zip"]) == 1
     assert "never overwritten" in capsys.readouterr().err
     assert cli.main(["bug-report", "--no-run", "--output", "none/a.zip"]) == 1
+    assert cli.main(["bug-report", "--no-run", "--output", "."]) == 1
+    assert "it is a directory" in capsys.readouterr().err
     assert cli.main(["bug-report", "--no-run", "--run", "x"]) == 2
     assert sorted(os.listdir()) == ["a.zip"]
 
@@ -121,7 +123,13 @@ def test_a_report_without_a_run_and_over_nothing(
         ("/usr/lib/../../home/liu", "<path>"),
         ("see https://ci.ward7.example/job?x=1.", "see <address>"),
         ("ask liu.wei@hospital.cn or 10.1.2.3", "ask <address> or <address>"),
+        ("cannot read '/data/My Ward/liu 1.csv': x", "cannot read '<path>': x"),
+        ("病房.jsonl.mst is no file, torch 2.13.0 is", "<file> is no file, torch 2.13.0 is"),
+        ("data/ward.jsonl, ~wei/x, at 3 GB/s", "<path>, <path>, at 3 GB/s"),
+        ("it doesn't see '/dev/nvidia0', isn't it", "it doesn't see '/dev/nvidia0', isn't it"),
+        ("fe80::1ff:fe23:4567:890a and A1:B2:C3:D4:E5:F6", "<address> and <address>"),
         ("on ward7-gpu by liu", "on <name> by <name>"),
+        ("on WARD7-GPU.hospital.example by Liu.", "on <name> by <name>."),
         ("a\nb\x00", "a b"),
     ],
 )

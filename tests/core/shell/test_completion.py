@@ -79,6 +79,7 @@ def test_options_choices_files_and_runs_are_completed(script: Path, tmp_path: Pa
 def test_a_key_press_is_completed_on_a_terminal(script: Path, tmp_path: Path) -> None:
     import pexpect
 
+    (tmp_path / "runs" / "ward 7; ls").mkdir(parents=True)
     shell = pexpect.spawn(
         "bash", ["--norc", "--noprofile"], cwd=str(tmp_path), encoding="utf-8", timeout=20,
         env={"PS1": "$ ", "TERM": "dumb", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
@@ -91,6 +92,9 @@ def test_a_key_press_is_completed_on_a_terminal(script: Path, tmp_path: Path) ->
         shell.expect_exact("bug-report ")
         shell.send("--no-\t")
         shell.expect_exact("--no-run ")
+        shell.sendcontrol("u")
+        shell.send("mst runs show wa\t")
+        shell.expect_exact(r"ward\ 7\;\ ls")
     finally:
         shell.close(force=True)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from mst import background, rundir
 from mst.cli.options import Parser, add_train_options
+from mst.cli.ui import _local_models
 from mst.errors import UsageError
 from mst.ui import choices
 from mst.ui.asking import ActionRefused, Outside, Pipes, beside
@@ -21,11 +23,11 @@ from mst.ui.choices import (
     StartRequest,
     allowed_options,
     data_files,
-    model_directories,
+    models,
     start_arguments,
 )
 from mst.ui.index import id_of
-from mst.ui.job import Places
+from mst.ui.job import LocalModel, Places
 from mst.ui.starter import Starter, holder_of
 
 
@@ -37,7 +39,8 @@ def places(tmp_path: Path) -> Places:
                  "data/notes.pdf", "elsewhere/other.jsonl", "models/tiny/config.json"):  # fmt: skip
         (tmp_path / each).write_text("{}")
     (tmp_path / "data/linked.jsonl").symlink_to(tmp_path / "elsewhere/other.jsonl")
-    return Places(*((str(tmp_path / each),) for each in ("runs", "data", "models")))
+    runs, data, models = ((str(tmp_path / each),) for each in ("runs", "data", "models"))
+    return Places(runs, data, models)
 
 
 def started(places: Places, **more: Any) -> tuple[str, ...]:
@@ -46,7 +49,34 @@ def started(places: Places, **more: Any) -> tuple[str, ...]:
 
 def test_models_and_data_are_those_under_the_directories_that_were_named(places: Places) -> None:
     assert [each.name for each in data_files(places.data)] == ["deep/more.csv.gz", "rows.jsonl"]
-    assert [each.name for each in model_directories(places.models)] == ["tiny"]
+    assert [each.name for each in models(places)] == ["tiny"]
+
+
+def test_a_model_of_the_local_places_can_be_chosen_once(places: Places, tmp_path: Path) -> None:
+    there = [LocalModel("org/one", str(tmp_path / "elsewhere")),
+             LocalModel("tiny", str(tmp_path / "models/tiny"))]  # fmt: skip
+    more = replace(places, local_models=tuple(there))
+
+    assert [each.name for each in models(more)] == ["tiny", "org/one"]
+    chosen = id_of(tmp_path / "elsewhere")
+    assert f"--model={tmp_path}/elsewhere" in started(more, model=chosen)
+    with pytest.raises(UsageError, match="no such model"):
+        started(places, model=chosen)
+
+
+def test_the_local_models_are_those_that_the_list_shows_as_usable(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home/org").mkdir(parents=True)
+    (tmp_path / "home/org/tiny").symlink_to(tiny_model)
+    (tmp_path / "home/broken").mkdir()
+    (tmp_path / "home/broken/config.json").write_text("{")
+    monkeypatch.setenv("MST_MODELS", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert _local_models() == (LocalModel("org/tiny", str(tmp_path / "home/org/tiny")),)
 
 
 def test_a_request_becomes_the_command_line_that_a_person_would_type(
@@ -164,10 +194,11 @@ def test_what_is_somebody_elses_alone_hides_nothing_else(places: Places, tmp_pat
     code = f"""
 from pathlib import Path
 from mst.seal.jail import kernel
-from mst.ui.choices import data_files, model_directories
+from mst.ui.choices import data_files, models
+from mst.ui.job import Places
 from mst.ui.index import Index
 kernel.drop_capabilities()
-print(len(data_files({places.data!r})), len(model_directories({places.models!r})),
+print(len(data_files({places.data!r})), len(models({places!r})),
       Index([Path({places.runs[0]!r})]).entries())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

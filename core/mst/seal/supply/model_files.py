@@ -20,6 +20,8 @@ MOST_TOKENIZER_BYTES = 512 << 20
 MOST_LEVELS = 100
 _LARGE = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# What a model is copied without, beside its pickles: nothing of mst reads it.
+PROGRAMS = (".py", ".pyc", ".so", ".sh")
 ARCHIVES = (
     ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z",
     ".rar",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -112,7 +113,8 @@ def verify_model(directory: Path) -> tuple[int, HashState]:
         f"{directory} came without hashes: there is no {directory.name}{LISTING_SUFFIX} beside it"
         f" and no {_INSIDE} in it. Compare it with its source's, by --manifest FILE or --signature"
         " FILE; or, if you trust what is there, list it from here on: mst models manifest"
-        f" {directory} --output {directory.absolute()}{LISTING_SUFFIX}"
+        f" {shlex.quote(str(directory))} --output"
+        f" {shlex.quote(f'{directory.absolute()}{LISTING_SUFFIX}')}"
     )
 
 
@@ -134,14 +136,19 @@ def _verify_snapshot(directory: Path) -> int:
     damaged copy but not every forged one.
 
     Raises:
-        ModelError: one has another hash.
+        ModelError: one has another hash, or no hash for a name.
     """
     names = hashes_of(directory)
     for name, digest in names.items():
         blob = (directory / name).resolve()
         expected = blob.name
+        if len(expected) not in (_SHA256, _SHA1):
+            raise ModelError(
+                f"{directory / name} leads to {blob.name}, whose name is no hash, so nothing says"
+                " what it should be. Remove it, or copy the model again from the source."
+            )
         found = digest if len(expected) == _SHA256 else git_hash(blob)
-        if len(expected) in (_SHA256, _SHA1) and found != expected:
+        if found != expected:
             raise ModelError(
                 f"{directory / name} is not what the hub's cache says: its hash is {found}."
                 " Don't use it; copy the model again from the source."
