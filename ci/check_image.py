@@ -2,8 +2,8 @@
 
 `python ci/check_image.py --bundle DIR --mirror URL -- devices`, as root.
 The image's steps are run one by one as the file has them, then its entry point with the arguments,
-as its user and in a network namespace that has no way out. Needs debootstrap and some GiB. Commands
-that are sealed don't start there: a chroot gives no user namespaces.
+as its user and in a network namespace that has no way out. Needs debootstrap and some GiB. A
+chroot gives no user namespaces, so that the jail of sealed commands is the broker there.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mst.background import ENDED, PROCESS, WORK, identity
@@ -60,7 +61,8 @@ def _keep(directory: Path, tell: int) -> int:
         "command_identity": identity(command.pid),
     }
     _write(directory / PROCESS, note)
-    os.write(tell, b".")
+    with suppress(OSError):  # whoever started it has gone in between
+        os.write(tell, b".")
     os.close(tell)
     code = command.wait()
     _write(directory / ENDED, {"exit_code": 128 - code if code < 0 else code})

@@ -28,12 +28,13 @@ from mst.serve.http.wire import (
 from mst.ui import routes
 from mst.ui.asking import ActionRefused, Outside
 from mst.ui.choices import StartRequest
+from mst.ui.detail import detail
 from mst.ui.index import Entry, Index
 from mst.ui.job import UiJob
 from mst.ui.live import POINTS, follow, told
 from mst.ui.machine import Machine, audit_state, audit_verified
 from mst.ui.page import ENTRANCE, FILES, PAGE, answer_file, answer_page
-from mst.ui.reading import choices, detail_of, listed, samples_of, work_of, works
+from mst.ui.reading import choices, listed, samples_of, work_of, works
 from mst.ui.sessions import Sessions
 from mst.ui.tails import Tails
 
@@ -171,7 +172,7 @@ class App:
             return told(entry, tail.whole(max(4, points)))
         if exchange.route == "/api/runs/{id}/samples":
             return await asyncio.to_thread(samples_of, entry, job.samples)
-        return await asyncio.to_thread(detail_of, entry)
+        return await asyncio.to_thread(detail, entry)
 
     async def _post(self, exchange: Exchange, name: str, cookies: str) -> None:
         asked = await _body(exchange, routes.POSTS[exchange.route])

@@ -42,6 +42,12 @@ class Outside:
         self._answers: IO[bytes] = os.fdopen(pipes.answers, "rb")
         self._alone = threading.Lock()
 
+    def close(self) -> None:
+        """Close both pipes."""
+        with contextlib.suppress(OSError):
+            self._requests.close()
+        self._answers.close()
+
     async def ask(self, do: str, **asked: Any) -> dict[str, Any]:
         """Return what came of a request.
 

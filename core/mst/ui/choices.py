@@ -6,9 +6,11 @@ when the page was started, or is a model that `mst models list` showed then.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from mst.request import fields
 from mst.ui.index import id_of
 from mst.ui.job import Places
 
-# Of the files in a directory, so that a wrong one (such as /) ends soon.
-_MOST = 1000
+# Of what is found in a directory, and of what is looked at, so that a wrong one (such as /) ends
+# soon.
+_MOST, _MOST_LOOKED_AT = 1000, 20_000
 _DEPTH = 3
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
@@ -75,19 +78,20 @@ def _is_data(path: Path) -> bool:
         suffixes.pop()
     # Encrypted files need a key, which a page does not ask for.
     encrypted = path.suffix.lower() == ".mst"
-    return bool(suffixes) and suffixes[-1] in _DATA and not encrypted and path.is_file()
+    return bool(suffixes) and suffixes[-1] in _DATA and not encrypted and os.path.isfile(path)
 
 
 def _is_model(path: Path) -> bool:
     if path.suffix.lower() == ".gguf":
-        return path.is_file()
-    return (path / "config.json").is_file()
+        return os.path.isfile(path)
+    # Not Path.is_file, which raises where a directory is somebody else's alone.
+    return os.path.isfile(path / "config.json")
 
 
 def _under(place: Path, wanted: Any, depth: int) -> Iterator[Choice]:
     """Yield what is wanted below a directory, following no link out of it."""
     found = 0
-    for path in _walk(place, depth):
+    for path in islice(_walk(place, depth), _MOST_LOOKED_AT):
         if found == _MOST:
             return
         if wanted(path) and path.resolve().is_relative_to(place.resolve()):
@@ -102,7 +106,7 @@ def _walk(place: Path, depth: int) -> Iterator[Path]:
         return
     for each in inside:
         yield each
-        if depth > 1 and each.is_dir() and not each.is_symlink():
+        if depth > 1 and not os.path.islink(each) and os.path.isdir(each):
             yield from _walk(each, depth - 1)
 
 
@@ -123,8 +127,8 @@ def run_directory(request: StartRequest, places: Places) -> Path:
     """
     if not _NAME.fullmatch(request.name):
         raise UsageError(
-            "a run's name has letters, digits, '.', '-' and '_', 80 at most, and begins with a"
-            " letter or a digit. Choose another."
+            "a run's name has letters, digits, '.', '-' and '_', 80 at most, and begins with"
+            " neither '.' nor '-'. Choose another."
         )
     if request.place >= len(places.runs):
         raise UsageError("there is no such directory of runs. Load the page again.")
@@ -160,10 +164,14 @@ def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
             )
         flag = name.replace("_", "-")
         converted = convert(name, value, flag)
-        items = converted if isinstance(converted, tuple) else (_text(converted),)
+        many = isinstance(converted, tuple)
+        items = converted if many else (_text(converted),)
         if any(each.startswith("-") for each in items) and isinstance(converted, (str, tuple)):
             raise UsageError(f"{flag}: a value begins with '-'. Leave that out.")
-        arguments += [f"--{flag}={items[0]}", *items[1:]] if items else []
+        # Behind "--flag=first" a second value would be the command's own argument: a file of
+        # options, which may name any code and switch the jail off.
+        arguments += [f"--{flag}", *items] if many and items else []
+        arguments += [] if many else [f"--{flag}={items[0]}"]
     return tuple(arguments)
 
 

@@ -13,7 +13,7 @@ from mst.errors import MstError
 from mst.evaluate.report import EvalReport
 from mst.plan import Plan
 from mst.rundir import RunManifest
-from mst.ui.index import Entry
+from mst.ui.index import Entry, finite
 
 # Reports and artefacts that are shown, and how large a file of them may be.
 _MOST_FILES = 20
@@ -64,7 +64,7 @@ def detail(entry: Entry) -> dict[str, Any]:
     found["reports"] = list(_reports(path))
     found["exports"] = list(_exports(path))
     found["seal"] = _seal(path)
-    found["again"] = f"mst train --output-dir {shlex.quote(str(path))} --resume"
+    found["shown_by"] = f"mst runs show {shlex.quote(str(path))}"
     return found | {"problems": problems}
 
 
@@ -77,7 +77,7 @@ def _manifest(manifest: RunManifest) -> dict[str, Any]:
             {"path": each.path, "rows": each.rows, "sha256": each.sha256}
             for each in (*manifest.data, *manifest.val_data)
         ],
-        "results": dict(manifest.results),
+        "results": {name: finite(each) for name, each in manifest.results.items()},
         "misses": [
             {"step": each.step, "cause": each.cause, "when": each.when} for each in manifest.misses
         ],
@@ -87,7 +87,7 @@ def _manifest(manifest: RunManifest) -> dict[str, Any]:
 
 def _evaluation(manifest: RunManifest) -> list[dict[str, Any]]:
     """Return what the run itself has measured before and after training."""
-    results, found = manifest.results, []
+    results, found = {name: finite(each) for name, each in manifest.results.items()}, []
     for kind in ("restricted", "free"):
         after = results.get(f"accuracy_after_{kind}")
         if after is not None:
@@ -201,13 +201,6 @@ def _texts(found: Any) -> dict[str, str]:
     if not isinstance(found, Mapping):
         return {}
     return {str(key): str(value) for key, value in found.items()}
-
-
-def finite(value: Any) -> float | None:
-    """Return a number that JSON can hold; None for none, and for what is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < 1e300 else None
 
 
 def _seal(path: Path) -> dict[str, Any] | None:

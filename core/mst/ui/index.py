@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mst import rundir
 from mst.errors import MstError
@@ -103,7 +104,9 @@ class Index:
 
 def _is_run(path: Path, place: Path) -> bool:
     """Return whether a run lies there, and not elsewhere behind a link."""
-    return not path.is_symlink() and path.parent == place and (path / rundir.MANIFEST).is_file()
+    # Not Path.is_file, which raises where a directory is somebody else's alone.
+    manifest = path / rundir.MANIFEST
+    return path.parent == place and not os.path.islink(path) and os.path.isfile(manifest)
 
 
 def _entry(path: Path, place: int, known: Entry | None) -> Entry:
@@ -137,7 +140,7 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
     except (MstError, OSError) as error:
         damaged = RunSummary(name, str(path), "damaged", str(error))
         return Entry(key, path, place, stamp, None, damaged)
-    results = manifest.results
+    results = {name: finite(each) for name, each in manifest.results.items()}
     steps = results.get("steps")
     summary = RunSummary(
         name=name,
@@ -152,6 +155,13 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
         tokens_per_second=results.get("tokens_per_second"),
     )
     return Entry(key, path, place, stamp, None, summary, manifest.finished)
+
+
+def finite(value: Any) -> float | None:
+    """Return a number that JSON can hold; None for none, and for what is not finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 else None
 
 
 def newest_figures(path: Path) -> dict[str, float]:

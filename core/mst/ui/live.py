@@ -43,7 +43,7 @@ async def follow(exchange: Exchange, watched: Watched, entry: Entry) -> None:
     events = exchange.events = Events(exchange)
     tail = watched.tails.of(entry.path)
     await asyncio.to_thread(tail.read)
-    grown, sizes = tail.whole(POINTS), tail.sizes()
+    grown = tail.whole(POINTS)
     await events.send({**told(entry, grown), "whole": True})
     sent, said = row(entry), time.monotonic()
     while not watched.service.stopping:
@@ -56,11 +56,11 @@ async def follow(exchange: Exchange, watched: Watched, entry: Entry) -> None:
         entry = found
         if changed:
             await asyncio.to_thread(tail.read)
-        now, new = row(entry), tail.since(grown.generation, sizes, POINTS)
+        now, new = row(entry), tail.since(grown, POINTS)
         whole = new.generation != grown.generation
         if whole or new.points or now != sent:
             await events.send({**told(entry, new), "whole": whole})
-            grown, sizes, sent, said = new, tail.sizes(), now, time.monotonic()
+            grown, sent, said = new, now, time.monotonic()
         elif time.monotonic() - said > _ALIVE_SECONDS:
             await events.send({"alive": True})
             said = time.monotonic()

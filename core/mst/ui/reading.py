@@ -9,7 +9,7 @@ from mst import background
 from mst.serve.http.refusals import Refusal
 from mst.serve.http.wire import Exchange
 from mst.ui.choices import allowed_options, data_files, models
-from mst.ui.detail import detail, row
+from mst.ui.detail import row
 from mst.ui.index import Entry, Index, id_of
 from mst.ui.job import Places
 from mst.ui.routes import numbers, text
@@ -44,11 +44,6 @@ def listed(index: Index, exchange: Exchange) -> dict[str, Any]:
         "places": [str(each) for each in index.places],
         "runs": [row(each) for each in part],
     }
-
-
-def detail_of(entry: Entry) -> dict[str, Any]:
-    """Return all of a run but its curves."""
-    return detail(entry)
 
 
 def samples_of(entry: Entry, switched_on: bool) -> dict[str, Any]:

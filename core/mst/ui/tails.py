@@ -6,6 +6,7 @@ import os
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,11 +40,13 @@ class Grown:
             is to be forgotten then.
         damaged: lines that could not be read, or went back in their steps.
         points: new ones, by the figure's name.
+        sizes: how many points each figure had when this was told.
     """
 
     generation: int
     damaged: int
     points: dict[str, Points]
+    sizes: dict[str, int]
 
 
 class Tail:
@@ -109,35 +112,30 @@ class Tail:
             series.steps.append(step)
             series.values.append(value)
 
-    def sizes(self) -> dict[str, int]:
-        """Return how many points each figure has."""
-        with self._lock:
-            return {name: len(each.steps) for name, each in self.series.items()}
-
     def whole(self, most: int) -> Grown:
         """Return all curves, thinned to at most `most` points each."""
         with self._lock:
-            points = {name: thinned(each, most) for name, each in self.series.items()}
-            return Grown(self.generation, self.damaged, points)
+            return self._grown({}, most)
 
-    def since(self, generation: int, sizes: dict[str, int], most: int) -> Grown:
+    def since(self, told: Grown, most: int) -> Grown:
         """Return what has come since, each curve thinned; all of it where the file is another.
 
         Args:
-            generation: that was told before.
-            sizes: of the figures at that time, from `sizes`.
+            told: what was told before.
             most: points a figure.
         """
-        if generation != self.generation:
-            return self.whole(most)
         with self._lock:
-            points = {}
-            for name, each in self.series.items():
-                begin = sizes.get(name, 0)
-                if begin < len(each.steps):
-                    new = Series(each.steps[begin:], each.values[begin:])
-                    points[name] = thinned(new, most)
-            return Grown(self.generation, self.damaged, points)
+            return self._grown(told.sizes if told.generation == self.generation else {}, most)
+
+    def _grown(self, begins: Mapping[str, int], most: int) -> Grown:
+        points = {}
+        for name, each in self.series.items():
+            begin = begins.get(name, 0)
+            if begin < len(each.steps):
+                new = Series(each.steps[begin:], each.values[begin:]) if begin else each
+                points[name] = thinned(new, most)
+        sizes = {name: len(each.steps) for name, each in self.series.items()}
+        return Grown(self.generation, self.damaged, points, sizes)
 
 
 def thinned(series: Series, most: int) -> Points:

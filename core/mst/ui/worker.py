@@ -43,6 +43,8 @@ def work(job: UiJob, listener: int, control: int, notes: int, pipes: Pipes | Non
 
     with socket.socket(fileno=listener) as made:
         serve(app, made, _LIMITS, None, began, lambda: _told(control))
+    if outside is not None:
+        outside.close()
     _say("ended")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from mst import background, rundir
+from mst.cli.options import Parser, add_train_options
 from mst.cli.ui import _local_models
 from mst.errors import UsageError
+from mst.ui import choices
+from mst.ui.asking import ActionRefused, Outside, Pipes, beside
 from mst.ui.choices import (
     StartRequest,
     allowed_options,
@@ -83,7 +89,7 @@ def test_a_request_becomes_the_command_line_that_a_person_would_type(
     assert found == (
         "train", f"--output-dir={tmp_path}/runs/wards", f"--model={tmp_path}/models/tiny",
         "--dataset", f"{tmp_path}/data/rows.jsonl", "--lora-rank=16", "--packing=true",
-        "--target-modules=q_proj", "--tuner=lora",
+        "--target-modules", "q_proj", "--tuner=lora",
     )  # fmt: skip
     assert started(places) == ("train", f"--output-dir={tmp_path}/runs/wards")
 
@@ -112,6 +118,17 @@ def test_no_option_of_a_page_names_a_path_runs_code_or_opens_the_jail() -> None:
 def test_what_is_not_allowed_is_refused(places: Places, more: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         started(places, **more)
+
+
+@pytest.mark.parametrize("asked", [["q_proj", "/etc/options.yaml"], "q_proj,/etc/options.yaml"])
+def test_no_value_of_a_list_is_taken_for_a_file_of_options(places: Places, asked: Any) -> None:
+    parser = Parser()
+    add_train_options(parser)
+    for more in ({}, {"tuner": "lora"}):
+        found = parser.parse_args(started(places, options={"target_modules": asked} | more)[1:])
+
+        assert found.config is None
+        assert found.target_modules == ["q_proj", "/etc/options.yaml"]
 
 
 @pytest.mark.parametrize("more", [{"command": "rm"}, {"name": 3}, {"name": ""}, {"place": "0"}])
@@ -144,6 +161,58 @@ def test_the_process_outside_checks_what_it_is_asked(
 
     assert all(set(starter.answer(each)) == {"error"} for each in asked)
     assert begun == []
+
+
+def test_a_request_that_is_too_long_gets_no_second_answer(places: Places, tmp_path: Path) -> None:
+    def ask(outside: Outside, do: str, **more: Any) -> str:
+        with pytest.raises(ActionRefused) as refused:
+            asyncio.run(outside.ask(do, **more))
+        return str(refused.value)
+
+    with beside(places, os.environ) as pipes:
+        outside = Outside(Pipes(os.dup(pipes.requests), os.dup(pipes.answers)))
+        # As long as a body of the page may be, and longer than one.
+        longest = StartRequest(name="x", options={"device": "é" * 32_000, "lora_rank": 0})
+        said = [
+            ask(outside, "start", request=longest.model_dump()),
+            ask(outside, "stop", run="x"),
+            ask(outside, "start", request={"name": "x" * (1 << 19)}),
+            ask(outside, "stop", run="x"),
+        ]
+        outside.close()
+
+    assert "lora-rank" in said[0]
+    assert "not there" in said[1]
+    assert "has ended" in said[2]
+    assert "has ended" in said[3]
+
+
+def test_what_is_somebody_elses_alone_hides_nothing_else(places: Places, tmp_path: Path) -> None:
+    for each in ("data/private", "models/private", "runs/private"):
+        (tmp_path / each).mkdir(mode=0o000)
+    # Root without its capabilities is kept out as others are.
+    code = f"""
+from pathlib import Path
+from mst.seal.jail import kernel
+from mst.ui.choices import data_files, models
+from mst.ui.job import Places
+from mst.ui.index import Index
+kernel.drop_capabilities()
+print(len(data_files({places.data!r})), len(models({places!r})),
+      Index([Path({places.runs[0]!r})]).entries())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stdout == "2 1 ()\n", done.stderr
+
+
+def test_a_directory_without_end_is_left_soon(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "_MOST_LOOKED_AT", 2)
+
+    # Its files in their order: "deep" and what lies in it come first.
+    assert [each.name for each in data_files(places.data)] == ["deep/more.csv.gz"]
 
 
 def test_only_the_process_that_holds_a_runs_lock_is_stopped(tmp_path: Path) -> None:

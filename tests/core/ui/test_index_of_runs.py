@@ -96,17 +96,17 @@ def test_a_run_that_vanishes_is_gone_and_a_link_leads_nowhere(runs: Path, tmp_pa
 def test_only_what_is_new_is_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tail = Tail(runs / "first")
     tail.read()
-    before, sizes = tail.generation, tail.sizes()
+    before = tail.whole(100)
     size = (runs / "first" / rundir.METRICS).stat().st_size
     append(runs / "first", {"step": 5, "loss": 0.5, "learning_rate": 1e-4})
     with (runs / "first" / rundir.METRICS).open("a") as file:
         file.write('{"step": 6, "lo')  # being written
     tail.read()
-    grown = tail.since(before, sizes, 100)
+    grown = tail.since(before, 100)
 
-    assert sizes["loss"] == 4
+    assert before.sizes["loss"] == 4
     assert grown.points == {"loss": ([5], [0.5]), "learning_rate": ([5], [1e-4])}
-    assert (grown.generation, grown.damaged) == (before, 0)
+    assert (grown.generation, grown.damaged) == (before.generation, 0)
     assert tail._offset < (runs / "first" / rundir.METRICS).stat().st_size
     assert tail._offset > size
 
@@ -114,15 +114,27 @@ def test_only_what_is_new_is_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_curve_that_was_written_anew_replaces_what_was_shown(runs: Path) -> None:
     tail = Tail(runs / "first")
     tail.read()
-    before, sizes = tail.generation, tail.sizes()
+    before = tail.whole(100)
     # What `mst train --resume` does to steps behind its checkpoint.
     with rundir.metrics_writer(runs / "first", after_step=2):
         pass
     tail.read()
-    grown = tail.since(before, sizes, 100)
+    grown = tail.since(before, 100)
 
-    assert grown.generation == before + 1
+    assert grown.generation == before.generation + 1
     assert grown.points["loss"][0] == [1, 2]
+
+
+def test_no_point_is_lost_between_two_who_look(runs: Path) -> None:
+    tail = Tail(runs / "first")
+    tail.read()
+    told = tail.whole(100)
+    # Another page's look, between this one's and its next.
+    append(runs / "first", {"step": 5, "loss": 0.5})
+    tail.read()
+    tail.whole(100)
+
+    assert tail.since(told, 100).points == {"loss": ([5], [0.5])}
 
 
 def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -176,6 +177,17 @@ def test_curves_have_loss_rate_speed_and_memory(page: Page, runs: Path) -> None:
     assert all(each > 1 << 20 for each in points["memory_bytes"][1])
     few = page.get(f"{path_of(runs / 'first')}/curve?points=4").json["points"]
     assert all(len(each[0]) <= 4 for each in few.values())
+
+
+def test_figures_that_are_no_numbers_leave_json_whole(page: Page, runs: Path) -> None:
+    bad = {"last_eval_loss": math.nan, "steps": math.inf, "accuracy_after_free": math.nan}
+    rundir.update_manifest(runs / "second", results=bad)
+    (runs / "second" / rundir.METRICS).unlink()
+    replies = [page.get(each) for each in ("/api/runs", path_of(runs / "second"))]
+
+    assert [each.status for each in replies] == [200, 200]
+    assert not any(re.search("NaN|Infinity", each.text) for each in replies)
+    assert replies[1].json["results"] == dict.fromkeys(bad)
 
 
 def test_a_damaged_run_is_shown_for_what_it_is(page: Page, runs: Path) -> None:

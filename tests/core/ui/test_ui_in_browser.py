@@ -173,6 +173,34 @@ def test_a_run_whose_files_vanish_while_it_is_shown_is_told(ui: Ui, chromium: An
     assert page.locator("figure canvas").first.is_visible()
 
 
+def test_a_page_that_nobody_looks_at_holds_no_connection(ui: Ui, chromium: Any) -> None:
+    page, _ = opened(ui, chromium, "en-GB", DESKTOP)
+    page.goto(f"http://127.0.0.1:{ui.port}/#/run/{id_of(ui.runs / 'first')}")
+    page.locator("figure canvas").first.wait_for()
+    hide = """hidden => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page.expect_event("requestfailed", lambda each: each.url.endswith("/live")) as left:
+        page.evaluate(hide, True)
+    with page.expect_event("request", lambda each: each.url.endswith("/live")) as asked:
+        page.evaluate(hide, False)
+
+    assert left.value.url == asked.value.url
+
+
+def test_a_link_keeps_the_keyboard_when_the_list_is_made_anew(ui: Ui, chromium: Any) -> None:
+    shutil.copytree(ui.runs / "first", ui.runs / "focused")
+    page, _ = opened(ui, chromium, "en-GB", DESKTOP)
+    page.locator("table.runs a", has_text="focused").focus()
+    page.evaluate("document.activeElement.dataset.old = 'yes'")
+    with (ui.runs / "focused" / rundir.METRICS).open("a") as file:
+        file.write('{"step": 5, "loss": 0.5}\n')
+    page.wait_for_function("() => !document.querySelector('[data-old]')", timeout=20_000)
+
+    assert page.evaluate("document.activeElement.textContent") == "focused"
+
+
 @pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_every_part_fits_the_screen_and_axe_finds_no_serious_fault(

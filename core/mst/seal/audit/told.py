@@ -7,8 +7,12 @@ import json
 import os
 import threading
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from mst.seal.audit.command import record
+
+# Of a line; those that workers write have a few hundred.
+_MOST_BYTES = 1 << 16
 
 
 @contextlib.contextmanager
@@ -30,15 +34,19 @@ def recording(events: Collection[str], texts: Collection[str] = ()) -> Iterator[
 
 
 def _take(pipe: int, events: Collection[str], texts: Collection[str]) -> None:
-    with open(pipe, encoding="utf-8") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
+    # Whoever took the worker over may write anything: the next line is taken all the same.
+    with open(pipe, "rb") as lines:
+        while line := lines.readline(_MOST_BYTES):
+            with contextlib.suppress(ValueError, RecursionError):
                 told = json.loads(line)
-                event = told.pop("event", "")
-                if event in events:
-                    facts = {
-                        str(name): value
-                        for name, value in told.items()
-                        if isinstance(value, int) or name in texts
-                    }
-                    record(event, **facts)
+                event = told.pop("event", None) if isinstance(told, dict) else None
+                if isinstance(event, str) and event in events:
+                    record(event, **_facts(told, texts))
+
+
+def _facts(told: dict[str, Any], texts: Collection[str]) -> dict[str, int | str]:
+    return {
+        name: value
+        for name, value in told.items()
+        if isinstance(value, int) or (isinstance(value, str) and name in texts)
+    }

@@ -62,7 +62,10 @@ def asked(
     )
     if name != "train":
         request = JailRequest(args.jail, args.jail_reason, tuple(args.allow_net or ()))
-        scene = Scene(outputs=outputs, listeners=getattr(args, "listeners", ()))
+        # What stays outside beside the page takes requests from it, and reads runs on its own.
+        reads_only = name == "ui"
+        listeners = getattr(args, "listeners", ())
+        scene = Scene(outputs=outputs, listeners=listeners, reads_only=reads_only)
     else:
         from mst.cli.options import train_request
         from mst.placement import placement

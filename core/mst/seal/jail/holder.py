@@ -100,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
                 scene["nnodes"],
                 tuple(scene["outputs"]),
                 tuple(scene["listeners"]),
+                scene["reads_only"],
             ),
             os.environ,
         )

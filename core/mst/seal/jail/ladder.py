@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,10 @@ from mst.seal.jail.seal import (
 from mst.seal.jail.ways_out import try_all
 from mst.seal.memory import core_dumps_off
 
+# A namespace that was given may hold others than the job, and nothing there is judged without the
+# broker; with it, what holds is the namespace and the broker.
 _MODES = {
-    "auto": (ROOT, USER, GIVEN, BROKER, SECCOMP),
+    "auto": (ROOT, USER, BROKER, GIVEN, SECCOMP),
     "namespace": (ROOT, USER, GIVEN),
     "broker": (BROKER,),
     "seccomp": (SECCOMP,),
@@ -102,11 +104,14 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
             raise JailError(f"root could not be given up: {advice.reason(error)}.") from None
         fault = listening or _looks(broker)
         if layer == BROKER and fault:
-            # What was given up stays given up; the next layer needs none of it.
             refused.append((layer, f"no broker: {fault}"))
-            if SECCOMP not in layers:
+            left = _unbrokered(layers, refused)
+            if left is None:
                 break
-            layer = SECCOMP
+            layer = left
+        elif layer == GIVEN and not fault:
+            # It takes all that is bound in a namespace for the job's own.
+            fault = "others may be in this network"
         rules = _rules(layer, brokered=not fault)
         if fault and layer != SECCOMP:
             refused.append(("unix sockets", f"no broker: {fault}"))
@@ -133,6 +138,17 @@ def _climb(request: JailRequest, scene: Scene, environ: MutableMapping[str, str]
     if shared:
         alone = " A job of several commands or machines needs the broker."
     raise JailError(f"this job can't be sealed here ({tried}).{alone} {advice.what_to_do(machine)}")
+
+
+def _unbrokered(layers: Sequence[str], refused: list[tuple[str, str]]) -> str | None:
+    """Return the first layer after the broker's that can be had, or None; add to `refused`."""
+    # What was given up for the broker stays given up; these layers need none of it.
+    for layer in layers[layers.index(BROKER) + 1 :]:
+        fault = _move(layer, "")
+        if not fault:
+            return layer
+        refused.append((layer, fault))
+    return None
 
 
 def _tried(attempt: Callable[[], object]) -> str:
@@ -243,8 +259,10 @@ def _limit_writes(request: JailRequest, scene: Scene, environ: Mapping[str, str]
                 f"{each} does not exist, and a sealed job can make nothing in /. Make the directory"
                 " first."
             )
+    rdma = bool(request.allow_net)
+    places = landlock.nodes() if scene.reads_only else landlock.writable(environ, named, rdma=rdma)
     try:
-        landlock.restrict(landlock.writable(environ, named, rdma=bool(request.allow_net)), version)
+        landlock.restrict(places, version)
     except OSError as error:
         return f"not limited: {error.strerror or error}"
     return f"Landlock, version {version}"

@@ -76,13 +76,17 @@ def become(user: int, group: int, name: str) -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    try:
-        groups = os.getgrouplist(name, group) if name else [group]
-    except KeyError:
-        groups = [group]
-    os.setgroups(groups)
+    os.setgroups(groups_of(group, name))
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
+
+
+def groups_of(group: int, name: str) -> list[int]:
+    """Return the groups of a user; `group` alone where nothing is known of the user."""
+    try:
+        return os.getgrouplist(name, group) if name else [group]
+    except KeyError:
+        return [group]
 
 
 def home_of(user: int) -> str | None:

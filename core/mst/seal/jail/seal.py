@@ -51,6 +51,7 @@ class Scene:
         outputs: paths that the user named, under which the job may write.
         listeners: descriptors of listening unix sockets that the job takes with it, as a server
             must. Such a socket can be connected to, and can never connect.
+        reads_only: the job writes no file, so that it may write none where the kernel limits that.
     """
 
     shared: bool = False
@@ -58,6 +59,7 @@ class Scene:
     nnodes: int = 1
     outputs: tuple[str, ...] = ()
     listeners: tuple[int, ...] = ()
+    reads_only: bool = False
 
 
 @dataclass(frozen=True)

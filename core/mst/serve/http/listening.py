@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import UsageError
-from mst.seal.jail.namespaces import caller_of_sudo
+from mst.seal.jail.namespaces import caller_of_sudo, groups_of, home_of
 
 BACKLOG = 128
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -236,7 +236,8 @@ def start_outside(
             stdin=subprocess.DEVNULL,
             user=user[0],
             group=user[1],
-            extra_groups=[],
+            extra_groups=groups_of(user[1], user[2]),
+            env={**environ, "HOME": home_of(user[0]) or "/nonexistent"},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

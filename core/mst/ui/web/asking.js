@@ -22,7 +22,7 @@ async function reached(path, options) {
 async function answered(reply) {
   if (reply.status === 401) {
     // The session has ended; the entrance says how to get a link.
-    location.assign("/enter");
+    location.assign(`/enter${location.search}`);
   }
   const body = await reply.json().catch(() => ({}));
   if (!reply.ok) throw new Refused(reply.status, body.error?.message ?? `${reply.status}`);

@@ -50,14 +50,19 @@ export async function showList(main, signal) {
     make("p", { class: "pages" }, before, " ", after),
   );
 
-  let shown = "";
+  let shown = "", turn = 0;
   async function load() {
     const query = new URLSearchParams({ ...asked, limit: LIMIT });
+    const mine = (turn += 1);
     const found = await get(`/api/runs?${query}`, signal);
     const text = JSON.stringify(found);
-    if (text === shown || signal.aborted) return;
+    // An answer that comes late must not take the place of a newer question's.
+    if (text === shown || mine !== turn || signal.aborted) return;
     shown = text;
+    // Who is at a link with the keyboard stays there when the rows are made anew.
+    const at = body.contains(document.activeElement) ? document.activeElement.hash : null;
     body.replaceChildren(...found.runs.map((run) => make("tr", {}, ...cells(run, found.places))));
+    if (at) body.querySelector(`a[href="${at}"]`)?.focus({ preventScroll: true });
     const first = found.runs.length ? found.offset + 1 : 0;
     counted.textContent = found.all
       ? `${number(first)}–${number(found.offset + found.runs.length)} / ${number(found.matching)}`

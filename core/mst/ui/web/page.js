@@ -40,7 +40,7 @@ function route(first) {
 
 document.getElementById("leave").addEventListener("click", async () => {
   await post("/api/leave").catch(() => {});
-  location.assign("/enter");
+  location.assign(`/enter${location.search}`);
 });
 document.getElementById("other").addEventListener("click", (event) => {
   // The same part in the other language.

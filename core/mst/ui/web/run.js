@@ -122,7 +122,7 @@ function about(run) {
       (run.data ?? []).map((each) => [each.path, number(each.rows), each.sha256.slice(0, 16)])),
     table(words.results, [words.figure, words.value],
       Object.entries(run.results ?? {}).map(([name, value]) => [name, number(value)])),
-    make("p", {}, words.in_terminal, " ", make("code", {}, `mst runs show ${run.path}`)),
+    make("p", {}, words.in_terminal, " ", make("code", {}, run.shown_by)),
   ];
 }
 
@@ -235,6 +235,9 @@ function follow(path, take, signal, gone) {
     }
   }
   function open() {
+    // A browser has six connections to a server, and pages that nobody looks at would take them.
+    if (document.hidden) return;
+    source?.close();
     source = new EventSource(path);
     source.onmessage = (event) => {
       if (event.data === "[DONE]") {
@@ -260,6 +263,10 @@ function follow(path, take, signal, gone) {
       } else tell(words.unreachable, "server");
     };
   }
-  signal.addEventListener("abort", () => source.close());
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) source?.close();
+    else open();
+  }, { signal });
+  signal.addEventListener("abort", () => source?.close());
   open();
 }

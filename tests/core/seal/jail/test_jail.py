@@ -123,6 +123,28 @@ print(seal.files)
     assert "Landlock" in done.stdout
 
 
+def test_a_job_that_only_reads_can_write_nowhere(tmp_path: Path) -> None:
+    if not Path("/sys/kernel/security").is_dir() or "landlock" not in open_modules():
+        pytest.skip("wants a kernel with Landlock")
+    (tmp_path / "kept").write_text("x")
+    code = """
+from pathlib import Path
+print(Path("kept").read_text())
+for bad in ("here", "kept", os.environ["TMPDIR"] + "/mine", os.environ["HOME"] + "/.cache/mine"):
+    try:
+        Path(bad).write_text("y")
+    except PermissionError:
+        continue
+    sys.exit(bad)
+"""
+    before = "from functools import partial; Scene = partial(Scene, reads_only=True)"
+    (tmp_path / ".cache").mkdir()
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = inside(code, before=before, cwd=tmp_path, env=environ)
+
+    assert (done.returncode, done.stdout) == (0, "x\n"), done.stderr
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_a_new_users_cache_can_be_written(tmp_path: Path, given: bool) -> None:
     here, home, named = (tmp_path / each for each in ("here", "home", "named/cache"))
@@ -204,8 +226,29 @@ def test_no_namespaces_leave_the_broker() -> None:
     seal: dict[str, Any] = eval(done.stdout)
     refused = dict(seal["refused"])
     assert seal["layer"] == "broker"
-    assert {"root-namespace", "user-namespace"} <= set(refused)
-    assert "given-namespace" in refused
+    assert set(refused) == {"root-namespace", "user-namespace"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "filtered", "layer", "unix"),
+    [
+        ("auto", ("unshare",), "broker", "broker"),
+        ("auto", ("unshare", "pidfd_getfd"), "given-namespace", "none"),
+        # Others in the namespace have sockets too, and one of them could be a way out.
+        ("namespace", ("unshare",), "given-namespace", "none"),
+    ],
+)
+def test_a_network_that_was_given_is_not_taken_for_the_jobs_own(
+    asked: str, filtered: tuple[str, ...], layer: str, unix: str
+) -> None:
+    given = """
+from mst.seal.jail import namespaces
+namespaces.enter_as_root() if os.geteuid() == 0 else namespaces.enter_unprivileged()
+"""
+    code = "print(seal.layer, seal.unix)"
+    done = inside(code, asked, before=given + FILTERED.format(names=filtered))
+
+    assert done.stdout.split() == [layer, unix], done.stderr
 
 
 def test_dockers_default_profile_leaves_one_process() -> None:
