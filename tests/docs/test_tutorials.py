@@ -105,7 +105,9 @@ class Shell:
         """Return the exit codes of the servers, each asked to end."""
         for each in self.servers:
             each.send_signal(signal.SIGTERM)
-        return [each.wait(60) for each in self.servers]
+        for each in self.servers:
+            each.communicate(timeout=60)
+        return [each.returncode for each in self.servers]
 
 
 def shows(printed: str, line: str) -> bool:
