@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zipfile
 import zlib
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mst.durable import sync_directory
 from mst.errors import AuditError
+from mst.private_zip import write_new
 from mst.seal.audit.key import is_signed, public_hex, public_pem
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ _MOST_BYTES = 1 << 30
 _PACKINGS = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)
 # What zipfile raises where bytes are wrong; RuntimeError for a file that says it has a password.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
-# zip holds no time zone, and the listing says when: a fixed time keeps equal archives equal.
-_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -70,23 +67,9 @@ def write(
         SIGNATURE: key.sign(signed).hex().encode() + b"\n",
         PUBLIC: public_pem(public).encode(),
     }
-    part = target.with_name(f".{target.name}.part")
     try:
-        if target.exists():
-            raise FileExistsError(17, "something is there already")
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, data in parts.items():
-                    archive.writestr(zipfile.ZipInfo(name, _TIME), data, zipfile.ZIP_DEFLATED)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(part, target)
-        part.unlink()
-        sync_directory(target.parent)
+        write_new(parts, target)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise AuditError(
             f"cannot write {target}: {error.strerror}. Choose another --output."
         ) from None
