@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping, Sequence
 from email.message import Message
 from typing import Any
 
 import mst
-from mst.rundir import now
+from mst.seal.supply.bill import document
 from mst.seal.supply.packages import package_component
 
 
@@ -33,25 +31,12 @@ def bill_text(
     weights = [_model(path, hashes) for path in models]
     own = next(each for each in packages if each["name"] == "mst-train")
     others = [each for each in packages if each is not own]
-    bill = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid4()}",
-        "version": 1,
-        "metadata": {
-            "timestamp": now(),
-            "tools": {
-                "components": [
-                    {"type": "application", "name": "mst-train", "version": mst.__version__}
-                ]
-            },
-            "component": own | {"type": "application"},
-        },
-        "components": [*others, *weights],
-        "dependencies": [{"ref": own["bom-ref"], "dependsOn": [e["bom-ref"] for e in others]}],
-    }
-    return json.dumps(bill, indent=2, ensure_ascii=False) + "\n"
+    return document(
+        {"type": "application", "name": "mst-train", "version": mst.__version__},
+        own | {"type": "application"},
+        [*others, *weights],
+        [{"ref": own["bom-ref"], "dependsOn": [each["bom-ref"] for each in others]}],
+    )
 
 
 def _model(path: str, hashes: Mapping[str, str]) -> dict[str, Any]:

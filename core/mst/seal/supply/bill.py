@@ -81,6 +81,34 @@ def write_bill(
         "components": _files(directory),
     }
     made_from = ["adapter"] * len(adapter_part) + [str(each["bom-ref"]) for each in data]
+    text = document(
+        tool,
+        model,
+        [*adapter_part, *data, *packages],
+        [
+            {"ref": "model", "dependsOn": made_from},
+            {"ref": "mst", "dependsOn": [each["bom-ref"] for each in packages]},
+        ],
+    )
+    (directory / BILL).write_text(text, encoding="utf-8")
+
+
+def document(
+    tool: Mapping[str, Any],
+    component: Mapping[str, Any],
+    components: Sequence[Mapping[str, Any]],
+    dependencies: Sequence[Mapping[str, Any]],
+) -> str:
+    """Return a bill of materials as JSON, made now.
+
+    Args:
+        tool: that made it.
+        component: that it is of.
+        components: what that was made from or holds.
+        dependencies: between their `bom-ref`s.
+    """
+    from mst.rundir import now
+
     bill = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -88,24 +116,14 @@ def write_bill(
         "serialNumber": f"urn:uuid:{uuid.uuid4()}",
         "version": 1,
         "metadata": {
-            "timestamp": _now(),
+            "timestamp": now(),
             "tools": {"components": [tool]},
-            "component": model,
+            "component": component,
         },
-        "components": [*adapter_part, *data, *packages],
-        "dependencies": [
-            {"ref": "model", "dependsOn": made_from},
-            {"ref": "mst", "dependsOn": [each["bom-ref"] for each in packages]},
-        ],
+        "components": components,
+        "dependencies": dependencies,
     }
-    text = json.dumps(bill, indent=2, ensure_ascii=False) + "\n"
-    (directory / BILL).write_text(text, encoding="utf-8")
-
-
-def _now() -> str:
-    from mst.rundir import now
-
-    return now()
+    return json.dumps(bill, indent=2, ensure_ascii=False) + "\n"
 
 
 def _hash(value: str) -> list[dict[str, str]]:
