@@ -17,7 +17,7 @@ from mst.seal.supply.before_use import add_signature_options, verify_before_use
 from mst.serve.api_keys import default_path, read
 from mst.serve.http.job import Access, What, check_packages, prepare
 from mst.serve.http.limits import Limits
-from mst.serve.http.listening import LOOPBACK, Place, listening, told_to_end
+from mst.serve.http.listening import LOOPBACK, Place, listening, refuse_net, told_to_end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,16 +115,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def outside(args: argparse.Namespace) -> Iterator[None]:
     """Check what can be checked early, and listen, before the jail is entered."""
     check_packages()
-    if args.allow_net:
-        raise UsageError(
-            "--allow-net is for jobs on several machines. A server is asked, and asks nobody;"
-            " leave it out."
-        )
+    refuse_net(args.allow_net, "A server")
     _limits(args)
     _prefix_bytes(args)
     if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch must be at least 1; found {args.batch}.")
-    place = _place(args)
+    place = Place(args.host, args.port, args.socket)
     if args.web == "on" and place.path is not None:
         raise UsageError(
             "--web on is for browsers, which reach no --socket. Leave one of them out."
@@ -168,12 +164,6 @@ def run(args: argparse.Namespace) -> int:
     if job.web:
         print(f"web     {where.removesuffix('v1')}", flush=True)
     return serve(job, args.listening, os.environ, keys)
-
-
-def _place(args: argparse.Namespace) -> Place:
-    if not 0 <= args.port < 1 << 16:
-        raise UsageError(f"--port must be from 0 to 65535; found {args.port}.")
-    return Place(args.host, args.port, args.socket)
 
 
 def _limits(args: argparse.Namespace) -> Limits:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mst.errors import UsageError
 from mst.runs import RUNS
-from mst.serve.http.listening import Place, listening, told_to_end
+from mst.serve.http.listening import Place, listening, refuse_net, told_to_end
 
 if TYPE_CHECKING:
     from mst.ui.job import LocalModel, Places
@@ -58,17 +58,11 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
     from mst.ui.job import check_packages
 
     check_packages()
-    if args.allow_net:
-        raise UsageError(
-            "--allow-net is for jobs on several machines. The page is asked, and asks nobody; leave"
-            " it out."
-        )
-    if not 0 <= args.port < 1 << 16:
-        raise UsageError(f"--port must be from 0 to 65535; found {args.port}.")
+    refuse_net(args.allow_net, "The page")
+    place = Place("127.0.0.1", args.port)
     args.places = _places(args)
     with contextlib.ExitStack() as held:
         held.enter_context(told_to_end())
-        place = Place("127.0.0.1", args.port)
         # The kernel says which user of this machine comes in, and no other may.
         args.listening = held.enter_context(listening(place, os.environ, own_user=True))
         args.listeners = (args.listening.listener,)

@@ -36,11 +36,19 @@ class Place:
         host: address or name to bind; "" with `path`.
         port: 0 lets the kernel choose.
         path: of a unix socket, instead.
+
+    Raises:
+        UsageError: there is no such port.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        if not 0 <= self.port < 1 << 16:
+            raise UsageError(f"--port must be from 0 to 65535; found {self.port}.")
 
     @property
     def on_loopback(self) -> bool:
@@ -72,6 +80,19 @@ class Listening:
     place: Place
     listener: int
     control: int
+
+
+def refuse_net(allow_net: bool, who: str) -> None:
+    """Refuse --allow-net to what only answers.
+
+    Raises:
+        UsageError: it was given.
+    """
+    if allow_net:
+        raise UsageError(
+            f"--allow-net is for jobs on several machines. {who} is asked, and asks nobody; leave"
+            " it out."
+        )
 
 
 def bind(place: Place) -> socket.socket:
