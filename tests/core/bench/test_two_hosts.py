@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.core.bench.test_ray import training_on
+from tests.two_hosts import cabled, ip
 
 from mst.bench.result_file import read_results
 
@@ -58,36 +59,6 @@ class Hosts:
     environ: dict[str, str]
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@contextlib.contextmanager
-def cabled() -> Iterator[tuple[str, str]]:
-    """Yield two network namespaces with a cable between them."""
-    names = (f"mst-ra{os.getpid()}", f"mst-rb{os.getpid()}")
-    made = []
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            made.append(name)
-        ip("link", "add", "mst1", "netns", names[0], "type", "veth", "peer", "mst1", "netns",
-           names[1])  # fmt: skip
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "mst1")
-            ip("-n", name, "link", "set", "mst1", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        for name, other in zip(names, reversed(ADDRESSES), strict=True):
-            # Ray asks the kernel from which address it would call a host outside, and calls none.
-            ip("-n", name, "route", "add", "default", "via", other)
-        yield names
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"wants two network namespaces, which need root and iproute2: {error}")
-    finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
 def on(host: str, name: str, *command: str) -> list[str]:
     """Return a command line that runs on a host, which has a name of its own."""
     script = f'hostname {name} && exec "$@"'
@@ -108,7 +79,10 @@ def hosts() -> Iterator[Hosts]:
         ["--head", "--port=6379", "--include-dashboard=false"],
         [f"--address={ADDRESSES[0]}:6379"],
     )
-    with cabled() as names:
+    with cabled("mst-r", "mst1", ADDRESSES) as names:
+        for name, other in zip(names, reversed(ADDRESSES), strict=True):
+            # Ray asks the kernel from which address it would call a host outside, and calls none.
+            ip("-n", name, "route", "add", "default", "via", other)
         running = []
         try:
             for number, role in enumerate(roles):

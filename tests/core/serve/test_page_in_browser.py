@@ -6,19 +6,17 @@ It needs `playwright` and a Chromium of the system (`apt-get install chromium`),
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import blank_page, browser, skip_without
 from tests.core.serve.test_serve_command import Server, started
 
 from mst.serve import api_keys
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PHONE = {"width": 360, "height": 640}
 
 
@@ -26,9 +24,7 @@ PHONE = {"width": 360, "height": 640}
 def server(
     tiny_model_with_context: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("wants a Chromium on PATH")
+    skip_without()
     home = tmp_path_factory.mktemp("home")
     key = api_keys.add(home / "keys.json", "ward")
     made = started(
@@ -42,21 +38,13 @@ def server(
 
 @pytest.fixture(scope="module")
 def chromium(server: Server) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as started_up:
-        browser = started_up.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
+    with browser() as found:
+        yield found
 
 
 def opened(server: Server, chromium: Any, language: str) -> tuple[Any, list[str]]:
     """Return the page with the key given, and a list of what it asks and complains of."""
-    context = chromium.new_context(viewport=PHONE, locale=language)
-    page, told = context.new_page(), []
-    page.on("console", lambda each: told.append(f"{each.type}: {each.text}"))
-    page.on("pageerror", lambda each: told.append(f"error: {each}"))
-    page.on("request", lambda each: told.append(each.url))
+    page, told = blank_page(chromium, PHONE, language)
     page.goto(f"http://127.0.0.1:{server.port}/")
     page.locator("#key").fill((server.audit.parent / "key").read_text())
     page.keyboard.press("Enter")

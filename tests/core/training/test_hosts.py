@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.two_hosts import cabled, ip
 
 from mst.errors import EXIT_FAILED
 from mst.rundir import CHECKPOINTS, read_manifest, read_metrics
@@ -24,47 +25,15 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[tuple[str, str]]:
     """Names of two namespaces joined by a veth; the second has a card that leads nowhere, too."""
-    names = (f"mst-a{os.getpid()}", f"mst-b{os.getpid()}")
-    made = []
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            made.append(name)
-        ip(
-            "link",
-            "add",
-            "mst0",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "mst0",
-            "netns",
-            names[1],
-        )
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "mst0")
-            ip("-n", name, "link", "set", "mst0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
+    with cabled("mst-", "mst0", ADDRESSES) as names:
         ip("-n", names[1], "link", "add", "nowhere0", "type", "veth", "peer", "end0")
         ip("-n", names[1], "link", "set", "end0", "up")
         ip("-n", names[1], "addr", "add", "192.0.2.9/32", "dev", "nowhere0")
         ip("-n", names[1], "link", "set", "nowhere0", "up")
-    except (OSError, subprocess.CalledProcessError) as error:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        pytest.skip(f"wants two network namespaces, which need root and iproute2: {error}")
-    yield names
-    for name in names:
-        ip("netns", "del", name)
+        yield names
 
 
 def start(

@@ -8,20 +8,19 @@ tests are skipped, and those of `test_page_routes` and `test_ui_command` cover a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import blank_page, browser, skip_without
 from tests.core.ui.test_ui_command import Ui, started, stop_works, until
 
 from mst import rundir
 from mst.ui.index import id_of
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 PARTS = ("#/", "#/run/{id}", "#/start", "#/machine")
@@ -31,9 +30,7 @@ PARTS = ("#/", "#/run/{id}", "#/start", "#/machine")
 def ui(
     finished_run: Path, tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ui]:
-    pytest.importorskip("playwright.sync_api", reason="wants playwright")
-    if CHROMIUM is None:
-        pytest.skip("wants a Chromium on PATH")
+    skip_without()
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(finished_run, home / "runs" / "first")
     row = {"reference": "<b>yes</b>", "prediction": "<img src=x onerror=alert(1)>"}
@@ -49,21 +46,13 @@ def ui(
 
 @pytest.fixture(scope="module")
 def chromium(ui: Ui) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as started_up:
-        browser = started_up.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
+    with browser() as found:
+        yield found
 
 
 def opened(ui: Ui, chromium: Any, language: str, size: dict[str, int]) -> tuple[Any, list[str]]:
     """Return the page, entered by its link, and a list of what it asks and complains of."""
-    context = chromium.new_context(viewport=size, locale=language)
-    page, told = context.new_page(), []
-    page.on("console", lambda each: told.append(f"{each.type}: {each.text}"))
-    page.on("pageerror", lambda each: told.append(f"error: {each}"))
-    page.on("request", lambda each: told.append(each.url))
+    page, told = blank_page(chromium, size, language)
     before = len(ui.links())
     page.goto(ui.links()[-1])
     page.locator("table.runs tbody tr").first.wait_for()
