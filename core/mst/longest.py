@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from mst.candidates import (
     GLOBAL_BATCH_ROWS,
@@ -22,7 +23,6 @@ from mst.memory_bounds import usable_words
 from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative
 from mst.reasons import budget_warning
-from mst.request import TrainRequest
 from mst.shortfall import LENGTH_STEP, last_holding, nothing_fits
 from mst.workload import DataFacts, layout_in, step_shapes
 
@@ -85,8 +85,8 @@ def longest_rows(space: Space) -> LongestRows:
     found = [
         limit
         for way in ways(space)
-        for switched in _switches(space)
-        for limit in [_limit(at, way, switched, lengths)]
+        for switches in _switches(space)
+        for limit in [_limit(at, way, switches, lengths)]
     ]
     if not any(length for length, _ in found):
         shortest = at(lengths[0])
@@ -101,8 +101,8 @@ def longest_rows(space: Space) -> LongestRows:
     )
 
 
-def _switches(space: Space) -> list[TrainRequest]:
-    """Return the request with each switch of checkpointing, and of offloading what it keeps."""
+def _switches(space: Space) -> list[dict[str, Any]]:
+    """Return what the request may say of checkpointing, and of offloading what it keeps."""
     request = space.request
     asked, offloading = request.gradient_checkpointing, request.activation_offloading
     recomputed = "on" if asked == "auto" else asked
@@ -112,23 +112,18 @@ def _switches(space: Space) -> list[TrainRequest]:
     if not offloading_obstacle(request, space.capabilities):
         ways.append((recomputed, "on"))
     return [
-        replace(request, gradient_checkpointing=again, activation_offloading=kept)
-        for again, kept in ways
+        {"gradient_checkpointing": again, "activation_offloading": kept} for again, kept in ways
     ]
 
 
 def _limit(
-    at: Callable[[int], Space], way: Configuration, switched: TrainRequest, lengths: range
+    at: Callable[[int], Space], way: Configuration, switches: Mapping[str, Any], lengths: range
 ) -> tuple[int, Candidate]:
     """Return the longest rows that fit, or 0, and the candidate with them or the shortest."""
 
     def made(length: int) -> Candidate:
         space = at(length)
-        asked = replace(
-            space.request,
-            gradient_checkpointing=switched.gradient_checkpointing,
-            activation_offloading=switched.activation_offloading,
-        )
+        asked = replace(space.request, **switches)
         return within(replace(space, request=asked), way)[0]
 
     longest = last_holding(lengths, lambda length: not made(length).why_not)

@@ -51,12 +51,29 @@ def versions() -> Versions:
     system = platform.uname()
     return Versions(
         mst=mst.__version__,
-        commit=_commit(),
+        commit=commit(),
         python=python,
         platform=f"{system.system} {system.release} {system.machine}",
         packages={name: found for name in PARTS if (found := _version(name))},
         plugins=_plugins(),
     )
+
+
+def commit() -> str:
+    """Return the commit of this program, "" where nobody can say.
+
+    From git's own files where it runs from a checkout, else from what pip recorded of an address of
+    git's.
+    """
+    folder = Path(mst.__file__).resolve().parents[2]
+    with suppress(OSError, ValueError):
+        return _head(folder / ".git")
+    with suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        text = importlib.metadata.distribution("mst-train").read_text("direct_url.json")
+        found = str(json.loads(text or "{}")["vcs_info"]["commit_id"])
+        if _COMMIT.fullmatch(found):
+            return found
+    return ""
 
 
 def lines(found: Versions) -> list[str]:
@@ -85,21 +102,10 @@ def _plugins() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _commit() -> str:
-    """Return the commit from git's own files, or from what pip recorded of an address of git's."""
-    folder = Path(mst.__file__).resolve().parents[2]
-    with suppress(OSError, ValueError):
-        return _head(folder / ".git")
-    with suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
-        text = importlib.metadata.distribution("mst-train").read_text("direct_url.json")
-        commit = str(json.loads(text or "{}")["vcs_info"]["commit_id"])
-        if _COMMIT.fullmatch(commit):
-            return commit
-    return ""
-
-
 def _head(git: Path) -> str:
     """Return the commit that HEAD names.
+
+    Source: gitrepository-layout(5): HEAD, refs, packed-refs, and worktrees' gitdir files.
 
     Raises:
         OSError: there is no such repository.
@@ -119,9 +125,9 @@ def _head(git: Path) -> str:
             if _COMMIT.fullmatch(found := _text(place / name)):
                 return found
     for line in _text(shared / "packed-refs").splitlines():
-        commit, _, of = line.partition(" ")
-        if of == name and _COMMIT.fullmatch(commit):
-            return commit
+        found, _, of = line.partition(" ")
+        if of == name and _COMMIT.fullmatch(found):
+            return found
     raise ValueError("HEAD names no commit")
 
 

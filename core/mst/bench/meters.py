@@ -145,36 +145,3 @@ def _times(stat: Path) -> tuple[int, int] | None:
         return sum(values), values[3] + values[4]
     except (OSError, ValueError, IndexError):
         return None
-
-
-def commit() -> str:
-    """Return the commit of the checkout that mst runs from, "" where it is none.
-
-    Source: gitrepository-layout(5): HEAD, refs, packed-refs, and worktrees' gitdir files.
-    """
-    import mst
-
-    for place in Path(mst.__file__).resolve().parents:
-        mark = place / ".git"
-        if mark.exists():
-            return _head(mark)
-    return ""
-
-
-def _head(mark: Path) -> str:
-    try:
-        git = mark
-        if mark.is_file():  # a worktree's
-            git = (mark.parent / mark.read_text().partition("gitdir:")[2].strip()).resolve()
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        common = git / "commondir"
-        shared = (git / common.read_text().strip()).resolve() if common.is_file() else git
-        name = head.removeprefix("ref: ")
-        if (shared / name).is_file():
-            return (shared / name).read_text().strip()
-        packed = (shared / "packed-refs").read_text().splitlines()
-        return next((each.split()[0] for each in packed if each.endswith(f" {name}")), "")
-    except OSError:
-        return ""

@@ -204,7 +204,7 @@ class Measured:
         served: in the order of targets and streams.
         versions: of Python and the libraries; of a peer's environment where a peer trained.
         mst_version: that measured.
-        commit: of its checkout, "" where it is none.
+        commit: of the program, "" where nobody can say.
         jail: the layer that the runs were in.
         notes: what a reader should know.
         loss_difference: of a peer: by how much a step's loss was off mst's, at the most; None

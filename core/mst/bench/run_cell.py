@@ -14,7 +14,7 @@ import mst
 from mst import rundir, serial
 from mst.bench import figures
 from mst.bench.cells import Cell, train_arguments
-from mst.bench.meters import EnergyMeter, asking, busy_share, commit, load_average
+from mst.bench.meters import EnergyMeter, asking, busy_share, load_average
 from mst.bench.process import Ended, Steps, mst_command, run_watched
 from mst.bench.results import (
     ABSENT,
@@ -38,6 +38,7 @@ from mst.facts import DeviceFacts, MachineFacts
 from mst.plan import Plan
 from mst.registry import Registry
 from mst.rundir import RunManifest
+from mst.versions import commit
 
 _REASON = 600
 _UNSEEN = "the steps were too short to be seen, or there was no warm-up before them"

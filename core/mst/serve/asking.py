@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,9 @@ def way_of(served: Served, context: int) -> Way:
     reason = _by_length(under_adapters(served.model).config, context)
     if reason is None:
         try:
-            own_steps = _own_steps_agree(served, probes, expected, allowed)
+            own_steps = served.steps is not None and _fits(
+                lambda: BatchedDecoder(served), probes, expected, allowed
+            )
             if own_steps or _agree(BatchedDecoder(served, False), probes, expected, allowed):
                 return Way(BatchedDecoder(served, own_steps), expected.shape[-1])
             reason = "its answers in a batch differ from those alone"
@@ -89,12 +91,7 @@ def way_of(served: Served, context: int) -> Way:
             if is_out_of_memory(error):
                 raise
             reason = f"its forward pass can't be run in such a batch ({type(error).__name__})"
-    try:
-        cached = _agree(AloneDecoder(served), probes, expected, allowed)
-    except _UNFIT as error:
-        if is_out_of_memory(error):
-            raise
-        cached = False
+    cached = _fits(lambda: AloneDecoder(served), probes, expected, allowed)
     if not cached:
         reason += ", and its own cache makes other answers than none"
     return Way(AloneDecoder(served, cached), expected.shape[-1], reason)
@@ -169,14 +166,15 @@ def _agree(
     return bool((error <= allowed).all())
 
 
-def _own_steps_agree(
-    served: Served, probes: Sequence[Answer], expected: torch.Tensor, allowed: torch.Tensor
+def _fits(
+    make: Callable[[], Decoder],
+    probes: Sequence[Answer],
+    expected: torch.Tensor,
+    allowed: torch.Tensor,
 ) -> bool:
-    """Return whether steps without the model's forward pass are known, and give what it gives."""
-    if served.steps is None:
-        return False
+    """Return whether a decoder gives the expected logits; not where the model can't be run so."""
     try:
-        return _agree(BatchedDecoder(served), probes, expected, allowed)
+        return _agree(make(), probes, expected, allowed)
     except _UNFIT as error:
         if is_out_of_memory(error):
             raise

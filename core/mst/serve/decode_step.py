@@ -152,9 +152,7 @@ def _is_known(model: Any) -> bool:
     name = getattr(config, "model_type", "")
     if name not in _KNOWN or kind.__module__ != f"transformers.models.{name}.modeling_{name}":
         return False
-    windows = {*(getattr(config, "layer_types", None) or ()), "full_attention"} != {
-        "full_attention"
-    }
+    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     return (
         kind.__name__.endswith("ForCausalLM")
         and "forward" not in vars(model)

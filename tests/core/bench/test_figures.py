@@ -13,11 +13,12 @@ from tests.measured_cells import A100, SETTING, failed, forecast, measured, repe
 from mst import rundir
 from mst.bench import figures
 from mst.bench.figures import Prices
-from mst.bench.meters import EnergyMeter, busy_share, commit, consumed
+from mst.bench.meters import EnergyMeter, busy_share, consumed
 from mst.bench.process import Ended, Steps, error_in, run_watched
 from mst.bench.run_cell import outcome
 from mst.errors import EXIT_OUT_OF_MEMORY
 from mst.facts import Telemetry
+from mst.versions import commit
 
 KEPT = {"PATH": "/usr/bin:/bin"}
 
