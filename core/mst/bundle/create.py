@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 import mst
@@ -204,8 +205,7 @@ def _fill(
     work: Path,
     tell: Callable[[str, str], None],
 ) -> BundleManifest:
-    place = part / "wheels"
-    place.mkdir()
+    (part / "wheels").mkdir()
     found = _wheels(request, pip, source, part, work, tell)
     read: dict[str, str] = {}
     for model in models:
@@ -214,19 +214,26 @@ def _fill(
             f"models/{name}": each for name, each in copy_model(model, part / "models").items()
         }
     shutil.copyfile(str(install.__file__), part / "install.py")
-    files = sorted(place.glob("*.whl"))
-    target = needed_target(request.target, (each.name for each in files))
+    target = needed_target(request.target, (each.name for each in found))
     _write(part / "README.txt", guide(target, request.sign is not None))
-    metadata = {f"wheels/{each.name}": wheels.read_wheel(each)[1] for each in files}
-    hashes = {name: str(each["sha256"]) for name, each in file_listing(part).items()}
+    told = {f"wheels/{path.name}": each for path, each in found.items()}
+    listing = file_listing(part)
+    hashes = {name: str(each["sha256"]) for name, each in listing.items()}
     for name, digest in read.items():
         if hashes[name] != digest:
             raise BundleError(f"{name} was not written as it was read. Is the disk sound?")
-    packages = _packages(files)
+    packages = tuple(
+        {"name": wheel.name, "version": wheel.version, "file": path}
+        for path, (wheel, _) in told.items()
+    )
     _write(part / install.REQUIREMENTS, _requirements(packages, hashes))
     paths = [f"models/{each.name}" for each in models]
+    metadata = {path: message for path, (_, message) in told.items()}
     _write(part / BILL, bill_text(metadata, paths, hashes))
-    torch = next(each for each in found if each.name == "torch")
+    # All else is gigabytes, and was hashed above.
+    for path in (part / install.REQUIREMENTS, part / BILL):
+        listing[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    torch = next(wheel for wheel, _ in told.values() if wheel.name == "torch")
     manifest = BundleManifest(
         format=install.FORMAT,
         created_by=f"mst {mst.__version__}",
@@ -242,9 +249,9 @@ def _fill(
             {"name": each.name, "path": path, "bytes": each.size}
             for each, path in zip(models, paths, strict=True)
         ),
-        installed_bytes=wheels.unpacked_bytes(files),
+        installed_bytes=wheels.unpacked_bytes(found),
         constraints_sha256=None if pip.constraints is None else sha256(pip.constraints),
-        files=file_listing(part),
+        files=listing,
     )  # fmt: skip
     _finish(part, manifest, request.sign)
     return manifest
@@ -257,8 +264,8 @@ def _wheels(
     part: Path,
     work: Path,
     tell: Callable[[str, str], None],
-) -> tuple[wheels.Wheel, ...]:
-    """Put every wheel and mst's sources into the bundle, and return the wheels."""
+) -> dict[Path, tuple[wheels.Wheel, Message]]:
+    """Put every wheel and mst's sources into the bundle, and return what each wheel says."""
     place, target = part / "wheels", request.target
     wheel, archive = own_wheel(pip, source, place, work)
     if archive is not None:
@@ -269,16 +276,8 @@ def _wheels(
     record("bundle.wheels", hosts=list(wheels.hosts(chosen)), wheels=len(chosen))
     tell("", f"{len(chosen)}, with torch {next(w.version for w in chosen if w.name == 'torch')}")
     found = wheels.download(pip, target, chosen, place, work)
-    wheels.check_whole(found, target, request.extras)
+    wheels.check_whole((each for each, _ in found.values()), target, request.extras)
     return found
-
-
-def _packages(files: Sequence[Path]) -> tuple[Mapping[str, str], ...]:
-    read = [(each, wheels.read_wheel(each)[0]) for each in files]
-    return tuple(
-        {"name": wheel.name, "version": wheel.version, "file": f"wheels/{path.name}"}
-        for path, wheel in read
-    )
 
 
 def _requirements(packages: Sequence[Mapping[str, str]], hashes: Mapping[str, str]) -> str:

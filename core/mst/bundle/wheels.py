@@ -150,8 +150,8 @@ def hosts(wheels: Iterable[Wheel]) -> tuple[str, ...]:
 
 def download(
     pip: Pip, target: Target, wheels: Sequence[Wheel], place: Path, work: Path
-) -> tuple[Wheel, ...]:
-    """Put the files of wheels into a directory, and return what they say of themselves.
+) -> dict[Path, tuple[Wheel, Message]]:
+    """Put the files of wheels into a directory, and return what each there says of itself.
 
     Raises:
         BundleError: one can't be had.
@@ -163,7 +163,7 @@ def download(
     run_pip(
         pip, [*arguments, "--requirement", str(listed)], "downloading wheels", target, show=True
     )
-    return tuple(read_wheel(each)[0] for each in sorted(place.glob("*.whl")))
+    return {each: read_wheel(each) for each in sorted(place.glob("*.whl"))}
 
 
 def read_wheel(path: Path) -> tuple[Wheel, Message]:
