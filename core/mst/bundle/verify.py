@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.bundle import install
+from mst.durable import sha256
 from mst.errors import BundleError
 from mst.seal.supply.signature import load_private_key, load_public_key
 
@@ -77,7 +78,7 @@ def verify_bundle(bundle: Path, public_key: Path | None = None) -> VerifiedBundl
         raise BundleError(f"cannot read {error.filename}: {error.strerror}.") from None
     return VerifiedBundle(
         files=len(manifest["files"]) + 1,
-        sums_sha256=hashlib.sha256((bundle / install.SUMS).read_bytes()).hexdigest(),
+        sums_sha256=sha256(bundle / install.SUMS),
         signed=(bundle / install.SIGNATURE).is_file(),
         public_key_sha256=key,
         created=manifest["created"],
