@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.core.bench.test_bench_command import bench
 from tests.measured_cells import cell, failed, measured, repeat
 
 from mst import cli, rundir
@@ -73,11 +74,9 @@ def benched(
         words = {"python": shlex.quote(sys.executable), "port": listening.getsockname()[1]}
         spy.write_text(SPY.format(**words, out=place / "got-out"))
         spy.chmod(0o755)
-        done = subprocess.run(
-            [sys.executable, "-m", "mst", "bench", "matrix.yaml", "--output-dir", "out",
-             "--keep-runs", "--peer", "trl", "llamafactory", "--peer-python", f"trl={spy}"],
-            env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, timeout=300,
-            cwd=place,
+        done = bench(
+            "matrix.yaml", "--output-dir", "out", "--keep-runs", "--peer", "trl", "llamafactory",
+            "--peer-python", f"trl={spy}", cwd=place,
         )  # fmt: skip
     return place, done
 
