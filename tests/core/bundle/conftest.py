@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from benchmarks.air_gap_kit import OFF_NETWORK
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -98,8 +99,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def off_network() -> list[str]:
     """What a command begins with to run without a network; [] where that is not to be had."""
-    words = ["unshare", "--map-root-user", "--net"]
-    if shutil.which("unshare") is None:
+    if shutil.which(OFF_NETWORK[0]) is None:
         return []
-    done = subprocess.run([*words, "true"], capture_output=True, check=False)
-    return words if done.returncode == 0 else []
+    done = subprocess.run([*OFF_NETWORK, "true"], capture_output=True, check=False)
+    return list(OFF_NETWORK) if done.returncode == 0 else []

@@ -22,6 +22,7 @@ from tests.core.bundle.conftest import TARGET_310, make_wheel
 from mst.bundle import install
 from mst.bundle.create import _part
 from mst.bundle.pip import configured_places
+from mst.bundle.target import own_python
 from mst.cli import main
 from mst.errors import BundleError
 from mst.seal.supply.signature import generate_key
@@ -36,10 +37,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def create(out: Path, *options: str) -> int:
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return main(
-        ["bundle", "create", "--device", "cpu", "--python", here, "--out", str(out), *options]
-    )
+    return main(["bundle", "create", "--device", "cpu", "--out", str(out), *options])
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +263,7 @@ def test_a_changed_listing_signature_or_key_is_refused(
 
 def machine(**changed: str) -> dict[str, Any]:
     here = {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "arch": os.uname().machine, "glibc": "2.17", "device": "cpu",
+        "python": own_python(), "arch": os.uname().machine, "glibc": "2.17", "device": "cpu",
     }  # fmt: skip
     return here | changed
 
