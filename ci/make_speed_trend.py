@@ -68,8 +68,8 @@ def points(root: Path) -> Iterator[Point]:
                 continue
             cell = each.cell
             name = (
-                f"{trainer(each) if cell.peer else 'mst'}: {cell.model}, {cell.method},"
-                f" {cell.length} × {cell.batch}, {each.machine.chip}"
+                f"{trainer(each)}: {cell.model}, {cell.method}, {cell.length} × {cell.batch},"
+                f" {each.machine.chip}"
             )
             yield Point(name, day_of(path), found.median, busy(each))
 
