@@ -118,10 +118,9 @@ def run_documents(run: Path, names: tuple[str, ...]) -> dict[str, Any]:
         try:
             plain = json.loads((run / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            plain = {"unreadable": type(error).__name__}
-            found[f"run/{name}"] = plain
-            continue
-        found[f"run/{name}"] = blanked(plain, keys, words)
+            found[f"run/{name}"] = {"unreadable": type(error).__name__}
+        else:
+            found[f"run/{name}"] = blanked(plain, keys, words)
     with suppress(OSError, ValueError):
         from mst import serial
 
