@@ -14,6 +14,7 @@ from typing import Any
 
 from mst import rundir
 from mst.errors import MstError
+from mst.rundir import RunManifest
 from mst.runs import RunSummary
 
 # A list that is younger is not made again, however many pages ask.
@@ -140,7 +141,7 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
     except (MstError, OSError) as error:
         damaged = RunSummary(name, str(path), "damaged", str(error))
         return Entry(key, path, place, stamp, None, damaged)
-    results = {name: finite(each) for name, each in manifest.results.items()}
+    results = finite_results(manifest)
     steps = results.get("steps")
     summary = RunSummary(
         name=name,
@@ -155,6 +156,11 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
         tokens_per_second=results.get("tokens_per_second"),
     )
     return Entry(key, path, place, stamp, None, summary, manifest.finished)
+
+
+def finite_results(manifest: RunManifest) -> dict[str, float | None]:
+    """Return a run's results as JSON can hold them."""
+    return {name: finite(each) for name, each in manifest.results.items()}
 
 
 def finite(value: Any) -> float | None:
@@ -189,11 +195,7 @@ def figures(line: bytes) -> dict[str, float] | None:
         return None
     if not isinstance(value, dict):
         return None
-    found = {
-        name: float(each)
-        for name, each in value.items()
-        if isinstance(each, (int, float)) and not isinstance(each, bool) and abs(each) < 1e300
-    }
+    found = {name: number for name, each in value.items() if (number := finite(each)) is not None}
     step = found.get("step")
     return found if step is not None and step >= 0 and step == int(step) else None
 
