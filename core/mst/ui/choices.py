@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,15 +88,13 @@ def _is_model(path: Path) -> bool:
     return os.path.isfile(path / "config.json")
 
 
-def _under(place: Path, wanted: Any, depth: int) -> Iterator[Choice]:
+def _under(place: Path, wanted: Callable[[Path], bool], depth: int) -> Iterator[Choice]:
     """Yield what is wanted below a directory, following no link out of it."""
-    found = 0
-    for path in islice(_walk(place, depth), _MOST_LOOKED_AT):
-        if found == _MOST:
-            return
-        if wanted(path) and path.resolve().is_relative_to(place.resolve()):
-            found += 1
-            yield Choice(id_of(path), str(path.relative_to(place)), path)
+    root = place.resolve()
+    looked_at = islice(_walk(place, depth), _MOST_LOOKED_AT)
+    inside = (path for path in looked_at if wanted(path) and path.resolve().is_relative_to(root))
+    for path in islice(inside, _MOST):
+        yield Choice(id_of(path), str(path.relative_to(place)), path)
 
 
 def _walk(place: Path, depth: int) -> Iterator[Path]:
