@@ -5,22 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.errors import UsageError
 from mst.runs import RUNS
-from mst.serve.http.listening import Place, listening, told_to_end
+from mst.serve.http.listening import TOLD_TO_END, Place, listening, told_to_end
 
 if TYPE_CHECKING:
     from mst.ui.job import LocalModel, Places
 
 # They are an argument of the worker's, which Linux takes up to 128 KiB.
 _MOST_LOCAL_MODELS = 200
-# Of a worker that SIGTERM has ended before it could handle it.
-_TOLD_TO_END = 128 + signal.SIGTERM
 _EVENTS = frozenset({"ui.entered", "ui.asked"})
 
 
@@ -146,4 +143,4 @@ def run(args: argparse.Namespace) -> int:
         handles += [] if args.pipes is None else [args.pipes.requests, args.pipes.answers]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.ui.worker", arguments, worker_environment(os.environ, {}), handles)
-    return 0 if code == _TOLD_TO_END else code
+    return 0 if code == TOLD_TO_END else code
