@@ -14,6 +14,7 @@ from typing import Any
 
 from mst import rundir
 from mst.errors import MstError
+from mst.last_lines import last_lines
 from mst.rundir import RunManifest
 from mst.runs import RunSummary
 
@@ -173,16 +174,12 @@ def finite(value: Any) -> float | None:
 def newest_figures(path: Path) -> dict[str, float]:
     """Return the newest figure of each name in the last few lines of a run's metrics."""
     try:
-        with (path / rundir.METRICS).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read(_TAIL_BYTES).split(b"\n")
+        lines = last_lines(path / rundir.METRICS, _TAIL_BYTES).split(b"\n")
     except OSError:
         return {}
     found: dict[str, float] = {}
-    # What stands before the first end of a line may be half a line, and so may what follows the
-    # last one.
-    for line in lines[1 if size > _TAIL_BYTES else 0 : -1]:
+    # What follows the last end of a line may be half a line.
+    for line in lines[:-1]:
         found |= figures(line) or {}
     return found
 
