@@ -90,7 +90,11 @@ class Index:
                 known = self._entries.get(name)
         if known is None or not _is_run(known.path, self.places[known.place]):
             return None
-        return _entry(known.path, known.place, known)
+        found = _entry(known.path, known.place, known)
+        with self._lock:
+            # What was read is not read again, also where nobody asks for the list.
+            self._entries[name] = found
+        return found
 
     def _look(self) -> Iterator[Entry]:
         for number, place in enumerate(self.places):
