@@ -65,7 +65,8 @@ class Server:
 
     def seconds(self) -> float:
         """Return the processor seconds of all of its processes so far."""
-        return processor_seconds(psutil.Process(self._process.pid))
+        top = psutil.Process(self._process.pid)
+        return processor_seconds([top, *top.children(recursive=True)])
 
     def end(self) -> None:
         """End it."""
@@ -73,10 +74,10 @@ class Server:
         self._process.wait()
 
 
-def processor_seconds(top: psutil.Process, name: str = "") -> float:
-    """Return the processor seconds of a process and of all below it that have `name` in theirs."""
+def processor_seconds(processes: list[psutil.Process], name: str = "") -> float:
+    """Return the processor seconds of those processes whose name has a text."""
     found = 0.0
-    for each in [top, *top.children(recursive=True)]:
+    for each in processes:
         with contextlib.suppress(psutil.Error):
             if name in each.name():
                 times = each.cpu_times()
@@ -163,7 +164,7 @@ def watched(home: Path, run: Path, steps: int, viewer: str) -> dict[str, float]:
 
 def _browser_seconds() -> float:
     """Return the processor seconds of the browsers that this process has started."""
-    return processor_seconds(psutil.Process(), "chrom")
+    return processor_seconds(psutil.Process().children(recursive=True), "chrom")
 
 
 def training(pairs: int, steps: int, viewer: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from mst.durable import write_text
 from mst.errors import MstError, UsageError
+from mst.last_lines import last_lines
 from mst.request import TASKS
 
 WORK = "work.json"
@@ -301,13 +302,9 @@ def output(work: Work, last_bytes: int = 1 << 16) -> str:
     Control characters are left out, so that it can be shown in any terminal or page.
     """
     try:
-        with (work.directory / OUTPUT).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - last_bytes))
-            data = file.read(last_bytes)
+        return _printed(last_lines(work.directory / OUTPUT, last_bytes))
     except OSError:
         return ""
-    return _printed(data.partition(b"\n")[2] if size > last_bytes else data)
 
 
 def _printed(data: bytes) -> str:

@@ -56,6 +56,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def say(line: str) -> None:
+    """Print a line at once, for whoever still reads it."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
 def _record(run: Path | None, status: str, message: str) -> None:
     if run is not None:
         with suppress(MstError):

@@ -284,7 +284,7 @@ def _method(shown: str, value: Any) -> Method:
 
 def _options(shown: str, value: Any) -> dict[str, str]:
     """Return options of `mst train` as the text of their flags."""
-    from mst.cli.options import convert
+    from mst.cli.options import convert, spelled
     from mst.request import alias_names, fields
 
     if not isinstance(value, dict):
@@ -303,9 +303,5 @@ def _options(shown: str, value: Any) -> dict[str, str]:
             raise UsageError(f"{shown}: {key} can't be set here; it is set by {SET_BY[name]}.")
         if one is None:
             raise UsageError(f"{shown}: {key} has no value. Give it one, or leave it out.")
-        made = convert(name, one, f"{shown}: {key}")
-        if isinstance(made, tuple):
-            found[name] = ",".join(made)
-        else:
-            found[name] = str(made).lower() if isinstance(made, bool) else str(made)
+        found[name] = spelled(convert(name, one, f"{shown}: {key}"))
     return found

@@ -196,6 +196,13 @@ def convert(name: str, value: object, shown: str) -> Any:
     return result
 
 
+def spelled(value: object) -> str:
+    """Return a value that `convert` has made as a command line has it."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def yaml_in(path: Path, what: str, advice: str) -> Any:
     """Return the plain values of a YAML file that a user named.
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mst.errors import UsageError
 from mst.runs import RUNS
-from mst.serve.http.listening import Place, listening, refuse_net, told_to_end
-
-if TYPE_CHECKING:
-    from mst.ui.job import LocalModel, Places
+from mst.serve.http.listening import TOLD_TO_END, Place, listening, refuse_net, told_to_end
+from mst.ui.job import LANGUAGES, LocalModel, Places, UiJob, check_packages
 
 # They are an argument of the worker's, which Linux takes up to 128 KiB.
 _MOST_LOCAL_MODELS = 200
-# Of a worker that SIGTERM has ended before it could handle it.
-_TOLD_TO_END = 128 + signal.SIGTERM
 _EVENTS = frozenset({"ui.entered", "ui.asked"})
 
 
@@ -40,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--port", type=int, default=0, metavar="N", help="0 for any (0)")
     parser.add_argument(
-        "--lang", choices=("auto", "zh", "en"), default="auto", help="auto is the browser's (auto)"
+        "--lang", choices=LANGUAGES, default="auto", help="auto is the browser's (auto)"
     )
     parser.add_argument(
         "--samples", choices=("on", "off"), default="off",
@@ -55,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def outside(args: argparse.Namespace) -> Iterator[None]:
     """Listen, and start what starts runs, before the jail is entered."""
-    from mst.ui.job import check_packages
-
     check_packages()
     refuse_net(args.allow_net, "The page")
     place = Place("127.0.0.1", args.port)
@@ -75,8 +67,6 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _places(args: argparse.Namespace) -> Places:
-    from mst.ui.job import Places
-
     for flag in ("data", "models", "runs"):
         for each in getattr(args, flag) or []:
             if not Path(each).expanduser().is_dir():
@@ -95,7 +85,6 @@ def _local_models() -> tuple[LocalModel, ...]:
     """Return the models of the local places that can be used; the embedded one needs no name."""
     from mst.model.found import found_models
     from mst.model.places import EMBEDDED
-    from mst.ui.job import LocalModel
 
     usable = [
         each
@@ -119,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
     from mst.seal.audit import record
     from mst.seal.audit.place import directory_of
     from mst.seal.audit.told import recording
-    from mst.ui.job import UiJob
 
     place = args.listening.place
     job = UiJob(
@@ -140,4 +128,4 @@ def run(args: argparse.Namespace) -> int:
         handles += [] if args.pipes is None else [args.pipes.requests, args.pipes.answers]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.ui.worker", arguments, worker_environment(os.environ, {}), handles)
-    return 0 if code == _TOLD_TO_END else code
+    return 0 if code == TOLD_TO_END else code

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,15 +88,13 @@ def _is_model(path: Path) -> bool:
     return os.path.isfile(path / "config.json")
 
 
-def _under(place: Path, wanted: Any, depth: int) -> Iterator[Choice]:
+def _under(place: Path, wanted: Callable[[Path], bool], depth: int) -> Iterator[Choice]:
     """Yield what is wanted below a directory, following no link out of it."""
-    found = 0
-    for path in islice(_walk(place, depth), _MOST_LOOKED_AT):
-        if found == _MOST:
-            return
-        if wanted(path) and path.resolve().is_relative_to(place.resolve()):
-            found += 1
-            yield Choice(id_of(path), str(path.relative_to(place)), path)
+    root = place.resolve()
+    looked_at = islice(_walk(place, depth), _MOST_LOOKED_AT)
+    inside = (path for path in looked_at if wanted(path) and path.resolve().is_relative_to(root))
+    for path in islice(inside, _MOST):
+        yield Choice(id_of(path), str(path.relative_to(place)), path)
 
 
 def _walk(place: Path, depth: int) -> Iterator[Path]:
@@ -144,7 +142,7 @@ def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
     Raises:
         UsageError: a name, an id or a value that is not allowed or not there.
     """
-    from mst.cli.options import convert
+    from mst.cli.options import convert, spelled
 
     arguments = ["train", f"--output-dir={run_directory(request, places)}"]
     if request.model is not None:
@@ -164,14 +162,15 @@ def start_arguments(request: StartRequest, places: Places) -> tuple[str, ...]:
             )
         flag = name.replace("_", "-")
         converted = convert(name, value, flag)
-        many = isinstance(converted, tuple)
-        items = converted if many else (_text(converted),)
-        if any(each.startswith("-") for each in items) and isinstance(converted, (str, tuple)):
+        items = converted if isinstance(converted, tuple) else (spelled(converted),)
+        if isinstance(converted, (str, tuple)) and any(each.startswith("-") for each in items):
             raise UsageError(f"{flag}: a value begins with '-'. Leave that out.")
-        # Behind "--flag=first" a second value would be the command's own argument: a file of
-        # options, which may name any code and switch the jail off.
-        arguments += [f"--{flag}", *items] if many and items else []
-        arguments += [] if many else [f"--{flag}={items[0]}"]
+        if not isinstance(converted, tuple):
+            arguments.append(f"--{flag}={items[0]}")
+        elif items:
+            # Behind "--flag=first" a second value would be the command's own argument: a file of
+            # options, which may name any code and switch the jail off.
+            arguments += [f"--{flag}", *items]
     return tuple(arguments)
 
 
@@ -179,7 +178,3 @@ def _known(known: dict[str, Path], asked: str, what: str) -> Path:
     if asked not in known:
         raise UsageError(f"there is no such {what} here. Load the page again.")
     return known[asked]
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

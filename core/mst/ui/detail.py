@@ -13,7 +13,7 @@ from mst.errors import MstError
 from mst.evaluate.report import EvalReport
 from mst.plan import Plan
 from mst.rundir import RunManifest
-from mst.ui.index import Entry, finite
+from mst.ui.index import Entry, finite, finite_results
 
 # Reports and artefacts that are shown, and how large a file of them may be.
 _MOST_FILES = 20
@@ -54,7 +54,8 @@ def detail(entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = {**row(entry), "path": str(path)}
     try:
         manifest = rundir.read_manifest(path)
-        found |= _manifest(manifest) | {"evaluation": _evaluation(manifest)}
+        results = finite_results(manifest)
+        found |= _manifest(manifest) | {"results": results, "evaluation": _evaluation(results)}
     except (MstError, OSError) as error:
         problems.append(str(error))
     try:
@@ -77,7 +78,6 @@ def _manifest(manifest: RunManifest) -> dict[str, Any]:
             {"path": each.path, "rows": each.rows, "sha256": each.sha256}
             for each in (*manifest.data, *manifest.val_data)
         ],
-        "results": {name: finite(each) for name, each in manifest.results.items()},
         "misses": [
             {"step": each.step, "cause": each.cause, "when": each.when} for each in manifest.misses
         ],
@@ -85,9 +85,9 @@ def _manifest(manifest: RunManifest) -> dict[str, Any]:
     }
 
 
-def _evaluation(manifest: RunManifest) -> list[dict[str, Any]]:
+def _evaluation(results: Mapping[str, float | None]) -> list[dict[str, Any]]:
     """Return what the run itself has measured before and after training."""
-    results, found = {name: finite(each) for name, each in manifest.results.items()}, []
+    found = []
     for kind in ("restricted", "free"):
         after = results.get(f"accuracy_after_{kind}")
         if after is not None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from mst import rundir
 from mst.errors import MstError
+from mst.last_lines import last_lines
+from mst.rundir import RunManifest
 from mst.runs import RunSummary
 
 # A list that is younger is not made again, however many pages ask.
@@ -88,7 +90,11 @@ class Index:
                 known = self._entries.get(name)
         if known is None or not _is_run(known.path, self.places[known.place]):
             return None
-        return _entry(known.path, known.place, known)
+        found = _entry(known.path, known.place, known)
+        with self._lock:
+            # What was read is not read again, also where nobody asks for the list.
+            self._entries[name] = found
+        return found
 
     def _look(self) -> Iterator[Entry]:
         for number, place in enumerate(self.places):
@@ -140,7 +146,7 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
     except (MstError, OSError) as error:
         damaged = RunSummary(name, str(path), "damaged", str(error))
         return Entry(key, path, place, stamp, None, damaged)
-    results = {name: finite(each) for name, each in manifest.results.items()}
+    results = finite_results(manifest)
     steps = results.get("steps")
     summary = RunSummary(
         name=name,
@@ -157,6 +163,11 @@ def _read(path: Path, place: int, stamp: Stamp | None) -> Entry:
     return Entry(key, path, place, stamp, None, summary, manifest.finished)
 
 
+def finite_results(manifest: RunManifest) -> dict[str, float | None]:
+    """Return a run's results as JSON can hold them."""
+    return {name: finite(each) for name, each in manifest.results.items()}
+
+
 def finite(value: Any) -> float | None:
     """Return a number that JSON can hold; None for none, and for what is not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -167,16 +178,12 @@ def finite(value: Any) -> float | None:
 def newest_figures(path: Path) -> dict[str, float]:
     """Return the newest figure of each name in the last few lines of a run's metrics."""
     try:
-        with (path / rundir.METRICS).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read(_TAIL_BYTES).split(b"\n")
+        lines = last_lines(path / rundir.METRICS, _TAIL_BYTES).split(b"\n")
     except OSError:
         return {}
     found: dict[str, float] = {}
-    # What stands before the first end of a line may be half a line, and so may what follows the
-    # last one.
-    for line in lines[1 if size > _TAIL_BYTES else 0 : -1]:
+    # What follows the last end of a line may be half a line.
+    for line in lines[:-1]:
         found |= figures(line) or {}
     return found
 
@@ -189,11 +196,7 @@ def figures(line: bytes) -> dict[str, float] | None:
         return None
     if not isinstance(value, dict):
         return None
-    found = {
-        name: float(each)
-        for name, each in value.items()
-        if isinstance(each, (int, float)) and not isinstance(each, bool) and abs(each) < 1e300
-    }
+    found = {name: number for name, each in value.items() if (number := finite(each)) is not None}
     step = found.get("step")
     return found if step is not None and step >= 0 and step == int(step) else None
 

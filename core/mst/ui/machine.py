@@ -10,6 +10,7 @@ from typing import Any
 from mst import serial
 from mst.errors import MstError
 from mst.facts import DeviceFacts
+from mst.last_lines import last_lines
 
 # What the backends have said is good for so long; asking them starts vendors' tools.
 _FRESH_SECONDS = 10.0
@@ -103,11 +104,7 @@ def audit_state(directory: Path) -> dict[str, Any]:
 def _last_time(segment: Path) -> str | None:
     import json
 
-    with segment.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _LAST_BYTES))
-        lines = file.read(_LAST_BYTES).split(b"\n")
-    for line in reversed(lines):
+    for line in reversed(last_lines(segment, _LAST_BYTES).split(b"\n")):
         try:
             return str(json.loads(line)["time"])
         except (ValueError, KeyError, TypeError):

@@ -80,8 +80,12 @@ def choices(places: Places) -> dict[str, Any]:
 
 def works(index: Index) -> dict[str, Any]:
     """Return the newest runs that were started in the background, newest first."""
-    found = [each for each in background.works() if _run_of(each, index) is not None]
-    return {"works": [_work(each, index) for each in reversed(found[-_MOST_WORKS:])]}
+    found = [
+        _work(each, path)
+        for each in background.works()
+        if (path := _run_of(each, index)) is not None
+    ]
+    return {"works": list(reversed(found[-_MOST_WORKS:]))}
 
 
 def work_of(name: str, index: Index) -> dict[str, Any]:
@@ -92,9 +96,10 @@ def work_of(name: str, index: Index) -> dict[str, Any]:
         Refusal: it is none of these runs'.
     """
     work = background.find(name)
-    if _run_of(work, index) is None:
+    path = _run_of(work, index)
+    if path is None:
         raise Refusal(404, "that is no run of these directories.", code="work_not_found")
-    return {**_work(work, index), "output": background.output(work, _LAST_BYTES)}
+    return {**_work(work, path), "output": background.output(work, _LAST_BYTES)}
 
 
 def _run_of(work: background.Work, index: Index) -> Path | None:
@@ -109,12 +114,11 @@ def _run_of(work: background.Work, index: Index) -> Path | None:
     return None
 
 
-def _work(work: background.Work, index: Index) -> dict[str, Any]:
-    path = _run_of(work, index)
+def _work(work: background.Work, run: Path) -> dict[str, Any]:
     return {
         "name": work.name,
-        "run": None if path is None else id_of(path),
-        "run_name": None if path is None else path.name,
+        "run": id_of(run),
+        "run_name": run.name,
         "state": work.state,
         "exit_code": work.exit_code,
         "started": work.started,

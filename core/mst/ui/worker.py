@@ -10,13 +10,12 @@ from contextlib import suppress
 
 from mst import serial
 from mst.serve.http.limits import Limits
-from mst.serve.http.relay import READY, STOP
 from mst.serve.http.server import serve
 from mst.ui.app import App
 from mst.ui.asking import Outside, Pipes
 from mst.ui.job import UiJob
 from mst.ui.sessions import Sessions
-from mst.worker_process import die_with_parent, guarded
+from mst.worker_process import die_with_parent, guarded, say
 
 # Streams end by themselves within a second or five; what is read is read again.
 _LIMITS = Limits(grace_seconds=1.0)
@@ -28,7 +27,7 @@ def work(job: UiJob, listener: int, control: int, notes: int, pipes: Pipes | Non
 
     def show(token: str) -> None:
         # Behind #, so that the browser keeps it to itself: it is in no request and no log of one.
-        _say(f"page    http://127.0.0.1:{job.port}/enter#{token}")
+        say(f"page    http://127.0.0.1:{job.port}/enter#{token}")
 
     def noted(event: str, **facts: str) -> None:
         with suppress(OSError):  # who would write it into the log is gone
@@ -38,24 +37,11 @@ def work(job: UiJob, listener: int, control: int, notes: int, pipes: Pipes | Non
     # The first look at many runs takes a while that nobody should wait for.
     app.index.entries()
 
-    def began() -> None:
-        os.write(control, READY)
-
     with socket.socket(fileno=listener) as made:
-        serve(app, made, _LIMITS, None, began, lambda: _told(control))
+        serve(app, made, _LIMITS, None, control)
     if outside is not None:
         outside.close()
-    _say("ended")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # nobody reads it any more
-        print(line, flush=True)
-
-
-def _told(control: int) -> None:
-    with suppress(OSError):
-        os.write(control, STOP)
+    say("ended")
 
 
 def main(argv: list[str]) -> int:

@@ -150,7 +150,7 @@ def certificate(directory: Path) -> tuple[Path, Path]:
 
 # The application without a model: what is tried here comes before any is asked.
 SERVER = """
-import os, socket, sys
+import socket, sys
 from types import SimpleNamespace
 from mst.errors import MstError
 from mst.serve.http.access import Keys, Names
@@ -163,7 +163,7 @@ service = Service("x", SimpleNamespace(adapters=(), context=8), None, 8)
 app = App(service, Names(), Keys(None), Limits())
 made = socket.socket(fileno=int(listener))
 try:
-    serve(app, made, Limits(), Tls(*files), lambda: os.write(int(control), b"r"), lambda: None)
+    serve(app, made, Limits(), Tls(*files), int(control))
 except MstError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """

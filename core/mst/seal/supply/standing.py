@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from mst.durable import sha256, write_text
@@ -83,8 +82,9 @@ def remember(model: Path, source: str) -> HashState:
     Returns:
         How it stands. A state directory that can't be written leaves it at that.
     """
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    state = HashState(source, when)
+    from mst.rundir import now
+
+    state = HashState(source, now())
     path = _record_of(model)
     kept = {key: value for key, value in asdict(state).items() if key != "changed"}
     with suppress(OSError):

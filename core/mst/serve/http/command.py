@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 
 from mst import serial
@@ -10,10 +9,8 @@ from mst.launch import run_worker, worker_environment
 from mst.seal.audit.told import recording
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.serve.http.job import ServeJob
-from mst.serve.http.listening import Listening
+from mst.serve.http.listening import TOLD_TO_END, Listening
 
-# Of a worker that SIGTERM has ended before it could handle it: while the model was loading.
-_TOLD_TO_END = 128 + signal.SIGTERM
 # oneDNN makes kernels for each length of a prompt, and keeps those of 1,024 products: at
 # SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer.
 _KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
@@ -38,4 +35,4 @@ def run(
         handles += [] if held is None else [held]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.serve.http.worker", arguments, environment, handles)
-        return 0 if code == _TOLD_TO_END else code
+        return 0 if code == TOLD_TO_END else code

@@ -21,6 +21,8 @@ from mst.seal.jail.namespaces import caller_of_sudo, groups_of, home_of
 
 BACKLOG = 128
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Of a worker that SIGTERM has ended before it could handle it: while a model was loading, say.
+TOLD_TO_END = 128 + signal.SIGTERM
 # A socket's name has room for 107 bytes (unix(7)).
 _LONGEST_PATH = 107
 _LONGEST_DIRECTORY = 80

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mst.errors import UsageError
 from mst.serve.http.limits import Limits
+from mst.serve.http.relay import READY, STOP
 from mst.serve.http.wire import Receive, Send
 
 _HEAD_BYTES = 32 << 10
@@ -107,8 +109,8 @@ def serve(
     listener: socket.socket,
     limits: Limits,
     tls: Tls | None,
-    began: Callable[[], None],
-    ending: Callable[[], None],
+    control: int,
+    began: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; answers under way are finished within the grace period.
 
@@ -117,8 +119,8 @@ def serve(
         listener: a listening socket.
         limits: of time.
         tls: None for plain HTTP.
-        began: is called when requests are taken.
-        ending: is called when no more are.
+        control: pipe to the relay, which is told when requests are taken, and when no more are.
+        began: is called just before the relay is told that they are.
 
     Raises:
         UsageError: the files of TLS can't be used.
@@ -150,6 +152,11 @@ def serve(
     _load(config, tls)
     server = _Server(config)
 
+    def begin() -> None:
+        if began is not None:
+            began()
+        os.write(control, READY)
+
     async def run() -> None:
         loop = asyncio.get_running_loop()
 
@@ -160,12 +167,13 @@ def serve(
                 server.force_exit = server.force_exit or number == signal.SIGINT
                 return
             app.service.stopping = True
-            ending()
+            with contextlib.suppress(OSError):
+                os.write(control, STOP)
             server.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, end, number)
-        loop.call_soon(began)
+        loop.call_soon(begin)
         await server.serve(sockets=[listener])
 
     asyncio.run(run())

@@ -25,11 +25,10 @@ from mst.serve.http.access import Keys, Names
 from mst.serve.http.app import App, log_line
 from mst.serve.http.job import ServeJob
 from mst.serve.http.prompts import Reader
-from mst.serve.http.relay import READY, STOP
 from mst.serve.http.server import Tls, serve
 from mst.serve.http.service import Service
 from mst.serve.http.wire import Exchange
-from mst.worker_process import die_with_parent, guarded
+from mst.worker_process import die_with_parent, guarded, say
 
 # How often the uses of keys are written into the audit log.
 _NOTE_SECONDS = 3600.0
@@ -93,8 +92,7 @@ def application(job: ServeJob, engine: Engine, reader: Reader, notes: Notes) -> 
     def noted(exchange: Exchange) -> None:
         notes.add(exchange)
         if job.access_log:
-            with suppress(OSError):  # nobody reads it any more
-                print(log_line(exchange), flush=True)
+            say(log_line(exchange))
 
     return App(service, names, keys, job.limits, noted, job.web)
 
@@ -125,18 +123,13 @@ def _loaded(job: ServeJob, tokenizer: TextTokenizer, keys: KeyRing, held: ExitSt
             return held.enter_context(external)
         from mst.serve.loading import load_engine
 
-        return load_engine(job.engine, keys, _say, tokenizer, alone=True)
+        return load_engine(job.engine, keys, say, tokenizer, alone=True)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
 
 
 def _say_engine(line: str) -> None:
-    _say(f"engine  {line}")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # nobody reads it any more
-        print(line, flush=True)
+    say(f"engine  {line}")
 
 
 def _end() -> None:
@@ -158,20 +151,14 @@ def _serve(
         notes.every_hour()
         names = ", ".join(app.service.models)
         by = f", by {engine.name}" if isinstance(engine, ExternalEngine) else ""
-        _say(f"ready   {names}, {engine.context} tokens, on {job.engine.torch_device}{by}")
-        os.write(control, READY)
+        say(f"ready   {names}, {engine.context} tokens, on {job.engine.torch_device}{by}")
 
     with socket.socket(fileno=listener) as made:
         try:
-            serve(app, made, job.limits, tls, began, lambda: _told(control))
+            serve(app, made, job.limits, tls, control, began)
         finally:
             engine.close()
             notes.end(app)
-
-
-def _told(control: int) -> None:
-    with suppress(OSError):
-        os.write(control, STOP)
 
 
 def main(argv: list[str]) -> int:

@@ -91,7 +91,7 @@ export class Chart {
 
   draw() {
     if (!this.has()) return;
-    const data = uPlot.join(this.series.map(([steps, values]) => [steps, values]));
+    const data = uPlot.join(this.series);
     if (this.plot) this.plot.setData(data);
     else this.build(data);
     this.describe();
