@@ -128,10 +128,7 @@ def read_facts(
 
 
 def read_kept_facts(
-    directory: Path,
-    config: Mapping[str, Any],
-    headers: Mapping[str, Any],
-    cache_dir: Path | None = None,
+    directory: Path, config: Mapping[str, Any], headers: Mapping[str, Any]
 ) -> ModelFacts | None:
     """Return a model's facts without asking its class: from its files, or from what was kept.
 
@@ -139,7 +136,6 @@ def read_kept_facts(
         directory: of the model.
         config: its config.json.
         headers: of its weight files, all in one.
-        cache_dir: as `read_facts` takes it.
 
     Returns:
         None where only the class of transformers would tell.
@@ -152,7 +148,7 @@ def read_kept_facts(
     _check_config(directory, config, weights=True)
     found = _told_by_files(config, headers)
     if found is None:
-        found = kept_facts(directory, cache_dir or _cache_dir())
+        found = kept_facts(directory, _cache_dir())
     return None if found is None else _completed(directory, config, found, headers)
 
 
