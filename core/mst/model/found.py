@@ -13,7 +13,7 @@ from typing import Any
 
 from mst import serial
 from mst.errors import ModelError, MstError
-from mst.model.facts import ModelFacts, read_kept_facts
+from mst.model.facts import ModelFacts, on_disk, read_kept_facts
 from mst.model.files import read_config, read_header, weight_files
 from mst.model.locate import DEFAULT_LICENCE, default_model
 from mst.model.places import EMBEDDED, models_in, places
@@ -110,9 +110,7 @@ def describe(name: str, path: Path, place: str) -> FoundModel:
             if facts is None
             else facts.parameters
         )
-        kinds = [each["dtype"] for each in headers.values()]
-        usual = max(sorted(set(kinds)), key=kinds.count)
-        known["dtype"] = usual if facts is None else facts.dtype
+        known["dtype"] = on_disk(headers)["dtype"]
         known["facts"] = facts
     except ModelError as error:
         known["problem"] = str(error)
