@@ -7,9 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mst import background
-from mst.background import Work
+from mst.background import Work, run_of
 from mst.errors import MstError
-from mst.menu.progress import run_of
 from mst.menu.screen import say
 from mst.menu.words import Words, duration_words
 from mst.quantities import gib
