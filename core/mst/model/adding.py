@@ -97,10 +97,10 @@ def add(
     read_config(source)
     for each in weight_files(source):  # refuses a model that is only pickled
         read_header(each)
-    if listing_of(source) is not None:
-        tell("comparing the source with its hashes")
-        verify_model(source)
     with claimed(target):
+        if listing_of(source) is not None:
+            tell("comparing the source with its hashes")
+            verify_model(source)
         if link:
             return _linked(source, target, tell)
         return _copied(source, target, tell)
