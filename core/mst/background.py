@@ -228,6 +228,17 @@ def read(directory: Path) -> Work | None:
     )
 
 
+def run_of(work: Work) -> Path | None:
+    """Return the run directory that a training work writes; None for other works."""
+    if not work.arguments or work.arguments[0] not in ("train", *TASKS):
+        return None
+    for flag, value in zip(work.arguments, (*work.arguments[1:], ""), strict=True):
+        name, equals, rest = flag.partition("=")
+        if name in ("--output-dir", "--output_dir"):
+            return work.cwd / (rest if equals else value)
+    return None
+
+
 def _beginning(directory: Path, process: Mapping[str, Any]) -> bool:
     """Return whether another process is just starting the work."""
     with suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import socket
 import ssl
@@ -18,6 +17,7 @@ from mst.chat import Sampling
 from mst.chat_terminal import printable
 from mst.data.rows import Message
 from mst.errors import MstError, UsageError
+from mst.loopback import is_loopback
 
 # A model that still loads lets its callers wait, and many prompts may be before ours.
 _SECONDS = 600.0
@@ -76,7 +76,7 @@ def server_of(text: str, authority: str | None = None) -> Server:
             " serve has printed it behind `at`; this is none of them."
         )
     tls = parts.scheme == "https"
-    if not tls and not _on_loopback(host):
+    if not tls and not is_loopback(host):
         raise UsageError(
             f"--server {parts.scheme}://{host} is another machine, and what you say would cross the"
             " network for all to read. Name it with https://, and start it with --tls-cert and"
@@ -86,14 +86,6 @@ def server_of(text: str, authority: str | None = None) -> Server:
     found = port or (443 if tls else 80)
     shown = f"{parts.scheme}://{parts.netloc}{base}"
     return Server(shown, host, found, None, tls, base, authority)
-
-
-def _on_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 class _OnSocket(http.client.HTTPConnection):

@@ -61,6 +61,16 @@ def sha256(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file to a new one, and return the SHA-256 of what was read, in hexadecimal."""
+    hasher = hashlib.sha256()
+    with source.open("rb") as old, target.open("xb") as new:
+        while block := old.read(1 << 22):
+            hasher.update(block)
+            new.write(block)
+    return hasher.hexdigest()
+
+
 def file_listing(directory: Path) -> dict[str, dict[str, str | int]]:
     """Return "sha256" and "bytes" of every file below a directory, by its relative path."""
     return {

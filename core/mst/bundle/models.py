@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mst.durable import copy_file
 from mst.errors import BundleError, ModelError
 from mst.model.locate import ModelSource, locate
 from mst.seal.supply.model_files import PROGRAMS, only_pickle_message, pickles_of
-
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,5 @@ def copy_model(model: ModelFiles, place: Path) -> dict[str, str]:
     for name, source in model.files.items():
         target = place / model.name / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        hasher = hashlib.sha256()
-        with source.open("rb") as reading, target.open("xb") as writing:
-            while block := reading.read(_BLOCK):
-                hasher.update(block)
-                writing.write(block)
-        found[f"{model.name}/{name}"] = hasher.hexdigest()
+        found[f"{model.name}/{name}"] = copy_file(source, target)
     return found

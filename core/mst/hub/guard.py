@@ -7,12 +7,13 @@ library asks.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
 from collections.abc import Container
 from typing import Any
 from urllib.parse import urlsplit
+
+from mst.loopback import is_loopback
 
 
 class HostRefused(Exception):
@@ -26,14 +27,6 @@ class HostRefused(Exception):
         super().__init__(host)
         self.host = host
         self.plain = plain
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, by its usual name or an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_url(url: str, allowed: Container[str]) -> None:

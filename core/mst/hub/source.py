@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from mst.errors import ModelError, UsageError
-from mst.hub.guard import is_loopback
+from mst.loopback import is_loopback
 from mst.seal.supply.model_files import PICKLES
 
 HUGGING_FACE, MODELSCOPE = "huggingface", "modelscope"

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mst import background
-from mst.background import Work
+from mst.background import Work, run_of
 from mst.errors import MstError
 from mst.menu.asking import BACK, Choice
 from mst.menu.outcome import SEEN, mark_seen
-from mst.menu.progress import run_of, title_of
+from mst.menu.progress import title_of
 from mst.menu.screen import heading, next_page, say, show_command
 from mst.menu.session import Session, run_here
 from mst.menu.words import language_of, words_of

@@ -25,7 +25,7 @@ def choose_model(session: Session) -> str:
     """Let the person choose the model; returns `BACK`, or "next"."""
     words = session.words
     heading(words("model.title"))
-    show_command(["models", "list"] if _can_fetch() else ["train"])
+    show_command(["models", "list"])
     found = _usable_first(session)
     if not found:
         _say_where(session)
@@ -35,9 +35,7 @@ def choose_model(session: Session) -> str:
         choices = [(_value(each), _label(session, each)) for each in page]
         if len(found) > _PAGE:
             choices.append((_MORE, words("model.more")))
-        choices.append((_OWN, words("model.own")))
-        if _can_fetch():
-            choices.append((_FETCH, words("model.fetch")))
+        choices += [(_OWN, words("model.own")), (_FETCH, words("model.fetch"))]
         default = session.draft.model or _EMBEDDED
         chosen = session.choose(words("model.question"), choices, default)
         if chosen == BACK:
@@ -119,12 +117,6 @@ def _say_where(session: Session) -> None:
     for each in places((), session.environ):
         print(f"  {each.path}")
     say(session.words("model.add"))
-
-
-def _can_fetch() -> bool:
-    from mst.cli import COMMANDS
-
-    return "models" in COMMANDS
 
 
 def _fetch(session: Session) -> None:

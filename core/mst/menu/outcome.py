@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mst import background
-from mst.background import Work
-from mst.menu.progress import run_of
+from mst.background import Work, run_of
+from mst.errors import MstError
 from mst.menu.screen import say
 from mst.menu.words import Words, duration_words
 from mst.quantities import gib
@@ -47,7 +46,7 @@ def figures(words: Words, run: Path) -> list[str]:
     results = _results(run)
 
     def known(*names: str) -> bool:
-        return all(isinstance(results.get(each), (int, float)) for each in names)
+        return all(each in results for each in names)
 
     lines = []
     if known("accuracy_after_restricted", "accuracy_rows"):
@@ -77,8 +76,9 @@ def figures(words: Words, run: Path) -> list[str]:
     return lines
 
 
-def _results(run: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((run / "run.json").read_text(encoding="utf-8")).get("results")
-        return found if isinstance(found, dict) else {}
+def _results(run: Path) -> Mapping[str, float]:
+    from mst import rundir
+
+    with suppress(MstError, OSError):
+        return rundir.read_manifest(run).results
     return {}

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mst.background import run_of
 from mst.menu.asking import BACK
 from mst.menu.draft import arguments
 from mst.menu.outcome import show_outcome
-from mst.menu.progress import run_of
 from mst.menu.run_screen import show_run
 from mst.menu.screen import heading, say, show_command
 from mst.menu.session import Session, json_of

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mst.background import Work, output
+from mst.background import Work, output, run_of
 from mst.menu.screen import command_line, shortened, width
 from mst.menu.words import Words, duration_words
-from mst.request import TASKS
 
 _CURVE_ROWS = 9
 _CURVE_COLUMNS = 60
@@ -33,19 +32,6 @@ class Progress:
     line: str
     lines: tuple[str, ...]
     step: int = -1
-
-
-def is_training(work: Work) -> bool:
-    """Return whether a work is a run."""
-    return work.arguments[0] == "train" or work.arguments[0] in TASKS
-
-
-def run_of(work: Work) -> Path | None:
-    """Return the run directory that a training work writes; None for other works."""
-    if not is_training(work) or "--output-dir" not in work.arguments[:-1]:
-        return None
-    where = work.arguments[work.arguments.index("--output-dir") + 1]
-    return work.cwd / where
 
 
 def title_of(words: Words, work: Work) -> str:

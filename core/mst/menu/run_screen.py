@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 from mst import background, rundir
-from mst.background import Work
+from mst.background import Work, run_of
 from mst.errors import MstError
 from mst.menu.asking import BACK
 from mst.menu.outcome import figures, show_outcome
-from mst.menu.progress import run_of
 from mst.menu.screen import heading, say, show_command
 from mst.menu.serving import serve_and_ask
 from mst.menu.session import Session, run_here

@@ -16,6 +16,8 @@ from mst.menu.screen import heading, say, shortened, show_command, visible, widt
 from mst.menu.session import Session
 
 _SECONDS = 0.5
+# Times as long as the last look took, so that looking takes no more than a tenth of a core.
+_REST = 9
 # Between two lines where nothing can be written over.
 _LINE_SECONDS = 10.0
 
@@ -46,11 +48,13 @@ def _until_left(session: Session, work: Work, shown: _Shown) -> Work | None:
     """Return the work as it has ended; None when the person leaves before."""
     animated = session.asking.animated
     while True:
+        began = time.process_time()
         work = background.read(work.directory) or work
         shown.show(progress_of(session.words, work, session.ascii), work.state != "running")
         if work.state != "running":
             return work
-        key = _key(_SECONDS, animated)
+        # Reading and drawing 50,000 steps takes 0.2 s, which the run itself could use.
+        key = _key(max(_SECONDS, _REST * (time.process_time() - began)), animated)
         if key == "s":
             shown.clear()
             background.stop(work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mst.durable import seal_directory, sha256, sync_directory, why_unwritten
+from mst.durable import copy_file, seal_directory, sha256, sync_directory, why_unwritten
 from mst.errors import ModelError, RunError
 from mst.model.files import read_config, read_header, weight_files
 from mst.quantities import gib
@@ -98,10 +97,10 @@ def add(
     read_config(source)
     for each in weight_files(source):  # refuses a model that is only pickled
         read_header(each)
-    if listing_of(source) is not None:
-        tell("comparing the source with its hashes")
-        verify_model(source)
     with claimed(target):
+        if listing_of(source) is not None:
+            tell("comparing the source with its hashes")
+            verify_model(source)
         if link:
             return _linked(source, target, tell)
         return _copied(source, target, tell)
@@ -219,13 +218,9 @@ def _copy(source: Path, target: Path) -> str:
     Raises:
         ModelError: what was written reads differently.
     """
-    hasher = hashlib.sha256()
-    with source.open("rb") as old, target.open("xb") as new:
-        while block := old.read(1 << 22):
-            hasher.update(block)
-            new.write(block)
-    if sha256(target) != hasher.hexdigest():
+    digest = copy_file(source, target)
+    if sha256(target) != digest:
         raise ModelError(
             f"{target} reads differently from what was written. Check the disk; nothing was kept."
         )
-    return hasher.hexdigest()
+    return digest

@@ -112,7 +112,6 @@ def read_facts(
         ModelError: as `read_config`, `weight_files` and `read_header`; the files contradict
             each other; they are quantized; or the architecture is not known.
     """
-    from mst.model.families import find_family, header_facts
     from mst.model.trace import traced_facts
 
     config = read_config(directory)
@@ -122,21 +121,14 @@ def read_facts(
     if weights:
         for path in weight_files(directory, bool(keys.key_files)):
             headers |= read_header(path, keys)
-        family = find_family(config)
-        found = header_facts(family, config, headers) if family else None
+        found = _told_by_files(config, headers)
     if found is None:
         found = traced_facts(directory, cache_dir or _cache_dir(), tell)
-    if weights:
-        _check_agree(directory, found, headers)
-        found = replace(found, **on_disk(headers))
-    return replace(found, path=str(directory), window=_window(text_part(config)))
+    return _completed(directory, config, found, headers if weights else None)
 
 
 def read_kept_facts(
-    directory: Path,
-    config: Mapping[str, Any],
-    headers: Mapping[str, Any],
-    cache_dir: Path | None = None,
+    directory: Path, config: Mapping[str, Any], headers: Mapping[str, Any]
 ) -> ModelFacts | None:
     """Return a model's facts without asking its class: from its files, or from what was kept.
 
@@ -144,7 +136,6 @@ def read_kept_facts(
         directory: of the model.
         config: its config.json.
         headers: of its weight files, all in one.
-        cache_dir: as `read_facts` takes it.
 
     Returns:
         None where only the class of transformers would tell.
@@ -152,18 +143,33 @@ def read_kept_facts(
     Raises:
         ModelError: as `read_facts`.
     """
-    from mst.model.families import find_family, header_facts
     from mst.model.trace import kept_facts
 
     _check_config(directory, config, weights=True)
+    found = _told_by_files(config, headers)
+    if found is None:
+        found = kept_facts(directory, _cache_dir())
+    return None if found is None else _completed(directory, config, found, headers)
+
+
+def _told_by_files(config: Mapping[str, Any], headers: Mapping[str, Any]) -> ModelFacts | None:
+    """Return the facts of a model whose family is in families.json."""
+    from mst.model.families import find_family, header_facts
+
     family = find_family(config)
-    found = header_facts(family, config, headers) if family else None
-    if found is None:
-        found = kept_facts(directory, cache_dir or _cache_dir())
-    if found is None:
-        return None
-    _check_agree(directory, found, headers)
-    found = replace(found, **on_disk(headers))
+    return header_facts(family, config, headers) if family else None
+
+
+def _completed(
+    directory: Path,
+    config: Mapping[str, Any],
+    found: ModelFacts,
+    headers: Mapping[str, Any] | None,
+) -> ModelFacts:
+    """Return facts with what the directory alone tells; `headers` is None without weights."""
+    if headers is not None:
+        _check_agree(directory, found, headers)
+        found = replace(found, **on_disk(headers))
     return replace(found, path=str(directory), window=_window(text_part(config)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mst import serial
 from mst.errors import ModelError, MstError
-from mst.model.facts import ModelFacts, read_kept_facts
+from mst.model.facts import ModelFacts, on_disk, read_kept_facts
 from mst.model.files import read_config, read_header, weight_files
 from mst.model.locate import DEFAULT_LICENCE, default_model
 from mst.model.places import EMBEDDED, models_in, places
@@ -22,13 +22,9 @@ from mst.seal.supply.standing import HashState, hash_state
 
 # Of a model card no more is read: its licence stands in its first lines.
 _CARD_BYTES = 64 << 10
-_LICENCE = re.compile(
-    r"^license:\s*[\"']?([A-Za-z0-9][A-Za-z0-9.+_ -]{0,60})[\"']?\s*$", re.MULTILINE
-)
-_LICENCE_NAME = re.compile(
-    r"^license_name:\s*[\"']?([A-Za-z0-9][A-Za-z0-9.+_ -]{0,60})[\"']?\s*$", re.MULTILINE
-)
-_NAMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_ -]{0,60}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9.+_ -]{0,60}"
+_LICENCE = re.compile(rf"^license:\s*[\"']?({_NAME})[\"']?\s*$", re.MULTILINE)
+_LICENCE_NAME = re.compile(rf"^license_name:\s*[\"']?({_NAME})[\"']?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -110,9 +106,7 @@ def describe(name: str, path: Path, place: str) -> FoundModel:
             if facts is None
             else facts.parameters
         )
-        kinds = [each["dtype"] for each in headers.values()]
-        usual = max(sorted(set(kinds)), key=kinds.count)
-        known["dtype"] = usual if facts is None else facts.dtype
+        known["dtype"] = on_disk(headers)["dtype"]
         known["facts"] = facts
     except ModelError as error:
         known["problem"] = str(error)
@@ -154,7 +148,7 @@ def _licence(path: Path, config: Mapping[str, Any]) -> str:
     if match is not None:
         return match[1].strip()
     named = config.get("license")
-    return named if isinstance(named, str) and _NAMED.fullmatch(named) else ""
+    return named if isinstance(named, str) and re.fullmatch(_NAME, named) else ""
 
 
 def _bytes_of(path: Path) -> int:

@@ -104,14 +104,8 @@ def work_of(name: str, index: Index) -> dict[str, Any]:
 
 def _run_of(work: background.Work, index: Index) -> Path | None:
     """Return the run that a work trains; None where it is none of those that are shown."""
-    if not work.arguments or work.arguments[0] != "train":
-        return None
-    for flag, value in zip(work.arguments, (*work.arguments[1:], ""), strict=True):
-        name, equals, rest = flag.partition("=")
-        if name in ("--output-dir", "--output_dir"):
-            path = work.cwd / (rest if equals else value)
-            return path if path.parent in index.places else None
-    return None
+    path = background.run_of(work)
+    return path if path is not None and path.parent in index.places else None
 
 
 def _work(work: background.Work, run: Path) -> dict[str, Any]:

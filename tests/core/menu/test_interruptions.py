@@ -122,8 +122,10 @@ def test_a_server_is_found_however_many_requests_it_has_printed(place: Path) -> 
     assert address_of(work) == "http://127.0.0.1:8000/v1"
 
 
+# As the menu gives it, and as the page does.
+@pytest.mark.parametrize("output_dir", [("--output-dir", "runs/a"), ("--output-dir=runs/a",)])
 def test_a_run_that_is_just_resumed_is_not_offered_to_be_resumed_again(
-    place: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch, output_dir: tuple[str, ...]
 ) -> None:
     run = place / "runs" / "a"
     monkeypatch.setenv("XDG_STATE_HOME", str(place / "state"))
@@ -131,7 +133,7 @@ def test_a_run_that_is_just_resumed_is_not_offered_to_be_resumed_again(
 
     assert state_now(run) == "interrupted"
 
-    background.start(["train", str(fifo), "--output-dir", str(run), "--resume"])
+    background.start(["train", str(fifo), *output_dir, "--resume"], cwd=place)
 
     assert state_now(run) == "running"
 

@@ -64,6 +64,10 @@ def test_a_source_that_is_not_what_its_hashes_say_is_not_added(
 
     assert "config.json differs" in failed(capsys, "add", str(source))
     assert not (place / "tiny").exists()
+    (place / "tiny").mkdir()
+    said = failed(capsys, "add", str(source))
+    assert "there already" in said
+    assert "comparing the source" not in said  # which takes minutes
 
 
 def test_a_linked_model_stays_where_it_is(

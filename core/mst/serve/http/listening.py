@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import UsageError
+from mst.loopback import is_loopback
 from mst.seal.jail.namespaces import caller_of_sudo, groups_of, home_of
 
 BACKLOG = 128
@@ -55,11 +55,7 @@ class Place:
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        if self.path is not None or self.host in LOOPBACK:
-            return True
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return False
+        return self.path is not None or is_loopback(self.host)
 
     def url(self, tls: bool) -> str:
         """Return what callers are given as the base of the API."""
