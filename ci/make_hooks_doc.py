@@ -7,40 +7,36 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
-from mst import hookspecs
+from mst.hookspecs import backends, engines, export_targets, objectives
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "hooks.md"
 HEAD = """# Hooks
 
-Made by `ci/make_hooks_doc.py` from `core/mst/hookspecs.py`; do not edit. Each hook a plugin may
+Made by `ci/make_hooks_doc.py` from `core/mst/hookspecs/`; do not edit. Each hook a plugin may
 have: when it is called, what it gets and returns, and what happens when it raises. What a plugin
 is, which hooks it needs and a whole backend: [plugins.md](plugins.md). From a new chip to a
 published plugin: [vendors.md](vendors.md).
 """
-# Hooks by the beginning of their names; a device backend has all others.
+# The modules of specifications, by what a plugin with those hooks is.
 KINDS = {
-    "Export targets": "mst_export",
-    "Objectives": "mst_objective",
-    "Serving engines": "mst_engine",
+    "Device backends": backends,
+    "Export targets": export_targets,
+    "Objectives": objectives,
+    "Serving engines": engines,
 }
-BACKENDS = "Device backends"
 # "Args:" and the like stand alone on a line of the docstring; a Python block is left as it is.
 SECTION = re.compile(r"^(Called|Args|Returns|If it raises|Example):$", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+): ", re.MULTILINE)
 Hook = Callable[..., object]
 
 
-def hooks() -> Iterator[tuple[str, Hook]]:
+def hooks(module: ModuleType) -> Iterator[tuple[str, Hook]]:
     """Yield name and specification of every hook, in the module's order."""
-    for name, value in vars(hookspecs).items():
+    for name, value in vars(module).items():
         if name.startswith("mst_") and inspect.isfunction(value):
             yield name, value
-
-
-def kind(name: str) -> str:
-    """Return which plugins have a hook."""
-    return next((title for title, begin in KINDS.items() if name.startswith(begin)), BACKENDS)
 
 
 def signature(name: str, hook: Hook) -> str:
@@ -76,11 +72,10 @@ def entry(name: str, hook: Hook) -> str:
 
 def document() -> str:
     """Return the text of docs/hooks.md."""
-    found = list(hooks())
     parts = [HEAD]
-    for title in (BACKENDS, *KINDS):
-        own = [entry(name, hook) for name, hook in found if kind(name) == title]
-        parts.append(f"## {title}\n\n" + "\n\n".join(own) + "\n")
+    for title, module in KINDS.items():
+        entries = [entry(name, hook) for name, hook in hooks(module)]
+        parts.append(f"## {title}\n\n" + "\n\n".join(entries) + "\n")
     return "\n".join(parts)
 
 
