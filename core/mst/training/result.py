@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mst.evaluate.labels import LabelAccuracy
     from mst.training.loop import Outcome
     from mst.training.session import Session
-    from mst.training.worker import Training
+    from mst.training.task import Training
 
 
 def finish(

@@ -8,20 +8,19 @@ leaves and talks to the user; the others compute.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst import rundir
 from mst.configuration import ZERO_STAGES
-from mst.data.prepare import Prepared, has_images, prepare
+from mst.data.prepare import Prepared, prepare
 from mst.data.rows import changed_files
 from mst.data.streaming import StreamedRows
-from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError, TrainingError
+from mst.errors import Interrupted, OutOfMemory, PeerFailed, RunError
 from mst.extensions import hide_packages
 from mst.plan import Plan
 from mst.request import TrainRequest
@@ -37,13 +36,12 @@ from mst.training.adapters import (
     prepare_model,
     trained_parameters,
 )
+from mst.training.begin import session_of
 from mst.training.checkpoint import TrainState
-from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
 from mst.training.meeting import meeting_place
 from mst.training.objectives import find_objective
 from mst.training.parallel import (
-    Group,
     join,
     leave,
     peers_may_fail,
@@ -57,6 +55,7 @@ from mst.training.result import (
     measured_accuracy,
     taken_off_at_the_end,
 )
+from mst.training.task import Training
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ if TYPE_CHECKING:
     from mst.objective import Objective
     from mst.registry import Registry
     from mst.training.loop import Outcome
-    from mst.training.loss import Logits
     from mst.training.session import Session
 
 
@@ -253,37 +251,6 @@ def work(run: Path, rank: int, meeting: str, stop: StopAsked, keys: KeyRing = NO
         leave(group)
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the parts of a worker's task share.
-
-    Attributes:
-        run: the run directory.
-        console: where the user reads; silent but on rank 0.
-        stop: says when the user wants the run to end.
-        request: what was asked, spelt out.
-        plan: what is done.
-        manifest: as it was when the worker began.
-        prepared: the encoded rows.
-        model: ready to be trained, on `device`.
-        device: of this rank.
-        group: this rank's place.
-        keys: of an encrypted run, on rank 0, which alone reads and writes it.
-    """
-
-    run: Path
-    console: Console
-    stop: StopAsked
-    request: TrainRequest
-    plan: Plan
-    manifest: RunManifest
-    prepared: Prepared
-    model: torch.nn.Module
-    device: torch.device
-    group: Group
-    keys: KeyRing = NO_KEYS
-
-
 def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
     """Go through the loop; return it, how it ended, and the figures measured until then.
 
@@ -300,12 +267,12 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
     figures = dict(training.manifest.results)
     # Where no rank holds the whole model, all of them measure, in step.
     together = training.plan.strategy == "zero3"
-    session = _session(training) if together else None
+    session = session_of(training) if together else None
     if found is None and (group.first or together) and not taken_off_at_the_end(training):
         figures |= measured_accuracy(training, "before")
         if group.first:
             rundir.update_manifest(run, results=figures)
-    session = session or _session(training)
+    session = session or session_of(training)
     if training.plan.privacy is not None:
         budget, resumed = training.plan.privacy, found is not None
         with named(training.device, "while gradients of single rows were tried"):
@@ -327,131 +294,6 @@ def _train(training: Training) -> tuple[Session, Outcome, dict[str, float]]:
         )
     goal = training.prepared.objective.goal
     return session, outcome, figures | loop_figures(outcome, seconds, peak, training.plan, goal)
-
-
-def _session(training: Training) -> Session:
-    """Return the loop's session, with a reporter that says nothing yet."""
-    from mst.training.batches import layout_of
-    from mst.training.isolation import rows_stay_apart
-    from mst.training.report import Reporters
-    from mst.training.session import logits_in, make_session
-
-    prepared, request, plan = training.prepared, training.request, training.plan
-    zero_config = None
-    if ZERO_STAGES[plan.strategy]:
-        zero_config = json.loads((training.run / DEEPSPEED).read_text(encoding="utf-8"))
-
-    def apart() -> bool:
-        with named(training.device, "in a first forward pass"):
-            vocabulary = prepared.tokenizer.vocab_size
-            # FlashAttention gets one line: see `layout_of`.
-            lines = 1 if layout_of(True, plan.attention) == "line" else 2
-            return rows_stay_apart(training.model, vocabulary, training.device, lines)
-
-    # Positions of images are the model's own: they can't restart within a line. With privacy each
-    # row's gradient is taken by itself.
-    private = plan.privacy is not None
-    padded = prepared.objective.scores or has_images(prepared) or private
-    # ZeRO-3 puts the weights on the device first.
-    late = plan.strategy == "zero3" and not padded
-    packing = not (late or padded) and apart()
-    with named(training.device, "in a first forward pass"):
-        logits = logits_in(training.model, training.device, plan)
-    shares = packing and plan.prefix_sharing and _shares(training, logits)
-    compiled = plan.compiled and _compiled(training, packing, shares, logits)
-    with named(training.device, "while the optimizer was being made"):
-        session = make_session(
-            training.model,
-            training.device,
-            packing,
-            prepared.train.examples,
-            prepared.val.examples if prepared.val else (),
-            prepared.tokenizer.pad_token_id,
-            plan,
-            request,
-            training.run / CHECKPOINTS,
-            Reporters(),
-            training.stop,
-            training.group,
-            zero_config,
-            prepared.objective,
-            prepared.tokenizer,
-            prepared.template.images,
-            training.keys,
-            compiled,
-            shares,
-            logits,
-        )
-    if late:
-        session = replace(session, layout=layout_of(apart(), plan.attention))
-    if request.packing and session.layout == "padded":
-        raise TrainingError(
-            "--packing was asked for, but this model does not keep packed rows apart: each would"
-            " see those before it. Leave --packing out."
-        )
-    if session.layout == "padded" and not padded:
-        training.console.print(
-            "note    this model does not keep rows apart that lie in one line, so each is padded to"
-            " the longest; steps take longer and more memory than was forecast"
-        )
-    # Each rank drops other activations; the adapters were drawn before, alike on all.
-    _seed(request.seed + training.group.rank)
-    return session
-
-
-def _shares(training: Training, logits: Logits) -> bool:
-    """Return whether rows share their beginnings, or say why they don't."""
-    import torch
-
-    from mst.training.isolation import sharing_obstacle
-
-    plan, prepared = training.plan, training.prepared
-    with named(training.device, "in a first pass forward and back"):
-        reason = sharing_obstacle(
-            training.model,
-            prepared.tokenizer.vocab_size,
-            training.device,
-            getattr(torch, plan.compute_dtype),
-            plan.max_length + prepared.objective.samples,
-            logits,
-        )
-    if reason:
-        training.console.print(
-            f"note    what rows begin with alike is computed for each of them ({reason}); steps may"
-            " take longer and more memory than was forecast"
-        )
-    return not reason
-
-
-def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
-    """Compile the model's layers, or say why they run as they are."""
-    import torch
-
-    from mst.job import cache_dir
-    from mst.training.batches import layout_of
-    from mst.training.compilation import compile_layers, tensor_kind
-
-    plan, objective = training.plan, training.prepared.objective
-    sequences = len(objective.sequences(training.prepared.train.examples[0]))
-    with (
-        training.console.status("compiling the model's layers"),
-        named(training.device, "while the model's layers were compiled"),
-    ):
-        reason = compile_layers(
-            training.model,
-            training.device,
-            getattr(torch, plan.compute_dtype),
-            layout_of(packing and not objective.scores, plan.attention, compiled=True),
-            tensor_kind(plan, training.request, sequences, shares),
-            logits,
-            objective.scores,
-            cache_dir(),
-        )
-    if reason:
-        training.console.print(
-            f"note    the layers run uncompiled, and slower than was forecast: {reason}"
-        )
-    return not reason
 
 
 def _loop(training: Training, silent: Session, state: TrainState) -> tuple[Outcome, float, int]:

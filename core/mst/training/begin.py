@@ -1,0 +1,141 @@
+"""What stands between a loaded model and its first step: layout, sharing, compiling, session."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mst.configuration import ZERO_STAGES
+from mst.data.prepare import has_images
+from mst.errors import TrainingError
+from mst.job import cache_dir
+from mst.rundir import CHECKPOINTS
+from mst.training.batches import layout_of
+from mst.training.compilation import compile_layers, tensor_kind
+from mst.training.deepspeed_config import DEEPSPEED
+from mst.training.faults import named
+from mst.training.isolation import rows_stay_apart, sharing_obstacle
+from mst.training.report import Reporters
+from mst.training.session import logits_in, make_session
+
+if TYPE_CHECKING:
+    from mst.training.loss import Logits
+    from mst.training.session import Session
+    from mst.training.task import Training
+
+
+def session_of(training: Training) -> Session:
+    """Return the loop's session, with a reporter that says nothing yet."""
+    import torch
+
+    prepared, request, plan = training.prepared, training.request, training.plan
+    zero_config = None
+    if ZERO_STAGES[plan.strategy]:
+        zero_config = json.loads((training.run / DEEPSPEED).read_text(encoding="utf-8"))
+
+    def apart() -> bool:
+        with named(training.device, "in a first forward pass"):
+            vocabulary = prepared.tokenizer.vocab_size
+            # FlashAttention gets one line: see `layout_of`.
+            lines = 1 if layout_of(True, plan.attention) == "line" else 2
+            return rows_stay_apart(training.model, vocabulary, training.device, lines)
+
+    # Positions of images are the model's own: they can't restart within a line. With privacy each
+    # row's gradient is taken by itself.
+    private = plan.privacy is not None
+    padded = prepared.objective.scores or has_images(prepared) or private
+    # ZeRO-3 puts the weights on the device first.
+    late = plan.strategy == "zero3" and not padded
+    packing = not (late or padded) and apart()
+    with named(training.device, "in a first forward pass"):
+        logits = logits_in(training.model, training.device, plan)
+    shares = packing and plan.prefix_sharing and _shares(training, logits)
+    compiled = plan.compiled and _compiled(training, packing, shares, logits)
+    with named(training.device, "while the optimizer was being made"):
+        session = make_session(
+            training.model,
+            training.device,
+            packing,
+            prepared.train.examples,
+            prepared.val.examples if prepared.val else (),
+            prepared.tokenizer.pad_token_id,
+            plan,
+            request,
+            training.run / CHECKPOINTS,
+            Reporters(),
+            training.stop,
+            training.group,
+            zero_config,
+            prepared.objective,
+            prepared.tokenizer,
+            prepared.template.images,
+            training.keys,
+            compiled,
+            shares,
+            logits,
+        )
+    if late:
+        session = replace(session, layout=layout_of(apart(), plan.attention))
+    if request.packing and session.layout == "padded":
+        raise TrainingError(
+            "--packing was asked for, but this model does not keep packed rows apart: each would"
+            " see those before it. Leave --packing out."
+        )
+    if session.layout == "padded" and not padded:
+        training.console.print(
+            "note    this model does not keep rows apart that lie in one line, so each is padded to"
+            " the longest; steps take longer and more memory than was forecast"
+        )
+    # Each rank drops other activations; the adapters were drawn before, alike on all.
+    torch.manual_seed(request.seed + training.group.rank)
+    return session
+
+
+def _shares(training: Training, logits: Logits) -> bool:
+    """Return whether rows share their beginnings, or say why they don't."""
+    import torch
+
+    plan, prepared = training.plan, training.prepared
+    with named(training.device, "in a first pass forward and back"):
+        reason = sharing_obstacle(
+            training.model,
+            prepared.tokenizer.vocab_size,
+            training.device,
+            getattr(torch, plan.compute_dtype),
+            plan.max_length + prepared.objective.samples,
+            logits,
+        )
+    if reason:
+        training.console.print(
+            f"note    what rows begin with alike is computed for each of them ({reason}); steps may"
+            " take longer and more memory than was forecast"
+        )
+    return not reason
+
+
+def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
+    """Compile the model's layers, or say why they run as they are."""
+    import torch
+
+    plan, objective = training.plan, training.prepared.objective
+    sequences = len(objective.sequences(training.prepared.train.examples[0]))
+    with (
+        training.console.status("compiling the model's layers"),
+        named(training.device, "while the model's layers were compiled"),
+    ):
+        reason = compile_layers(
+            training.model,
+            training.device,
+            getattr(torch, plan.compute_dtype),
+            layout_of(packing and not objective.scores, plan.attention, compiled=True),
+            tensor_kind(plan, training.request, sequences, shares),
+            logits,
+            objective.scores,
+            cache_dir(),
+        )
+    if reason:
+        training.console.print(
+            f"note    the layers run uncompiled, and slower than was forecast: {reason}"
+        )
+    return not reason
