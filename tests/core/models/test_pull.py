@@ -82,7 +82,9 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     token.write_text("hf_zqxvkw\n")
     token.chmod(0o644)
 
-    assert pull(hub, "--token-file", str(token)) == 2
+    assert pull(hub, "--token-file", str(token)) == 1
+    assert f"Run: chmod 0400 {token}" in capfd.readouterr().err
+    assert not hub.asked
     token.chmod(0o600)
     assert pull(hub, "--token-file", str(token)) == 0
     sent = {host: {k.lower(): v for k, v in headers.items()} for host, _, headers in hub.asked}
