@@ -249,6 +249,7 @@ def check_machine(target: "dict[str, Any]") -> None:
         )
     )
     make = " On a connected machine: mst bundle create {}."
+    glibc = _glibc()
     if not sys.platform.startswith("linux"):
         raise Refused(f"{asked}; this is {sys.platform}. Install it on Linux.")
     arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine(), platform.machine())
@@ -256,16 +257,18 @@ def check_machine(target: "dict[str, Any]") -> None:
         bits = "" if sys.maxsize > 2**32 else " with a Python of 32 bits"
         raise Refused(
             f"{asked}; this machine is {arch}{bits}."
-            + make.format("--platform manylinux_2_28_" + arch)
+            + make.format("--platform " + _platform(arch, glibc))
         )
-    glibc = _glibc()
     if glibc is None:
         raise Refused(
             asked + "; this system has no glibc (musl?), and torch has no wheels for it. Use a"
             " system with glibc, such as Debian, Ubuntu, RHEL, openEuler or Kylin."
         )
     if _numbers(glibc) < _numbers(target["glibc"]):
-        raise Refused(f"{asked}; this system has glibc {glibc}. Use a newer system.")
+        raise Refused(
+            f"{asked}; this system has glibc {glibc}. Use a newer system, or make a bundle for"
+            " this one." + make.format("--platform " + _platform(arch, glibc))
+        )
     here = "{}.{}".format(*sys.version_info[:2])
     kind = platform.python_implementation()
     threads = " without the GIL" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
@@ -278,6 +281,11 @@ def check_machine(target: "dict[str, Any]") -> None:
             + make.format("--python " + here)
         )
         raise Refused(f"{asked}; this is {kind} {here}{threads}.{advice}")
+
+
+def _platform(arch: str, glibc: "str | None") -> str:
+    """Return what `mst bundle create` calls a machine."""
+    return "manylinux_{}_{}_{}".format(*_numbers(glibc or "2.34"), arch)
 
 
 def _glibc() -> "str | None":
