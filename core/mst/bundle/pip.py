@@ -119,7 +119,7 @@ def _why(what: str, output: str, pip: Pip, target: Target | None = None) -> str:
             " has one (ldd --version), name it by --platform."
         )
     return (
-        f"{what}: {place} has no wheels that fit together; pip says: {' / '.join(said)[:600]}."
+        f"{what}: {place} has no wheels that fit together; pip says: {' / '.join(said)[:600].rstrip('.')}."
         f"{newer}"
         " What has only sources there needs a wheel, built on a machine of that kind (python -m pip"
         " wheel --no-deps NAME --wheel-dir DIR) and found by PIP_FIND_LINKS=DIR or --wheels; or"
