@@ -112,6 +112,7 @@ def _why(what: str, output: str, pip: Pip, target: Target | None = None) -> str:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
         said = errors[-2:] or lines[-2:]
     place = "the index that pip is set to" if pip.wheels is None else str(pip.wheels)
+    words = " / ".join(said)[:600].rstrip(".")
     newer = ""
     if target is not None:
         newer = (
@@ -119,7 +120,7 @@ def _why(what: str, output: str, pip: Pip, target: Target | None = None) -> str:
             " has one (ldd --version), name it by --platform."
         )
     return (
-        f"{what}: {place} has no wheels that fit together; pip says: {' / '.join(said)[:600].rstrip('.')}."
+        f"{what}: {place} has no wheels that fit together; pip says: {words}."
         f"{newer}"
         " What has only sources there needs a wheel, built on a machine of that kind (python -m pip"
         " wheel --no-deps NAME --wheel-dir DIR) and found by PIP_FIND_LINKS=DIR or --wheels; or"
