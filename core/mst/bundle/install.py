@@ -13,6 +13,8 @@ if __name__ == "__main__":
     sys.path[:] = [each for each in sys.path if os.path.realpath(each) != _HERE]
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import json
 import platform
@@ -21,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from typing import Any
 
 MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "SHA256SUMS.sig"
@@ -246,6 +249,7 @@ def check_machine(target: "dict[str, Any]") -> None:
         )
     )
     make = " On a connected machine: mst bundle create {}."
+    glibc = _glibc()
     if not sys.platform.startswith("linux"):
         raise Refused(f"{asked}; this is {sys.platform}. Install it on Linux.")
     arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine(), platform.machine())
@@ -253,16 +257,18 @@ def check_machine(target: "dict[str, Any]") -> None:
         bits = "" if sys.maxsize > 2**32 else " with a Python of 32 bits"
         raise Refused(
             f"{asked}; this machine is {arch}{bits}."
-            + make.format("--platform manylinux_2_28_" + arch)
+            + make.format("--platform " + _platform(arch, glibc))
         )
-    glibc = _glibc()
     if glibc is None:
         raise Refused(
             asked + "; this system has no glibc (musl?), and torch has no wheels for it. Use a"
             " system with glibc, such as Debian, Ubuntu, RHEL, openEuler or Kylin."
         )
     if _numbers(glibc) < _numbers(target["glibc"]):
-        raise Refused(f"{asked}; this system has glibc {glibc}. Use a newer system.")
+        raise Refused(
+            f"{asked}; this system has glibc {glibc}. Use a newer system, or make a bundle for"
+            " this one." + make.format("--platform " + _platform(arch, glibc))
+        )
     here = "{}.{}".format(*sys.version_info[:2])
     kind = platform.python_implementation()
     threads = " without the GIL" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
@@ -275,6 +281,11 @@ def check_machine(target: "dict[str, Any]") -> None:
             + make.format("--python " + here)
         )
         raise Refused(f"{asked}; this is {kind} {here}{threads}.{advice}")
+
+
+def _platform(arch: str, glibc: "str | None") -> str:
+    """Return what `mst bundle create` calls a machine."""
+    return "manylinux_{}_{}_{}".format(*_numbers(glibc or "2.34"), arch)
 
 
 def _glibc() -> "str | None":
@@ -303,38 +314,86 @@ def install(root: str, to: str, manifest: "dict[str, Any]") -> None:
             f"--to {place} lies in the bundle, which stays as it was verified. Pass another --to,"
             " such as /opt/mst/.venv."
         )
-    if os.path.lexists(place) and not os.path.exists(os.path.join(place, UNFINISHED)):
-        raise Refused(f"--to {place} exists and is left as it is. Pass another --to.")
-    _check_space(place, int(manifest["installed_bytes"] * _SPARE))
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        _fill(root, place, manifest)
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
+    above = _above(place)
+    if not os.access(above, os.W_OK):
+        raise Refused(f"cannot write in {above}. Pass --to where you may write.")
+    with _held(place) as lock:
+        _check_space(place, int(manifest["installed_bytes"] * _SPARE))
+        _fill(root, place, manifest, lock)
     _say_next(root, place, manifest)
 
 
-def _check_space(place: str, needed: int) -> None:
+@contextlib.contextmanager
+def _held(place: str) -> "Iterator[int]":
+    """Hold the directory of an environment that nobody else fills; remove it if that fails.
+
+    Yields:
+        A handle that is locked. What fills the environment inherits it, so that a killed
+        installer's pip keeps others out until it has ended too.
+
+    Raises:
+        Refused: another installer is at it, or something is there already.
+    """
+    taken = f"--to {place} exists and is left as it is. Pass another --to."
+    other = f"another install.py is installing into {place}. Wait for it, or pass another --to."
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    try:
+        os.mkdir(place)
+    except FileExistsError:
+        if os.path.islink(place) or not os.path.isdir(place):
+            raise Refused(taken) from None
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(other) from None
+        if not os.path.isdir(place) or not os.path.samestat(os.fstat(handle), os.stat(place)):
+            raise Refused(other)  # it failed, and took its directory away
+        if os.listdir(place) and not os.path.lexists(os.path.join(place, UNFINISHED)):
+            raise Refused(taken)
+        with open(os.path.join(place, UNFINISHED), "w") as file:
+            file.write("mst is being installed here\n")
+        try:
+            _empty(place)  # of one that was killed
+            yield handle
+        except BaseException:
+            _empty(place)
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _empty(place: str) -> None:
+    """Remove all but what says that an environment is not whole, which goes last."""
+    for each in os.scandir(place):
+        if each.is_dir(follow_symlinks=False):
+            shutil.rmtree(each.path, ignore_errors=True)
+        elif each.name != UNFINISHED:
+            os.unlink(each.path)
+
+
+def _above(place: str) -> str:
+    """Return the nearest directory above a place that is there."""
     above = os.path.dirname(place)
     while not os.path.isdir(above):
         above = os.path.dirname(above)
-    free = shutil.disk_usage(above).free
+    return above
+
+
+def _check_space(place: str, needed: int) -> None:
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise Refused(
-            f"the environment takes about {needed / 2**30:.1f} GiB; {above} has"
+            f"the environment takes about {needed / 2**30:.1f} GiB; {_above(place)} has"
             f" {free / 2**30:.1f} GiB free. Free some space, or pass --to on another disk."
         )
-    if not os.access(above, os.W_OK):
-        raise Refused(f"cannot write in {above}. Pass --to where you may write.")
 
 
-def _fill(root: str, place: str, manifest: "dict[str, Any]") -> None:
+def _fill(root: str, place: str, manifest: "dict[str, Any]", lock: int) -> None:
     import venv
 
-    os.makedirs(place)
-    with open(os.path.join(place, UNFINISHED), "w") as file:
-        file.write("mst is being installed here\n")
     # pip comes from the bundle: Debian's Python has none of its own (python3-venv).
     venv.EnvBuilder(symlinks=True, with_pip=False).create(place)
     python = os.path.join(place, "bin", "python")
@@ -345,21 +404,21 @@ def _fill(root: str, place: str, manifest: "dict[str, Any]") -> None:
     pip += ["--find-links", wheels, "--no-deps", "--no-cache-dir", "--quiet", "--no-input"]
     pip += ["--disable-pip-version-check"]
     listed = os.path.join(root, REQUIREMENTS)
-    _run([*pip, "--require-hashes", "--requirement", listed], "pip")
+    _run([*pip, "--require-hashes", "--requirement", listed], "pip", lock)
     # Last, so that there is no `mst` in an environment that lacks something.
-    _run([*pip, os.path.join(root, files["mst-train"])], "pip")
+    _run([*pip, os.path.join(root, files["mst-train"])], "pip", lock)
     # What is imported at last tells whether the wheels fit this machine.
     check = "import mst.cli" + ("" if manifest["target"]["device"] == "ascend" else ", torch")
-    _run([python, "-I", "-c", check], "the new environment")
+    _run([python, "-I", "-c", check], "the new environment", lock)
     shutil.copyfile(os.path.join(root, MANIFEST), os.path.join(place, RECEIPT))
     os.unlink(os.path.join(place, UNFINISHED))
 
 
-def _run(command: "list[str]", what: str) -> None:
+def _run(command: "list[str]", what: str, lock: int) -> None:
     # Whatever pip is set to on this machine, it takes the bundle's wheels and nothing else.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
     kept.update({"PIP_CONFIG_FILE": os.devnull, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
-    done = subprocess.run(command, env=kept, stderr=subprocess.PIPE)
+    done = subprocess.run(command, env=kept, stderr=subprocess.PIPE, pass_fds=(lock,))
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         full = " There is no space left." if any("Errno 28" in each for each in words) else ""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,7 +81,7 @@ def run_pip(
     except OSError as error:
         raise BundleError(f"cannot start pip: {error.strerror}.") from None
     if done.returncode != 0:
-        raise BundleError(_why(what, (done.stdout or "") + done.stderr, pip))
+        raise BundleError(_why(what, (done.stdout or "") + done.stderr, pip, target))
 
 
 def _sources(pip: Pip) -> list[str]:
@@ -98,7 +99,7 @@ def _environment(pip: Pip) -> dict[str, str]:
     return kept | {"PIP_CONFIG_FILE": os.devnull}
 
 
-def _why(what: str, output: str, pip: Pip) -> str:
+def _why(what: str, output: str, pip: Pip, target: Target | None = None) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("Errno 28" in line for line in lines):
         return f"{what}: there is no space left. Free some, or set TMPDIR and --out elsewhere."
@@ -106,13 +107,21 @@ def _why(what: str, output: str, pip: Pip) -> str:
         return f"{what}: this Python has no pip. Install it: {sys.executable} -m ensurepip"
     if _CONFLICT in lines:  # who asks for what, up to advice on pip itself
         begin = lines.index(_CONFLICT) + 1
-        said = [line for line in lines[begin : begin + 6] if not line.startswith("To fix")]
+        said = list(takewhile(lambda line: not line.startswith("To fix"), lines[begin : begin + 6]))
     else:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
         said = errors[-2:] or lines[-2:]
     place = "the index that pip is set to" if pip.wheels is None else str(pip.wheels)
+    words = " / ".join(said)[:600].rstrip(".")
+    newer = ""
+    if target is not None:
+        newer = (
+            f" Wheels that ask for a newer glibc than {target.glibc} are not taken: if that machine"
+            " has one (ldd --version), name it by --platform."
+        )
     return (
-        f"{what}: {place} has no wheels that fit together; pip says: {' / '.join(said)[:600]}."
+        f"{what}: {place} has no wheels that fit together; pip says: {words}."
+        f"{newer}"
         " What has only sources there needs a wheel, built on a machine of that kind (python -m pip"
         " wheel --no-deps NAME --wheel-dir DIR) and found by PIP_FIND_LINKS=DIR or --wheels; or"
         " leave out the --extra that needs it."

@@ -65,8 +65,8 @@ def target_of(device: str, python: str, name: str) -> Target:
     found = _PLATFORM.fullmatch(auto if name == AUTO else name)
     if found is None or int(found[1]) < _OLDEST[found[2]]:
         raise UsageError(
-            f"--platform takes auto, manylinux_2_28_x86_64 or manylinux_2_28_aarch64 (another"
-            f" glibc than 2.28 may stand there); found {name!r} on {platform.machine()}. mst runs"
+            f"--platform takes auto, manylinux_2_34_x86_64 or manylinux_2_34_aarch64 (another"
+            f" glibc than 2.34 may stand there); found {name!r} on {platform.machine()}. mst runs"
             " on Linux with glibc."
         )
     return Target(device, python, found[2], f"2.{found[1]}")

@@ -127,13 +127,14 @@ def _check_torch(wheels: Iterable[Wheel], target: Target, pip: Pip) -> None:
     build = torch_build(torch, target)
     wanted = "cuda" if target.device == "cuda" else "cpu"
     if build != wanted:
+        mark = "cpu" if wanted == "cpu" else "cu…"
         place = "pip's index has" if pip.wheels is None else f"{pip.wheels} holds"
         raise BundleError(
             f"--device {target.device} needs torch built for {wanted}; {place} torch"
             f" {torch.version}, built for {build}. Name the index with those wheels to pip, as"
             " torch's start page says for it: PIP_EXTRA_INDEX_URL=… mst bundle create … (and a"
-            f" release with its build in PIP_CONSTRAINT, such as torch==….+{wanted[:2]}…, where"
-            " both are offered)."
+            f" release with its build in PIP_CONSTRAINT, such as torch==….+{mark}, where both are"
+            " offered)."
         )
     npu = by_name.get("torch-npu")
     if npu is not None and Version(npu.version).release != Version(torch.version).release:

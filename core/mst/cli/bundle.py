@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument(
         "--platform", metavar="NAME", default=AUTO,
-        help="of it: manylinux_2_28_x86_64, manylinux_2_28_aarch64 (auto: this architecture)",
+        help="of it: manylinux_2_34_x86_64, manylinux_2_34_aarch64 (auto: this architecture)",
     )  # fmt: skip
     create.add_argument(
         "--model", nargs="+", action="extend", default=[], metavar="DIR|NAME", help="models to take"

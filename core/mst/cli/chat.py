@@ -147,10 +147,6 @@ def _server(args: argparse.Namespace) -> Server:
 def _api_key(args: argparse.Namespace) -> str | None:
     if args.api_key_file is None:
         return None
-    from mst.seal.keys.key_file import read_secret
+    from mst.seal.keys.key_file import read_word
 
-    path = Path(args.api_key_file).expanduser()
-    text = read_secret(path, "--api-key-file", 4096).decode("ascii", "replace").strip()
-    if not text.isascii() or not text.isprintable() or len(text.split()) != 1:
-        raise UsageError(f"--api-key-file {path} does not hold one key, on one line.")
-    return text
+    return read_word(Path(args.api_key_file).expanduser(), "--api-key-file")

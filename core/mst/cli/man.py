@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import os
 import re
 import sys
+from collections.abc import Iterator
 
 from mst.errors import UsageError
 from mst.request import TASKS
@@ -72,12 +75,30 @@ def page() -> str:
         "prog": "mst",
         "description": "fine-tune language models on the hardware you own",
         "version": __version__,
+        # The page is of a version, not of the day on which it was printed.
+        "date": f"version {__version__}",
         "manual_title": "MST",
         "project_name": "mst-train",
     }
-    made = Manpage(whole_parser(tasks=False), about, format="single-commands-section")
+    # argparse breaks lines for a terminal's width, where man breaks them by itself.
+    with _columns(80):
+        made = str(Manpage(whole_parser(tasks=False), about, format="single-commands-section"))
     more = _MORE.format(tasks=", ".join(f"mst {task}" for task in TASKS))
-    return "".join(map(_roff, f"{str(made).rstrip()}\n{more}".splitlines(keepends=True)))
+    return "".join(map(_roff, f"{made.rstrip()}\n{more}".splitlines(keepends=True)))
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> Iterator[None]:
+    """Have argparse write for a terminal of some width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _roff(line: str) -> str:

@@ -155,10 +155,14 @@ def _pull(args: argparse.Namespace) -> int:
     from mst.cli.models_table import Bar, show_added
     from mst.hub.pull import order, pull
     from mst.model.places import models_home
+    from mst.seal.keys.key_file import read_word
 
+    token = None
+    if args.token_file is not None:
+        token = read_word(Path(args.token_file).expanduser(), "--token-file")
     asked = order(
-        args.model, args.hub, args.endpoint, args.revision, tuple(args.allow_host),
-        _token(args.token_file), os.environ,
+        args.model, args.hub, args.endpoint, args.revision, tuple(args.allow_host), token,
+        os.environ,
     )  # fmt: skip
     place = models_home(args.models_dir, os.environ)
     hosts = " and ".join((asked.host, *asked.allow_hosts))
@@ -181,30 +185,3 @@ def _pull(args: argparse.Namespace) -> int:
         found = pull(asked, place, os.environ, bar.tell, bar.progress)
     show_added(found, "pulled")
     return 0
-
-
-def _token(path: str | None) -> str | None:
-    """Return the token in a file.
-
-    Raises:
-        UsageError: the file can't be read, others can read it, or it holds no token.
-    """
-    import stat
-
-    if path is None:
-        return None
-    try:
-        if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-            raise UsageError(
-                f"others than you can read --token-file {path}. Type: chmod 600 {path}"
-            )
-        with open(path, encoding="utf-8") as file:
-            token = file.read(4096).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"cannot read --token-file {path}: {reason}.") from None
-    if not token.isascii() or not token.isprintable() or not token or " " in token:
-        raise UsageError(
-            f"--token-file {path} holds no token: one line, as the hub's page gives it."
-        )
-    return token

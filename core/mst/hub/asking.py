@@ -136,6 +136,12 @@ class Hub:
                 " nothing was asked there. Name another hub or mirror that keeps to https"
                 " (--endpoint URL)."
             )
+        if kind == "unreachable":
+            return ModelError(
+                f"no connection to {host} came about, for {what}. Is this machine online, and"
+                f" {asked.endpoint} the address (--endpoint URL)? A proxy is used only when it is"
+                " named by --allow-host. What was fetched is kept: run the command again."
+            )
         if kind == "status":
             return ModelError(_refusal(asked, str(host), what, int(value)))
         return ModelError(

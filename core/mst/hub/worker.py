@@ -18,6 +18,8 @@ from mst import serial
 from mst.hub.guard import HostRefused, close_others
 from mst.hub.source import HUGGING_FACE, HubRefused, Listing
 
+_UNREACHABLE = ("ConnectError", "ConnectTimeout", "ConnectionError", "NewConnectionError")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -82,6 +84,8 @@ def main() -> int:
             _say("plain" if refused.plain else "host", refused.host)
         elif status is not None:
             _say("status", status)
+        elif _is_unreachable(error):
+            _say("unreachable", "")
         else:
             _say("failed", place_of(error))
         return 1
@@ -130,6 +134,15 @@ def _refused(error: BaseException | None) -> HostRefused | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Return whether no connection came about: httpx and requests have classes of their own."""
+    while error is not None:
+        if type(error).__name__ in _UNREACHABLE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _status(error: BaseException) -> int | None:

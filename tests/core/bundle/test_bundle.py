@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def test_it_holds_what_a_machine_alone_needs(bundle: Path, tiny_model: Path) -> 
     assert manifest["created_by"].startswith("mst ")
     assert set(manifest["files"]) == here
     assert (bundle / "source" / "mst_train-0.1.0.tar.gz").is_file()
+    with zipfile.ZipFile(next(bundle.glob("wheels/mst_train-*.whl"))) as wheel:
+        assert "mst_train-0.1.0.data/data/share/man/man1/mst.1" in wheel.namelist()
     assert manifest["models"][0]["path"] == f"models/{tiny_model.name}"
     weights = f"models/{tiny_model.name}/model.safetensors"
     assert manifest["files"][weights]["bytes"] == (tiny_model / "model.safetensors").stat().st_size
@@ -309,6 +312,37 @@ def test_an_installation_that_fails_leaves_nothing_and_one_that_was_killed_is_ma
         install.install(str(copied), str(place), manifest | {"target": machine()})
 
     assert not place.exists()
+
+
+def test_two_installers_do_not_fill_one_place(bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / install.MANIFEST).read_text(encoding="utf-8"))
+    place = tmp_path / "env"
+
+    def begin() -> None:
+        install.install(str(bundle), str(place), manifest | {"target": machine()})
+
+    with install._held(str(place)) as lock:
+        (place / "theirs").touch()
+        with pytest.raises(install.Refused, match=r"another install\.py is installing into"):
+            begin()
+        # What a killed installer started holds the place as long as it runs.
+        pip = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+
+        assert (place / "theirs").exists()
+    try:
+        with pytest.raises(install.Refused, match=r"another install\.py is installing into"):
+            begin()
+    finally:
+        pip.kill()
+        pip.wait()
+    (place / install.UNFINISHED).unlink()
+    with pytest.raises(install.Refused, match="exists and is left as it is"):
+        begin()
+
+    assert (place / "theirs").exists()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(install.Refused, match="exists and is left as it is"):
+        install.install(str(bundle), str(tmp_path / "link"), manifest | {"target": machine()})
 
 
 def test_an_old_python_can_read_the_installer_to_be_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,7 +83,9 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     token.write_text("hf_zqxvkw\n")
     token.chmod(0o644)
 
-    assert pull(hub, "--token-file", str(token)) == 2
+    assert pull(hub, "--token-file", str(token)) == 1
+    assert f"Run: chmod 0400 {token}" in capfd.readouterr().err
+    assert not hub.asked
     token.chmod(0o600)
     assert pull(hub, "--token-file", str(token)) == 0
     sent = {host: {k.lower(): v for k, v in headers.items()} for host, _, headers in hub.asked}
@@ -173,6 +176,18 @@ def test_an_allowed_host_is_not_asked_without_encryption(
     check_url("https://cdn.example/x", ("cdn.example",))
     with pytest.raises(HostRefused):
         check_url("https://other.example/x", ("cdn.example",))
+
+
+@pytest.mark.parametrize("name", ["huggingface", "modelscope"])
+def test_a_hub_that_is_not_there(name: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if name == "modelscope":
+        pytest.importorskip("modelscope_hub", reason="needs mst-train[hub]")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    endpoint = ["--endpoint", f"http://localhost:{port}", "--from", name]
+
+    assert cli.main(["models", "pull", "org/tiny", "--yes", *endpoint]) == 1
+    assert "no connection to localhost came about, for org/tiny" in capfd.readouterr().err
 
 
 def test_a_revision_that_is_not_there(

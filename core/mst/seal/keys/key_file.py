@@ -9,7 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from mst.errors import EncryptionError
+from mst.errors import EncryptionError, UsageError
 from mst.seal.container.output import refuse_existing, whole_file
 
 _MARK = "mst-key-v1:"
@@ -101,6 +101,23 @@ def read_secret(path: Path, flag: str, max_bytes: int) -> bytes:
             f"{flag} {path} is longer than {max_bytes} bytes. Pass the right file."
         )
     return data
+
+
+def read_word(path: Path, flag: str) -> str:
+    """Return a secret that is one word, such as an API key or the token of an account.
+
+    Args:
+        path: of a file, pipe or file descriptor that holds it.
+        flag: that named it.
+
+    Raises:
+        EncryptionError: it can't be read, or others may read it.
+        UsageError: it holds something else.
+    """
+    text = read_secret(path, flag, _MAX_BYTES).decode("ascii", "replace").strip()
+    if not text.isascii() or not text.isprintable() or len(text.split()) != 1:
+        raise UsageError(f"{flag} {path} must hold one word on one line, as it was given to you.")
+    return text
 
 
 def _refuse_exposed(path: Path, flag: str, facts: os.stat_result) -> None:
