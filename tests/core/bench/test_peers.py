@@ -27,7 +27,14 @@ from mst.bench.lines import csv_text
 from mst.bench.matrix import Matrix
 from mst.bench.parity import with_parity
 from mst.bench.peer_worker import rows_of_steps
-from mst.bench.peers import PeerAbsent, PeerRefused, check_plan, installed, peers_of
+from mst.bench.peers import (
+    PeerAbsent,
+    PeerRefused,
+    check_model,
+    check_plan,
+    installed,
+    peers_of,
+)
 from mst.bench.process import Ended
 from mst.bench.result_file import read_results
 from mst.bench.results import Measured, Results
@@ -185,8 +192,7 @@ def test_parity_is_of_the_losses_of_each_step() -> None:
 @pytest.mark.parametrize(
     ("names", "pythons", "words"),
     [
-        (["unsloth"], [], "--peer unsloth is not supported yet: it begins on a GPU alone"),
-        (["axolotl"], [], "--peer axolotl: no such peer. There are trl and llamafactory"),
+        (["axolotl"], [], "no such peer. There are trl, llamafactory, ms-swift, unsloth"),
         (["trl"], ["trl"], "takes NAME=PYTHON, such as trl=/opt/trl/bin/python; found 'trl'"),
         (["trl"], ["llamafactory=x"], "llamafactory is not asked for. Add --peer llamafactory"),
     ],
@@ -279,6 +285,16 @@ def test_what_a_peer_does_not_do_as_mst_does_is_refused(
     check_plan("trl", plan, request)
     with pytest.raises(PeerRefused, match=words):
         check_plan("trl", replace(plan, **changes), request)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_a_model_is_not_run_by_a_peer_either(tmp_path: Path, file: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    check_model("ms-swift", tmp_path)
+    (tmp_path / file).write_text('{"auto_map": {"AutoConfig": "config.Config"}}')
+    check_model("trl", tmp_path)
+    with pytest.raises(PeerRefused, match=f"runs the code that {tmp_path}/{file} names"):
+        check_model("ms-swift", tmp_path)
 
 
 def test_an_epoch_that_ends_within_a_step_is_refused(finished_run: Path, tiny_model: Path) -> None:
