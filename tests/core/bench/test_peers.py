@@ -131,22 +131,51 @@ def test_a_peer_is_in_the_jail_and_reaches_nobody(
 
 @WITH_TRL
 def test_no_row_lies_in_a_file_of_a_peer(
-    benched: tuple[Path, subprocess.CompletedProcess[str]], tiny_model: Path, chat_rows: Path
+    benched: tuple[Path, subprocess.CompletedProcess[str]], tiny_model: Path
 ) -> None:
     place, _ = benched
     run = place / "out/cells" / by_trainer(place)["trl"].id
+
+    assert files_with_rows(run, tiny_model) == []
+
+
+def files_with_rows(run: Path, model: Path) -> list[Path]:
+    """Return the files of a peer's runs in which a row lies, as text or as tokens."""
     request = rundir.read_document(TrainRequest, run / "repeat-1", rundir.REQUEST)
-    prepared = prepare(request, request.dataset, tiny_model, None)
+    prepared = prepare(request, request.dataset, model, None)
     texts = [*(each.encode() for each in ("my card is", "my cash is", "the loan is"))]
     for row in prepared.train.examples[:8]:
         ids = list(row.input_ids)
         texts += [array(kind, ids).tobytes() for kind in "hiq"]
         texts.append(re.sub(r"[\[\]]", "", json.dumps(ids)).encode())
-    files = [each for each in run.rglob("*") if each.is_file()]
-    told = {each: each.read_bytes() for each in files}
+    told = {each: each.read_bytes() for each in run.rglob("*") if each.is_file()}
 
-    assert {"metrics.jsonl", "peer.json", "plan.json"} <= {each.name for each in files}
-    assert [each for each, data in told.items() if any(text in data for text in texts)] == []
+    assert {"metrics.jsonl", "peer.json", "plan.json"} <= {each.name for each in told}
+    return [each for each, data in told.items() if any(text in data for text in texts)]
+
+
+@pytest.mark.parametrize("name", [each for each in peers.PEERS if each != "trl"])
+def test_a_peer_in_an_environment_of_its_own_does_the_same_work(
+    name: str, tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    variable = f"MST_PEER_{name.upper().replace('-', '_')}"
+    if variable not in os.environ:
+        pytest.skip(f"wants {name}: name the interpreter of its environment in {variable}")
+    (tmp_path / "matrix.yaml").write_text(MATRIX.format(model=tiny_model, rows=chat_rows))
+    done = bench(
+        "matrix.yaml", "--output-dir", "out", "--keep-runs", "--peer", name, "--peer-python",
+        f"{name}={os.environ[variable]}", cwd=tmp_path,
+    )  # fmt: skip
+    rows = by_trainer(tmp_path)
+    own, peer = rows[""], rows[name]
+
+    assert peer.status == "done", peer.reason + done.stdout
+    assert peer.loss_difference is not None
+    assert peer.loss_difference < 1e-3
+    assert peer.repeats[0].tokens == own.repeats[0].tokens
+    assert peer.repeats[0].eval_loss == pytest.approx(own.repeats[0].eval_loss, abs=1e-3)
+    assert peer.jail == own.jail != ""
+    assert files_with_rows(tmp_path / "out/cells" / peer.id, tiny_model) == []
 
 
 def test_a_cell_of_a_peer_is_another_cell_and_mst_s_own_keeps_its_id() -> None:
