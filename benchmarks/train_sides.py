@@ -42,7 +42,7 @@ from mst.planner import plan
 from mst.request import TrainRequest
 from mst.step_work import model_work
 
-PEERS = ("llamafactory", "llamafactory-packed")
+PEERS = ("llamafactory", "llamafactory-packed", "ms-swift", "unsloth")
 PACKED = ("trl-packed", "llamafactory-packed")
 SIDES = ("mst", "mst-plain", "mst-nf4", "mst-nf4-plain", "trl", "trl-packed", *PEERS)
 

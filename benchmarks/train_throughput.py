@@ -4,9 +4,10 @@
 JSON line a case; needs the `bench` extra. In each of `--pairs` rounds all sides take turns, each in
 a process of its own and each round beginning with another, so that a machine whose speed drifts is
 fair to them; a ratio is the median over the rounds. Sides: mst with compiled layers and without,
-the same on NF4 weights, TRL as it comes and with packing, and LLaMA-Factory likewise where
-`--llamafactory PYTHON` names the interpreter of its environment. Float32 runs of mst with plain
-layers, on NF4 weights where sides are, give the losses that bfloat16's are held against.
+the same on NF4 weights, TRL as it comes and with packing, LLaMA-Factory likewise, ms-swift and
+unsloth, which pack on GPUs alone; the last three where `--llamafactory PYTHON`, `--ms-swift`
+or `--unsloth` names the interpreter of their environment. Float32 runs of mst with plain layers, on
+NF4 weights where sides are, give the losses that bfloat16's are held against.
 
 The model is SmolLM2-135M for llama; for others random weights of about its size. MFU is the model's
 products over what one product of 2,048 squared reached in the same process. `--cases` also takes
@@ -117,7 +118,7 @@ def rounds_of(
 
 def interpreter(side: str, args: argparse.Namespace) -> str:
     """Return the interpreter of a peer's environment, "" for other sides."""
-    return str(getattr(args, tool(side))) if side in PEERS else ""
+    return str(getattr(args, tool(side).replace("-", "_"))) if side in PEERS else ""
 
 
 def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +240,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dataset", help="rows in any format; default the demo's")
     parser.add_argument("--sides", nargs="+", choices=SIDES)
     parser.add_argument("--cases", nargs="+", default=["rows"], choices=["rows", *MADE_UP])
-    parser.add_argument("--llamafactory", metavar="PYTHON", help="of LLaMA-Factory's environment")
+    for peer in dict.fromkeys(map(tool, PEERS)):
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help="of this peer's environment")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)

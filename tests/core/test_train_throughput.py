@@ -81,5 +81,6 @@ def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.Mon
     assert given().sides == ["mst", "mst-plain", "trl", "trl-packed"]
     peers = given("--llamafactory", "/peer/bin/python").sides[-2:]
     assert peers == ["llamafactory", "llamafactory-packed"]
+    assert given("--ms-swift", "a", "--unsloth", "b").sides[-2:] == ["ms-swift", "unsloth"]
     with pytest.raises(SystemExit):
         given("--sides", "mst", "llamafactory")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mst.bench import figures
 from mst.bench.figures import Prices, Spread
-from mst.bench.results import FORECAST, Measured, Results, Served
+from mst.bench.results import FORECAST, Exported, Measured, Results, Served
 
 Value = str | int | float | None
 Column = tuple[str, Callable[[Measured], Value]]
@@ -49,7 +49,9 @@ def columns(prices: Prices) -> list[Column]:
         ("loss_difference", lambda each: each.loss_difference),
         ("exports", _exports),
         ("export_seconds", lambda each: _joined(f"{one.seconds:g}" for one in each.exported)),
+        ("export_gate", lambda each: _joined(map(_gate, each.exported))),
         ("serving_tokens_per_second", lambda each: _joined(map(_served, each.served))),
+        ("serving_first_token_seconds", lambda each: _joined(map(_waited, each.served))),
         ("plan", plan_words),
         ("world_size", lambda each: each.setting and each.setting.world_size),
         ("jail", lambda each: each.jail),
@@ -57,7 +59,10 @@ def columns(prices: Prices) -> list[Column]:
         ("commit", lambda each: each.commit),
         ("driver", lambda each: each.machine.driver if each.machine else ""),
         ("versions", lambda each: _joined(f"{k} {v}" for k, v in sorted(each.versions.items()))),
-        ("load_before", lambda each: max((one.load_before for one in each.repeats), default=None)),
+        ("load_before", lambda each: _most(one.load_before for one in each.repeats)),
+        ("busy_before", lambda each: _most(one.busy_before for one in each.repeats)),
+        ("celsius", lambda each: _most(one.temperature_celsius for one in each.repeats)),
+        ("throttled", _throttled),
         ("began", lambda each: each.began),
         ("notes", lambda each: "; ".join(each.notes)),
     ]
@@ -149,6 +154,30 @@ def _exports(each: Measured) -> str:
 def _served(one: Served) -> str:
     told = "-" if one.tokens_per_second is None else rate(one.tokens_per_second)
     return f"{one.target} × {one.streams}: {told}"
+
+
+def _gate(one: Exported) -> str:
+    """Return what the gate found: the perplexity's ratio, the divergence, the agreement."""
+    found = (one.perplexity_ratio, one.mean_kl, one.agreement)
+    return f"{one.format}: {' / '.join(map(_short, found))}"
+
+
+def _waited(one: Served) -> str:
+    """Return the median wait for the first token, and which 95 % waited at most."""
+    found = (one.first_token_seconds, one.first_token_p95_seconds)
+    return f"{one.target} × {one.streams}: {' / '.join(map(_short, found))}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _throttled(each: Measured) -> str:
+    return _joined(dict.fromkeys(why for one in each.repeats for why in one.throttled))
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((each for each in values if each is not None), default=None)
 
 
 def _joined(parts: Iterable[str]) -> str:

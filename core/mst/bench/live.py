@@ -64,7 +64,7 @@ class Progress:
         left = self.seconds_left()
         done = self.before + len(self.cells)
         words = f"{done} of {self.total} cells"
-        return words if left is None else f"{words}, about {duration(left)} left"
+        return f"{words}, about {duration(left)} left" if left else words
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 OUT_OF_MEMORY = 5
-_VERSIONED = ("torch", "transformers", "peft", "accelerate", "datasets")
+_VERSIONED = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "unsloth_zoo")
 
 
 def versions(name: str) -> dict[str, str]:
@@ -147,12 +147,42 @@ def held_out(model: Any, rows: Any) -> float | None:
 
 
 def trl(job: dict[str, Any], notes: Notes) -> None:
-    """Train with TRL's SFTTrainer; where it packs, its blocks have the longest row's tokens."""
+    """Train with TRL."""
     import torch
-    from datasets import Dataset
     from peft import PeftModel
-    from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation=job["attention"],
+        local_files_only=True, use_safetensors=True, trust_remote_code=False,
+    )  # fmt: skip
+    model = PeftModel.from_pretrained(base, job["adapter"], is_trainable=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        job["model"], local_files_only=True, trust_remote_code=False
+    )
+    supervised(job, notes, model, tokenizer)
+
+
+def unsloth(job: dict[str, Any], notes: Notes) -> None:
+    """Train with unsloth, which loads the model its own way and changes TRL's trainer."""
+    # Read as it is imported: it counts its uses at its makers', and keeps kernels in the folder.
+    os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": job["place"]}
+    import torch
+    from unsloth import FastLanguageModel
+
+    # Of adapters it loads the model that they name, and trains them on.
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=job["adapter"], dtype=getattr(torch, job["dtype"]), load_in_4bit=False,
+        max_seq_length=job["max_length"], use_gradient_checkpointing=job["checkpointing"],
+        attn_implementation=job["attention"], local_files_only=True, trust_remote_code=False,
+    )  # fmt: skip
+    supervised(job, notes, model, tokenizer)
+
+
+def supervised(job: dict[str, Any], notes: Notes, model: Any, tokenizer: Any) -> None:
+    """Train with TRL's SFTTrainer; where it packs, its blocks have the longest row's tokens."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
     from trl import SFTConfig, SFTTrainer
 
     packing = bool(job.get("packing"))
@@ -168,12 +198,6 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
                 notes.labels.append(int((inputs["labels"] != -100).sum()))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    dtype = getattr(torch, job["dtype"])
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=dtype, attn_implementation=job["attention"], local_files_only=True,
-        use_safetensors=True, trust_remote_code=False,
-    )  # fmt: skip
-    model = PeftModel.from_pretrained(base, job["adapter"], is_trainable=True)
     config = SFTConfig(
         **arguments(job), packing=packing, completion_only_loss=True,
         gradient_checkpointing=job["checkpointing"],
@@ -185,10 +209,7 @@ def trl(job: dict[str, Any], notes: Notes) -> None:
     ]
     trainer = InOrder(
         model=model, args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(
-            job["model"], local_files_only=True, trust_remote_code=False
-        ),
-        callbacks=[notes.callback()],
+        processing_class=tokenizer, callbacks=[notes.callback()],
     )  # fmt: skip
     trainer.train()
 
@@ -247,7 +268,50 @@ def llamafactory(job: dict[str, Any], notes: Notes) -> None:
     tuner.run_exp(given, callbacks=[notes.callback()])
 
 
-TOOLS = {"trl": trl, "llamafactory": llamafactory}
+def ms_swift(job: dict[str, Any], notes: Notes) -> None:
+    """Train with ms-swift, from rows that are tokens already."""
+    from swift.arguments import SftArguments
+    from swift.pipelines.train.sft import SwiftSft
+
+    rows = [{"input_ids": ids, "labels": labels} for ids, labels in job["rows"]]
+
+    class OnRows(SwiftSft):  # type: ignore[misc]
+        def _prepare_dataset(self) -> Any:
+            # It reads rows from files alone, and these must not become one.
+            return rows, None
+
+        def train(self, trainer: Any) -> Any:
+            trainer.add_callback(notes.callback())
+            return super().train(trainer)
+
+    given = SftArguments(
+        **arguments(job), model=job["model"], model_type=swift_type(job["model"]),
+        template="dummy", adapters=[job["adapter"]], tuner_type="lora", dataset=["rows"],
+        torch_dtype=job["dtype"], attn_impl=job["attention"], max_length=job["max_length"],
+        gradient_checkpointing=job["checkpointing"], train_dataloader_shuffle=False,
+        # It would ask ModelScope's hub whether the model is the newest.
+        check_model=False, add_version=False,
+    )  # fmt: skip
+    OnRows(given).run()
+
+
+def swift_type(model: str) -> str | None:
+    """Return the type by which ms-swift is to load a model; None where it needs not be told.
+
+    By a model's architecture it may find several, which differ in their templates: rows that are
+    tokens have none, so the first that is loaded in the usual way will do.
+    """
+    from swift.model import MODEL_MAPPING, ModelLoader, get_matched_model_meta
+    from swift.model.model_meta import get_matched_model_types
+
+    if get_matched_model_meta(model) is not None:
+        return None
+    config = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
+    found = get_matched_model_types(config.get("architectures"))
+    return next((each for each in found if MODEL_MAPPING[each].loader is ModelLoader), None)
+
+
+TOOLS = {"trl": trl, "llamafactory": llamafactory, "ms-swift": ms_swift, "unsloth": unsloth}
 
 
 def train(name: str, job: dict[str, Any]) -> dict[str, Any]:

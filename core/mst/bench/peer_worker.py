@@ -17,6 +17,7 @@ from mst import rundir
 from mst.bench.peer_run import RESULT
 from mst.bench.peers import (
     PeerRefused,
+    check_model,
     driver_command,
     handed_over,
     job_of,
@@ -49,6 +50,7 @@ def become(run: Path, name: str, python: str, environ: Mapping[str, str]) -> Non
     registry = load()
     activate(registry, plan.backend)
     model = Path(manifest.model_path)
+    check_model(name, model)
     objective = find_objective(request, registry)
     prepared = prepare(request, request.dataset, model, None, objective)
     if has_images(prepared):

@@ -16,12 +16,7 @@ from mst.request import TrainRequest
 
 DRIVER = Path(__file__).with_name("peer_driver.py")
 # What each is called among Python's packages.
-PEERS = ("trl", "llamafactory")
-# Drivers are written against the peer itself; nobody has run these.
-NOT_YET = {
-    "ms-swift": "its trainer has not been tried beside mst",
-    "unsloth": "it begins on a GPU alone, and has not been tried beside mst",
-}
+PEERS = ("trl", "llamafactory", "ms-swift", "unsloth")
 # Whose devices they train on by themselves.
 BACKENDS = ("cpu", "cuda")
 _ANSWER_SECONDS = 60.0
@@ -45,16 +40,12 @@ def peers_of(names: Iterable[str], pythons: Iterable[str], own: str) -> dict[str
         own: the interpreter of this environment, which is a peer's where none is named.
 
     Raises:
-        UsageError: a peer is not known or not supported yet, or an interpreter is nobody's.
+        UsageError: a peer is not known, or an interpreter is nobody's.
     """
     found = dict.fromkeys(names, own)
     for name in found:
-        if name in NOT_YET:
-            raise UsageError(
-                f"--peer {name} is not supported yet: {NOT_YET[name]}. There are {_known()}."
-            )
         if name not in PEERS:
-            raise UsageError(f"--peer {name}: no such peer. There are {_known()}.")
+            raise UsageError(f"--peer {name}: no such peer. There are {', '.join(PEERS)}.")
     for each in pythons:
         name, equals, python = each.partition("=")
         if not equals or not name or not python:
@@ -66,10 +57,6 @@ def peers_of(names: Iterable[str], pythons: Iterable[str], own: str) -> dict[str
         # Not resolved: an environment's python is a link, and is known by where the link lies.
         found[name] = os.path.abspath(os.path.expanduser(python))
     return found
-
-
-def _known() -> str:
-    return " and ".join(PEERS)
 
 
 def check_matrix(matrix: Matrix, peers: Mapping[str, str]) -> None:
@@ -135,6 +122,24 @@ def check_plan(name: str, plan: Plan, request: TrainRequest) -> None:
     why = next((reason for reason, there in reasons.items() if there), "")
     if why:
         raise PeerRefused(f"{name} does not do this cell as mst does: {why}.")
+
+
+def check_model(name: str, model: Path) -> None:
+    """Make sure that a peer runs no code that lies beside a model's weights, which mst never does.
+
+    Raises:
+        PeerRefused: there is some, and the peer has no option to leave it alone.
+
+    Source: ms-swift 4.6, swift/model/model_meta.py, `_get_model_info`.
+    """
+    if name != "ms-swift":
+        return
+    for file in (model / each for each in ("config.json", "tokenizer_config.json")):
+        if file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8")):
+            raise PeerRefused(
+                f"ms-swift runs the code that {file} names (auto_map), and mst never does. Take"
+                " that key out of a copy of the model, or measure another peer."
+            )
 
 
 def visible(plan: Plan) -> dict[str, str]:

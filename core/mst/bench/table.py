@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def show_results(console: Console, results: Results, prices: Prices) -> None:
         console.print(_NOTE)
     for each in measured:
         _show_reasons(console, each)
+    _show_energy_reasons(console, measured)
     if forecast:
         console.print("\nforecast, not measured (mst plan --on):")
         console.print(cell_table(forecast))
@@ -175,7 +177,7 @@ def _show_costs(console: Console, cells: Sequence[Measured], prices: Prices) -> 
 
 
 def _show_reasons(console: Console, each: Measured) -> None:
-    """Print why a cell is not done, why its energy is not known, and its notes."""
+    """Print why a cell is not done, what is amiss with its exports and servers, and its notes."""
     if each.reason and each.status != DONE:
         console.print(f"{each.status}: {short(each)}: {each.reason}", soft_wrap=True)
     for made in each.exported:
@@ -186,6 +188,13 @@ def _show_reasons(console: Console, each: Measured) -> None:
             console.print(f"server of {one.target}: {short(each)}: {one.reason}", soft_wrap=True)
     for note in each.notes:
         console.print(f"note    {short(each)}: {note}", soft_wrap=True)
+
+
+def _show_energy_reasons(console: Console, cells: Sequence[Measured]) -> None:
+    """Print why energies are not known, once for all cells of one reason."""
+    counted = Counter(each.energy_reason for each in cells if each.energy_reason)
+    for reason, count in counted.items():
+        console.print(f"energy  not known of {count} cells: {reason}", soft_wrap=True)
 
 
 def show_cell(console: Console, each: Measured) -> None:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     measuring.add_argument(
         "--peer", nargs="+", action="extend", metavar="NAME",
-        help="train each cell in another trainer too: trl, llamafactory",
+        help="train each cell in another trainer too: trl, llamafactory, ms-swift, unsloth",
     )  # fmt: skip
     measuring.add_argument(
         "--peer-python", nargs="+", action="extend", metavar="NAME=PYTHON",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.measured_cells import cell
 
 from mst.bench.cells import cells_of, train_arguments
 from mst.bench.matrix import QUICK, keys, read_matrix
-from mst.bench.predict import train_request
+from mst.bench.predict import forecasts, train_request
 from mst.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,6 +133,22 @@ def test_the_matrices_of_ci_can_be_run(name: str) -> None:
 
     assert {each.devices for each in cells_of(found)} == {1}
     assert set(found.devices) <= {"cpu", "simchip", "npu"}
+
+
+def test_the_matrix_of_gpu_machines_can_be_planned_for_them() -> None:
+    found = read_matrix(ROOT / "ci/bench-gpu.yaml")
+    largest = [each for each in cells_of(found) if (each.length, each.batch) == (2048, "auto")]
+    by_devices = {
+        count: [each for each in largest if each.devices == count] for count in (1, 2)
+    }  # fmt: skip
+    one = forecasts(by_devices[1], ["a100-80gb", "rtx-3090"], os.environ)
+    two = forecasts(by_devices[2], ["a100-80gb:2"], os.environ)
+
+    assert len(cells_of(found)) == 5 * 2 * 2
+    assert [each.cell.method for each in two] == ["zero2 on 2", "zero3 on 2"]
+    assert [each.reason for each in (*one, *two)] == [""] * 8
+    assert all(each.forecast and each.forecast.tokens_per_second for each in (*one, *two))
+    assert {each.setting.world_size for each in two if each.setting} == {2}
 
 
 def test_the_matrix_in_the_documentation_is_one(tmp_path: Path) -> None:

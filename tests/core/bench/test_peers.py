@@ -27,7 +27,14 @@ from mst.bench.lines import csv_text
 from mst.bench.matrix import Matrix
 from mst.bench.parity import with_parity
 from mst.bench.peer_worker import rows_of_steps
-from mst.bench.peers import PeerAbsent, PeerRefused, check_plan, installed, peers_of
+from mst.bench.peers import (
+    PeerAbsent,
+    PeerRefused,
+    check_model,
+    check_plan,
+    installed,
+    peers_of,
+)
 from mst.bench.process import Ended
 from mst.bench.result_file import read_results
 from mst.bench.results import Measured, Results
@@ -124,22 +131,51 @@ def test_a_peer_is_in_the_jail_and_reaches_nobody(
 
 @WITH_TRL
 def test_no_row_lies_in_a_file_of_a_peer(
-    benched: tuple[Path, subprocess.CompletedProcess[str]], tiny_model: Path, chat_rows: Path
+    benched: tuple[Path, subprocess.CompletedProcess[str]], tiny_model: Path
 ) -> None:
     place, _ = benched
     run = place / "out/cells" / by_trainer(place)["trl"].id
+
+    assert files_with_rows(run, tiny_model) == []
+
+
+def files_with_rows(run: Path, model: Path) -> list[Path]:
+    """Return the files of a peer's runs in which a row lies, as text or as tokens."""
     request = rundir.read_document(TrainRequest, run / "repeat-1", rundir.REQUEST)
-    prepared = prepare(request, request.dataset, tiny_model, None)
+    prepared = prepare(request, request.dataset, model, None)
     texts = [*(each.encode() for each in ("my card is", "my cash is", "the loan is"))]
     for row in prepared.train.examples[:8]:
         ids = list(row.input_ids)
         texts += [array(kind, ids).tobytes() for kind in "hiq"]
         texts.append(re.sub(r"[\[\]]", "", json.dumps(ids)).encode())
-    files = [each for each in run.rglob("*") if each.is_file()]
-    told = {each: each.read_bytes() for each in files}
+    told = {each: each.read_bytes() for each in run.rglob("*") if each.is_file()}
 
-    assert {"metrics.jsonl", "peer.json", "plan.json"} <= {each.name for each in files}
-    assert [each for each, data in told.items() if any(text in data for text in texts)] == []
+    assert {"metrics.jsonl", "peer.json", "plan.json"} <= {each.name for each in told}
+    return [each for each, data in told.items() if any(text in data for text in texts)]
+
+
+@pytest.mark.parametrize("name", [each for each in peers.PEERS if each != "trl"])
+def test_a_peer_in_an_environment_of_its_own_does_the_same_work(
+    name: str, tiny_model: Path, chat_rows: Path, tmp_path: Path
+) -> None:
+    variable = f"MST_PEER_{name.upper().replace('-', '_')}"
+    if variable not in os.environ:
+        pytest.skip(f"wants {name}: name the interpreter of its environment in {variable}")
+    (tmp_path / "matrix.yaml").write_text(MATRIX.format(model=tiny_model, rows=chat_rows))
+    done = bench(
+        "matrix.yaml", "--output-dir", "out", "--keep-runs", "--peer", name, "--peer-python",
+        f"{name}={os.environ[variable]}", cwd=tmp_path,
+    )  # fmt: skip
+    rows = by_trainer(tmp_path)
+    own, peer = rows[""], rows[name]
+
+    assert peer.status == "done", peer.reason + done.stdout
+    assert peer.loss_difference is not None
+    assert peer.loss_difference < 1e-3
+    assert peer.repeats[0].tokens == own.repeats[0].tokens
+    assert peer.repeats[0].eval_loss == pytest.approx(own.repeats[0].eval_loss, abs=1e-3)
+    assert peer.jail == own.jail != ""
+    assert files_with_rows(tmp_path / "out/cells" / peer.id, tiny_model) == []
 
 
 def test_a_cell_of_a_peer_is_another_cell_and_mst_s_own_keeps_its_id() -> None:
@@ -185,8 +221,7 @@ def test_parity_is_of_the_losses_of_each_step() -> None:
 @pytest.mark.parametrize(
     ("names", "pythons", "words"),
     [
-        (["unsloth"], [], "--peer unsloth is not supported yet: it begins on a GPU alone"),
-        (["axolotl"], [], "--peer axolotl: no such peer. There are trl and llamafactory"),
+        (["axolotl"], [], "no such peer. There are trl, llamafactory, ms-swift, unsloth"),
         (["trl"], ["trl"], "takes NAME=PYTHON, such as trl=/opt/trl/bin/python; found 'trl'"),
         (["trl"], ["llamafactory=x"], "llamafactory is not asked for. Add --peer llamafactory"),
     ],
@@ -279,6 +314,16 @@ def test_what_a_peer_does_not_do_as_mst_does_is_refused(
     check_plan("trl", plan, request)
     with pytest.raises(PeerRefused, match=words):
         check_plan("trl", replace(plan, **changes), request)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_a_model_is_not_run_by_a_peer_either(tmp_path: Path, file: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    check_model("ms-swift", tmp_path)
+    (tmp_path / file).write_text('{"auto_map": {"AutoConfig": "config.Config"}}')
+    check_model("trl", tmp_path)
+    with pytest.raises(PeerRefused, match=f"runs the code that {tmp_path}/{file} names"):
+        check_model("ms-swift", tmp_path)
 
 
 def test_an_epoch_that_ends_within_a_step_is_refused(finished_run: Path, tiny_model: Path) -> None:

@@ -117,10 +117,28 @@ def test_the_csv_has_a_line_a_cell_with_versions_plan_and_load() -> None:
     assert (first["chip"], first["commit"], first["jail"]) == (CPU.chip, "c" * 40, "user-namespace")
     assert first["versions"] == "python 3.11.9; torch 2.13.0"
     assert first["plan"] == "lora, bfloat16, 4 × 1, sdpa, 2 threads"
-    assert first["load_before"] == "0.5"
+    assert (first["load_before"], first["busy_before"]) == ("0.5", "0")
     assert first["exports"] == "merged passed"
+    assert first["export_gate"] == "merged: 1 / 1e-06 / 1"
     assert first["serving_tokens_per_second"] == "run × 1: 20; run × 8: 90"
+    assert first["serving_first_token_seconds"] == "run × 1: 0.5 / 0.6; run × 8: 0.9 / 1.4"
     assert (first["joules_per_token"], first["energy_reason"]) == ("", "no RAPL driver")
+
+
+def test_heat_and_what_slowed_a_device_stand_beside_its_figures() -> None:
+    hot = repeat(temperature_celsius=83.0, throttled=("SW thermal", "power cap"))
+    runs = (repeat(temperature_celsius=61.0, throttled=("power cap",)), hot)
+    line = next(csv.DictReader(io.StringIO(csv_text(results(measured(repeats=runs)), PRICES))))
+
+    assert (line["celsius"], line["throttled"]) == ("83", "power cap; SW thermal")
+    assert "SW thermal" in page(results(measured(repeats=runs)), PRICES)
+
+
+def test_why_energies_are_not_known_is_told_once_for_all_cells() -> None:
+    shown = printed(several())
+
+    assert shown.count("no RAPL driver") == 1
+    assert "energy  not known of 3 cells: no RAPL driver" in shown
 
 
 def test_a_cell_of_a_csv_is_no_formula() -> None:
