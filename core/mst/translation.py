@@ -61,12 +61,18 @@ def translated(text: str, language: str) -> str:
         return exact[text]
     for each in templates:
         found = each.places(text)
-        # Reasons are joined; what an error quotes may hold anything.
-        if found is not None and (text.endswith(".") or _JOINT not in "".join(found)):
+        if found is not None and _is_whole(text, each, found):
             return each.chinese.format(*(translated(one, language) for one in found))
-    if _JOINT in text:
-        return "；".join(translated(each, language) for each in text.split(_JOINT))
-    return text
+    parts = text.split(_JOINT)
+    told = [translated(each, language) for each in parts] if len(parts) > 1 else parts
+    return text if told == parts else "；".join(told)
+
+
+def _is_whole(text: str, template: _Template, places: list[str]) -> bool:
+    """Return whether a text is one sentence of a template's kind, and not several."""
+    if text.endswith("."):  # an error; what it quotes may hold anything
+        return template.literals[-1].endswith(".")
+    return _JOINT not in "".join(places)
 
 
 def translated_error(kind: str, text: str, language: str) -> str:
@@ -75,12 +81,18 @@ def translated_error(kind: str, text: str, language: str) -> str:
 
 
 def translated_lines(text: str, language: str) -> str:
-    """Return what a command has printed, with the errors that are known in another language."""
+    """Return what a command has printed, with its errors, and lines that are known as a whole.
+
+    Lines of a table are left as they are: a cell's piece may look like a sentence.
+    """
+    if language == "en":
+        return text
+    exact, _ = _catalogue(language)
 
     def line(text: str) -> str:
         found = _ERROR.fullmatch(text)
         if found is None:
-            return translated(text, language)
+            return exact.get(text, text)
         return translated_error(found[1], found[2], language)
 
     return "\n".join(map(line, text.split("\n")))

@@ -116,6 +116,7 @@ def test_what_is_not_known_stays_and_takes_no_time() -> None:
     began = time.monotonic()
 
     assert translated(text, "zh") == text
+    assert translated("merged: in float32; 1.8 MiB", "zh") == "merged: in float32; 1.8 MiB"
     assert time.monotonic() - began < 1
     assert translated(str(MstError("{0}{x}")), "zh") == "{0}{x}"
 

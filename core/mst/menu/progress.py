@@ -13,6 +13,7 @@ from typing import Any
 from mst.background import Work, output, run_of
 from mst.menu.screen import command_line, shortened, width
 from mst.menu.words import Words, duration_words
+from mst.translation import translated_lines
 
 _CURVE_ROWS = 9
 _CURVE_COLUMNS = 60
@@ -62,7 +63,8 @@ def _of_output(words: Words, work: Work) -> Progress:
     """Return what a work has printed last; in another language what is known in it alone."""
     printed = [each for each in output(work, 1 << 14).splitlines() if each.strip()]
     if words.language != "en":
-        printed = [told for each in printed if (told := words.said(each)) != each]
+        said = [translated_lines(each, words.language) for each in printed]
+        printed = [told for told, each in zip(said, printed, strict=True) if told != each]
     lines = tuple(shortened(each, width()) for each in printed[-_LINES:])
     if lines:
         return Progress(lines[-1], lines[:-1])

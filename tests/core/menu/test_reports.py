@@ -79,9 +79,9 @@ def test_what_an_older_work_wrote_is_not_told_and_errors_are_said(
 
 
 def test_before_its_first_step_a_run_shows_what_is_known_in_the_language(tmp_path: Path) -> None:
-    printed = "reading and tokenizing the data …\nmodel   smollm2: 134.5 M parameters\n"
+    printed = "reading and tokenizing the data …\nthreads 2  needs 1 GiB without it; 9 GiB\n"
     work = work_of(tmp_path, printed, 0, "train", "--output-dir", "runs/a")
 
-    assert progress_of(words_of("en"), work, False).line.startswith("model")
+    assert progress_of(words_of("en"), work, False).line.startswith("threads")
     chinese = progress_of(words_of("zh"), work, False)
     assert (chinese.lines, chinese.line) == ((), "正在读取数据并切分词元……")
