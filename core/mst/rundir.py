@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -29,6 +30,8 @@ CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set-aside"
 LOCK = ".lock"
 RENDEZVOUS = ".rendezvous-"
+# Longer than `is_locked` holds a lock, on a machine that is busy.
+_LOOKING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,14 @@ def take_lock(path: Path) -> IO[str]:
         raise RunError(
             f"cannot write in {path}: {error.strerror}. Choose an --output-dir that can be written."
         ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locks(lock):
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
         lock.close()
         raise RunError(
             f"{path} is in use by another mst (process {holder})."
             " Wait for it, or pass another --output-dir."
-        ) from None
+        )
     with contextlib.suppress(OSError):  # a full disk must not keep a run from being resumed
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -175,8 +176,25 @@ def take_lock(path: Path) -> IO[str]:
     return lock
 
 
+def _locks(lock: IO[str]) -> bool:
+    """Take a lock, and return whether it could be had; who only looks at it holds it a moment."""
+    end = time.monotonic() + _LOOKING_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds the run directory's lock."""
+    """Return whether some process holds the run directory's lock.
+
+    To look, it is shared for a moment, which `take_lock` waits for.
+    """
     try:
         with (path / LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

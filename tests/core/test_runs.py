@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,18 @@ def test_a_summary_of_a_crashed_runs_metrics_keeps_the_whole_lines(runs: Path) -
     found = summary(runs / "killed")
 
     assert (found.steps, found.loss) == (1, 2.5)
+
+
+def test_who_looks_whether_a_run_goes_on_keeps_nobody_from_resuming_it(tmp_path: Path) -> None:
+    (tmp_path / rundir.LOCK).touch()
+    looking = (tmp_path / rundir.LOCK).open("r")
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as is_locked does
+    threading.Timer(0.1, looking.close).start()
+
+    with rundir.take_lock(tmp_path):
+        assert rundir.is_locked(tmp_path)
+        with pytest.raises(RunError, match=f"process {os.getpid()}"):
+            rundir.take_lock(tmp_path)
 
 
 def test_options_that_differ_are_named(runs: Path) -> None:

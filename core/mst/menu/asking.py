@@ -45,15 +45,18 @@ class Asking:
 
 def asking_of(words: Words, environ: Mapping[str, str], plain: bool) -> Asking:
     """Return how to ask on this terminal: plainly where it is asked for, or can't do more."""
-    size = os.get_terminal_size(sys.stdout.fileno())
-    small = size.lines < _LEAST_ROWS or size.columns < _LEAST_COLUMNS
-    if plain or small or environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+    if plain or _is_small() or environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return plainly(words)
     try:
         import prompt_toolkit  # noqa: F401
     except ImportError:
         return plainly(words)
-    return with_arrows()
+    return with_arrows(words)
+
+
+def _is_small() -> bool:
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size.lines < _LEAST_ROWS or size.columns < _LEAST_COLUMNS
 
 
 def plainly(words: Words) -> Asking:
@@ -87,10 +90,13 @@ def _folded(label: str, columns: int) -> str:
     return ("\n" + " " * _NUMBER_COLUMNS).join(wrapped(visible(label), columns))
 
 
-def with_arrows() -> Asking:
-    """Return a way to ask with prompt_toolkit."""
+def with_arrows(words: Words) -> Asking:
+    """Return a way to ask with prompt_toolkit; plainly while the window is too small for lists."""
+    plain = plainly(words)
 
     def choose(question: str, choices: Sequence[Choice], default: str) -> str:
+        if _is_small():
+            return plain.choose(question, choices, default)
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.key_binding.key_processor import KeyPress, KeyPressEvent
         from prompt_toolkit.keys import Keys
@@ -135,4 +141,4 @@ def with_arrows() -> Asking:
         )
         return found.strip()
 
-    return Asking(choose, ask, animated=True)
+    return Asking(choose, ask, animated=True, in_words=with_arrows)

@@ -57,7 +57,7 @@ def _take_own(session: Session) -> bool:
         check += ["--model", session.draft.model]
     show_command(check)
     say(words("data.looking"))
-    found = json_of(check)
+    found = json_of(words, check)
     if found is None:
         say(words("data.unusable"))
         return False
@@ -100,13 +100,13 @@ def _say_file(session: Session, file: Any) -> None:
     """Say what a file holds, in counts."""
     words = session.words
     if file["problem"]:
-        say(words("data.refused_whole", reason=file["problem"]))
+        say(words("data.refused_whole", reason=words.said(file["problem"])))
         return
     say(words("data.file", rows=file["rows"], kind=file["kind"], shape=_shape(session, file)))
     if file["duplicates"]:
         say(words("data.duplicates", count=file["duplicates"]))
     for each in file["refused"]:
-        say(words("data.refused", count=each["rows"], reason=each["reason"]))
+        say(words("data.refused", count=each["rows"], reason=words.said(each["reason"])))
 
 
 def _shape(session: Session, file: Any) -> str:

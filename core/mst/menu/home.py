@@ -141,7 +141,7 @@ def _runs(session: Session) -> None:
             return
         page = found[start : start + _PAGE]
         choices = [
-            (each.path, f"{words(f'state.{each.state}')}  {each.name}  {each.steps or 0}")
+            (each.path, f"{words(f'state.{each.state}')}  {each.steps or 0:>6}  {each.name}")
             for each in page
         ]
         if len(found) > _PAGE:
@@ -168,6 +168,7 @@ def _works(session: Session) -> None:
     words = session.words
     found = sorted(background.works()[::-1], key=lambda each: each.state != "running")[:_PAGE]
     heading(words("works.title"))
+    show_command(["menu"])
     if not found:
         say(words("works.none"))
         return
@@ -217,7 +218,7 @@ def loop(session: Session) -> int:
         except EOFError:  # the terminal is gone, or Ctrl-D
             break
         except MstError as error:
-            say(f"{type(error).__name__}: {error}")
+            say(session.words.error(error))
         except OSError as error:
             if error.errno in _TERMINAL_GONE:
                 break

@@ -21,9 +21,9 @@ def show_machine(session: Session) -> None:
         for device in report.probe.devices if report.probe.usable else ():
             say(_sentence(session, device))
         for problem in report.health:
-            say(words("machine.problem", name=report.name, text=problem))
+            say(words("machine.problem", name=report.name, text=words.said(problem)))
         if report.probe.found and not report.probe.usable:
-            say(words("machine.unusable", name=report.name, reason=report.probe.reason))
+            say(words("machine.unusable", name=report.name, reason=words.said(report.probe.reason)))
     absent = [each.name for each in backends if not each.probe.found]
     if absent:
         say(words("machine.absent", names=", ".join(absent)))

@@ -57,7 +57,7 @@ def _take(session: Session, found: list[FoundModel], chosen: str) -> bool:
         return bool(path) and _take_path(session, path)
     model = next(each for each in found if _value(each) == chosen)
     if model.problem:
-        say(model.problem)
+        say(words.said(model.problem))
         return False
     session.keep(replace(session.draft, model=None if chosen == _EMBEDDED else chosen))
     return True
@@ -69,7 +69,7 @@ def _take_path(session: Session, path: str) -> bool:
     try:
         source = locate(path, (), session.environ)
     except MstError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(session.words.error(error))
         return False
     session.keep(replace(session.draft, model=str(source.path.absolute())))
     return True

@@ -9,9 +9,11 @@ from pathlib import Path
 from mst import background
 from mst.background import Work, run_of
 from mst.errors import MstError
+from mst.menu.reports import report_of
 from mst.menu.screen import say
 from mst.menu.words import Words, duration_words
 from mst.quantities import gib
+from mst.translation import translated_lines
 
 SEEN = "seen"
 _LINES = 14
@@ -21,11 +23,14 @@ def show_outcome(words: Words, work: Work) -> None:
     """Print how a work has ended, or that it goes on."""
     say(words(f"outcome.{work.state}", code=work.exit_code))
     run = run_of(work)
-    if work.state == "done" and run is not None:
-        for line in figures(words, run):
+    lines = figures(words, run) if run is not None else report_of(words, work)
+    if work.state == "done" and (run is not None or lines):
+        for line in lines:
             say(line)
     elif work.state != "running":
-        show_output(work)
+        show_output(words, work)
+        for line in lines if run is None else ():
+            say(line)
     mark_seen(work)
 
 
@@ -35,10 +40,10 @@ def mark_seen(work: Work) -> None:
         (work.directory / SEEN).touch()
 
 
-def show_output(work: Work) -> None:
+def show_output(words: Words, work: Work) -> None:
     """Print the end of what a work has printed, in whole lines, which can be copied."""
     lines = [each for each in background.output(work).splitlines() if each.strip()]
-    print("\n".join(lines[-_LINES:]), flush=True)
+    print(translated_lines("\n".join(lines[-_LINES:]), words.language), flush=True)
 
 
 def figures(words: Words, run: Path) -> list[str]:

@@ -27,7 +27,7 @@ def plan_and_start(session: Session) -> str:
     asked = arguments(session.draft)
     show_command(["plan", *asked])
     say(words("plan.making"))
-    found = json_of(["plan", *asked])
+    found = json_of(words, ["plan", *asked])
     if found is not None:
         say_plan(session, found)
     while True:
@@ -38,7 +38,7 @@ def plan_and_start(session: Session) -> str:
         if chosen in (BACK, _SETTINGS):
             return BACK
         if chosen == _WHY:
-            _say_reasons(found["plan"])
+            _say_reasons(session, found["plan"])
             continue
         return _start(session, arguments(session.draft, quick=chosen == _QUICK))
 
@@ -77,12 +77,12 @@ def say_plan(session: Session, found: Any) -> None:
             )
         )
     for each in plan["warnings"]:
-        say(words("plan.note", text=each))
+        say(words("plan.note", text=words.said(each)))
 
 
-def _say_reasons(plan: Any) -> None:
+def _say_reasons(session: Session, plan: Any) -> None:
     for each in plan["reasons"]:
-        say(f"{each['choice']} = {each['value']}: {each['why']}")
+        say(f"{each['choice']} = {each['value']}: {session.words.said(each['why'])}")
 
 
 def _start(session: Session, options: list[str]) -> str:
@@ -97,7 +97,7 @@ def _start(session: Session, options: list[str]) -> str:
         output = default_output_dir(locate(session.draft.model, (), session.environ))
         work = background.start(["train", *options, "--output-dir", str(output)])
     except MstError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(session.words.error(error))
         return BACK
     work = watch(session, work)
     show_outcome(words, work)

@@ -6,12 +6,14 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from mst.background import Work, output, run_of
 from mst.menu.screen import command_line, shortened, width
 from mst.menu.words import Words, duration_words
+from mst.translation import translated_lines
 
 _CURVE_ROWS = 9
 _CURVE_COLUMNS = 60
@@ -38,13 +40,11 @@ def title_of(words: Words, work: Work) -> str:
     """Return a work in one line, for lists."""
     began = work.started[11:16]
     with suppress(ValueError):
-        from datetime import datetime
-
         began = datetime.fromisoformat(work.started).astimezone().strftime("%m-%d %H:%M")
     state = words(f"state.{work.state}")
     run = run_of(work)
     shown = run.name if run is not None else command_line(work.arguments)[4:]
-    return f"{state}  {began}  {work.arguments[0]}  {shown}"
+    return f"{state}  {began}  {work.arguments[0]:<6}  {shown}"
 
 
 def progress_of(words: Words, work: Work, ascii_alone: bool) -> Progress:
@@ -52,14 +52,29 @@ def progress_of(words: Words, work: Work, ascii_alone: bool) -> Progress:
     run = run_of(work)
     found = None if run is None else _of_run(words, run)
     if found is None:
-        printed = [each for each in output(work, 1 << 14).splitlines() if each.strip()]
-        lines = tuple(shortened(each, width()) for each in printed[-_LINES:])
-        last = lines[-1] if lines else words("watch.beginning")
-        found = Progress(last, lines[:-1])
+        found = _of_output(words, work)
     if ascii_alone:
         lines = tuple(each.translate(_ASCII) for each in found.lines)
         return Progress(found.line.translate(_ASCII), lines, found.step)
     return found
+
+
+def _of_output(words: Words, work: Work) -> Progress:
+    """Return what a work has printed last; in another language what is known in it alone."""
+    printed = [each for each in output(work, 1 << 14).splitlines() if each.strip()]
+    if words.language != "en":
+        said = [translated_lines(each, words.language) for each in printed]
+        printed = [told for told, each in zip(said, printed, strict=True) if told != each]
+    lines = tuple(shortened(each, width()) for each in printed[-_LINES:])
+    if lines:
+        return Progress(lines[-1], lines[:-1])
+    minutes = 0
+    with suppress(ValueError):
+        since = datetime.now(timezone.utc) - datetime.fromisoformat(work.started)
+        minutes = int(since.total_seconds() // 60)
+    # In whole minutes, since a plain terminal gets a line for each that is another.
+    text = words("watch.since", minutes=minutes) if minutes else words("watch.beginning")
+    return Progress(text, ())
 
 
 def _of_run(words: Words, run: Path) -> Progress | None:

@@ -10,6 +10,7 @@ from mst.background import Work, run_of
 from mst.errors import MstError
 from mst.menu.asking import BACK
 from mst.menu.outcome import figures, show_outcome
+from mst.menu.reports import EVALUATION
 from mst.menu.screen import heading, say, show_command
 from mst.menu.serving import serve_and_ask
 from mst.menu.session import Session, run_here
@@ -29,7 +30,7 @@ def show_run(session: Session, run: Path) -> None:
         try:
             state = state_now(run)
         except (MstError, OSError) as error:
-            say(words("run.gone", reason=error))
+            say(words("run.gone", reason=words.said(str(error))))
             return
         say(words(f"run.state_{state}"))
         for line in figures(words, run):
@@ -88,7 +89,9 @@ def _do(session: Session, run: Path, shown: str, action: str) -> None:
     elif action == "export":
         _export(session, shown, key)
     elif action == "eval":
-        in_background(session, ["eval", shown, "--compare", "base", *key])
+        # Written where the page and the screen of a run look for it; it holds no row.
+        report = os.path.join(shown, EVALUATION)
+        in_background(session, ["eval", shown, "--compare", "base", "--output", report, *key])
     elif action == "merge":
         in_background(session, ["merge", shown, *key])
     else:
@@ -120,6 +123,7 @@ def _export(session: Session, shown: str, key: list[str]) -> None:
     choices = [(each, f"{each}  {words(f'formats.{each}')}") for each in known]
     choices += [(each, each) for each in names if each not in known]
     heading(words("run.export_title"))
+    show_command(["export", shown])
     chosen = session.choose(words("run.format"), choices)
     if chosen != BACK:
         in_background(session, ["export", shown, "--format", chosen, *key])
@@ -131,7 +135,7 @@ def in_background(session: Session, arguments: list[str]) -> None:
         work = background.start(arguments)
     except MstError as error:
         show_command(arguments)
-        say(f"{type(error).__name__}: {error}")
+        say(session.words.error(error))
         return
     work = watch(session, work)
     show_outcome(session.words, work)

@@ -36,13 +36,13 @@ def serve_and_ask(session: Session, run: Path, key: list[str]) -> None:
     try:
         work = _served(arguments) or background.start(arguments)
     except MstError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(session.words.error(error))
         return
     say(words("serve.loading"))
     address = _address(work)
     if address is None:
         say(words("serve.failed"))
-        show_output(background.read(work.directory) or work)
+        show_output(words, background.read(work.directory) or work)
         return
     say(words("serve.at", address=address))
     ask_server(session, address, run)
@@ -111,7 +111,7 @@ def ask_server(session: Session, address: str, run: Path | None) -> None:
     except EOFError:
         say()
     except MstError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(session.words.error(error))
 
 
 def _answer(session: Session, remote: Remote, messages: list[Message]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import locale
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mst.menu import draft as drafts
 from mst.menu.asking import BACK, Asking, Choice
 from mst.menu.draft import Draft
 from mst.menu.words import Words
+from mst.translation import translated_lines
 
 if TYPE_CHECKING:
     from mst.facts import MachineFacts
@@ -92,24 +94,38 @@ def run_here(arguments: Sequence[str]) -> int:
                 continue
 
 
-def json_of(arguments: Sequence[str]) -> Any:
+def json_of(words: Words, arguments: Sequence[str]) -> Any:
     """Return what `mst … --json` prints; None where it prints nothing.
 
-    What it says beside that, and its errors, appear in this terminal.
+    What it says beside that, and its errors, appear in this terminal, in the menu's language where
+    they are known in it.
     """
     command = subprocess.Popen(
         [sys.executable, "-m", "mst", *arguments, "--json"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        encoding=locale.getpreferredencoding(False),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
         errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
+    assert command.stdout is not None
     with command:
+        told = threading.Thread(target=_say_lines, args=(words, command.stderr))
+        told.start()
         try:
-            text, _ = command.communicate()
+            text = command.stdout.read()
         except KeyboardInterrupt:  # it has reached the command too
-            return None
+            text = ""
+        told.join()
     try:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def _say_lines(words: Words, lines: IO[str]) -> None:
+    from mst.menu.screen import say
+
+    for each in lines:
+        say(translated_lines(each.rstrip("\n"), words.language))

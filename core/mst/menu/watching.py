@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from mst import background
 from mst.background import Work
 from mst.menu.progress import Progress, progress_of
-from mst.menu.screen import heading, say, shortened, show_command, visible, width, wrapped
+from mst.menu.screen import (
+    cells,
+    heading,
+    say,
+    shortened,
+    show_command,
+    visible,
+    width,
+    wrapped,
+)
 from mst.menu.session import Session
 
 _SECONDS = 0.5
@@ -68,7 +77,7 @@ class _Shown:
 
     def __init__(self, session: Session) -> None:
         self._animated = session.asking.animated
-        self._rows = 0
+        self._lines: list[str] = []
         self._last = ""
         self._next = 0.0
 
@@ -80,7 +89,7 @@ class _Shown:
             drawn = [shortened(each, width()) for each in progress.lines[-room:]]
             lines = [*drawn, *wrapped(visible(progress.line), width())]
             print("\n".join(lines))
-            self._rows = len(lines)
+            self._lines = lines
             sys.stdout.flush()
         elif progress.line != self._last and (ended or time.monotonic() >= self._next):
             say(progress.line)
@@ -88,10 +97,13 @@ class _Shown:
 
     def clear(self) -> None:
         """Take away what may be written over."""
-        if self._rows:
+        if self._lines:
+            # A window that has become narrower has broken them anew.
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+            rows = sum(max(1, -(-cells(each) // columns)) for each in self._lines)
             # Up so many lines, and erase to the end of the screen (ECMA-48, CPL and ED).
-            sys.stdout.write(f"\x1b[{self._rows}F\x1b[J")
-            self._rows = 0
+            sys.stdout.write(f"\x1b[{rows}F\x1b[J")
+            self._lines = []
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.request import fields
+from mst.translation import translated, translated_error
 
 LANGUAGES = ("en", "zh")
 _UTF8 = ("utf-8", "utf8")
@@ -29,6 +30,14 @@ class Words:
     def __call__(self, key: str, **values: object) -> str:
         """Return a text with its values."""
         return self.texts[key].format(**values)
+
+    def said(self, text: str) -> str:
+        """Return a sentence that a command has for people, where it is known in this language."""
+        return translated(text, self.language)
+
+    def error(self, error: Exception) -> str:
+        """Return an error: its kind, then what was asked, what was found, and what to do."""
+        return translated_error(type(error).__name__, str(error), self.language)
 
 
 def words_of(language: str) -> Words:
@@ -84,9 +93,7 @@ def _holds(encoding: str, text: str) -> bool:
 
 def option_help(words: Words, name: str) -> str:
     """Return the one line that explains an option of `mst train`."""
-    if words.language == "en":
-        return str(fields()[name].metadata["help"])
-    return words(f"options.{name}")
+    return words.said(str(fields()[name].metadata["help"]))
 
 
 def duration_words(words: Words, seconds: float) -> str:

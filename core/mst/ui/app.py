@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from mst.errors import MstError
 from mst.seal.redaction import bug_report
 from mst.serve.http.access import Names, check_names
+from mst.serve.http.page import language_of
 from mst.serve.http.refusals import Refusal, of_validation
 from mst.serve.http.wire import (
     Exchange,
@@ -31,11 +33,12 @@ from mst.ui.choices import StartRequest
 from mst.ui.detail import detail
 from mst.ui.index import Entry, Index
 from mst.ui.job import UiJob
-from mst.ui.live import POINTS, follow, told
+from mst.ui.live import follow
 from mst.ui.machine import Machine, audit_state, audit_verified
 from mst.ui.page import ENTRANCE, FILES, PAGE, answer_file, answer_page
 from mst.ui.reading import choices, listed, samples_of, work_of, works
 from mst.ui.sessions import Sessions
+from mst.ui.speaking import spoken
 from mst.ui.tails import Tails
 
 _BODY_BYTES, _BODY_SECONDS = 1 << 16, 10.0
@@ -121,7 +124,7 @@ class App:
             if exchange.method == "POST":
                 await self._post(exchange, name, cookies)
             else:
-                await self._get(exchange, name)
+                await self._get(exchange, name, cookies)
         finally:
             self._in_flight -= 1
 
@@ -143,11 +146,12 @@ class App:
         self._noted("ui.entered")
         await answer_json(exchange, {"entered": True}, headers={"Set-Cookie": cookie})
 
-    async def _get(self, exchange: Exchange, name: str) -> None:
+    async def _get(self, exchange: Exchange, name: str, cookies: str) -> None:
         if exchange.route == "/api/runs/{id}/live":
             entry = await self._run(name)
-            return await until_gone(exchange, follow(exchange, self, entry))
-        await answer_json(exchange, await self._read(exchange, name))
+            inside = partial(self._sessions.is_inside, cookies)
+            return await until_gone(exchange, follow(exchange, self, entry, inside))
+        await answer_json(exchange, spoken(await self._read(exchange, name), _language(exchange)))
 
     async def _read(self, exchange: Exchange, name: str) -> Any:
         """Return what a path shows; files are read in a thread, so that nobody waits for a disk."""
@@ -165,11 +169,6 @@ class App:
         if exchange.route == "/api/works/{name}":
             return await asyncio.to_thread(work_of, name, self.index)
         entry = await self._run(name)
-        if exchange.route == "/api/runs/{id}/curve":
-            points = routes.numbers(exchange, {"points": POINTS}, points=POINTS)["points"]
-            tail = self.tails.of(entry.path)
-            await asyncio.to_thread(tail.read)
-            return told(entry, tail.whole(max(4, points)))
         if exchange.route == "/api/runs/{id}/samples":
             return await asyncio.to_thread(samples_of, entry, job.samples)
         return await asyncio.to_thread(detail, entry)
@@ -204,6 +203,11 @@ class App:
                 404, "this run is not there any more, or never was.", code="run_not_found"
             )
         return found
+
+
+def _language(exchange: Exchange) -> str:
+    """Return the language of the page that asks, which its scripts send along."""
+    return language_of(exchange.headers.get("accept-language", ""))
 
 
 def _check_site(exchange: Exchange) -> None:
@@ -253,4 +257,5 @@ async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
     if exchange.events is not None and exchange.events.begun:
         await exchange.events.fail(refusal)
     elif exchange.status == 0:
-        await answer_json(exchange, refusal.body(), refusal.status, refusal.headers)
+        body = spoken(refusal.body(), _language(exchange))
+        await answer_json(exchange, body, refusal.status, refusal.headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from mst.serve.http.wire import Events, Exchange
@@ -38,8 +39,17 @@ def told(entry: Entry, grown: Grown) -> dict[str, Any]:
     }
 
 
-async def follow(exchange: Exchange, watched: Watched, entry: Entry) -> None:
-    """Send a run's curves, then what comes to them, until the run or the server is gone."""
+async def follow(
+    exchange: Exchange, watched: Watched, entry: Entry, inside: Callable[[], bool]
+) -> None:
+    """Send a run's curves, then what comes to them, until the run or the server is gone.
+
+    Args:
+        exchange: the request.
+        watched: of the server.
+        entry: the run.
+        inside: returns whether who looks may still do so.
+    """
     events = exchange.events = Events(exchange)
     tail = watched.tails.of(entry.path)
     await asyncio.to_thread(tail.read)
@@ -48,6 +58,8 @@ async def follow(exchange: Exchange, watched: Watched, entry: Entry) -> None:
     sent, said = row(entry), time.monotonic()
     while not watched.service.stopping:
         await asyncio.sleep(_LIVE_SECONDS if entry.summary.state == "running" else _STILL_SECONDS)
+        if not inside():
+            break
         found = await asyncio.to_thread(watched.index.find, entry.id)
         if found is None:
             await events.send({"gone": True})

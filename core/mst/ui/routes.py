@@ -52,7 +52,7 @@ POSTS: dict[str, type[BaseModel]] = {
     "/api/runs/{id}/stop": Nothing,
     "/api/runs/{id}/resume": Nothing,
 }
-_RUN = re.compile(r"/api/runs/([0-9a-f]{24})(|/curve|/live|/samples|/stop|/resume)")
+_RUN = re.compile(r"/api/runs/([0-9a-f]{24})(|/live|/samples|/stop|/resume)")
 _WORK = re.compile(r"/api/works/([A-Za-z0-9-]{1,100})")
 
 

@@ -21,7 +21,7 @@ from mst.ui.page import FILES
 from mst.ui.routes import GETS, POSTS
 from mst.ui.sessions import Sessions
 
-OUT = ("/api/runs/{id}", "/api/runs/{id}/curve", "/api/runs/{id}/live", "/api/runs/{id}/samples")
+OUT = ("/api/runs/{id}", "/api/runs/{id}/live", "/api/runs/{id}/samples")
 
 
 def test_a_link_works_once_and_the_next_is_shown(opened: Callable[..., Page]) -> None:
@@ -87,6 +87,33 @@ def test_other_sites_and_other_names_are_refused(page: Page) -> None:
 def test_leaving_ends_the_session(page: Page) -> None:
     assert page.post("/api/leave", {}).status == 200
     assert page.get("/api/runs").status == 401
+
+
+def test_a_session_ends_by_itself_and_takes_its_streams_along(
+    page: Page, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_STILL_SECONDS", 0.05)
+    reply = page.get(f"{path_of(runs / 'first')}/live",
+                     meanwhile=lambda: page.app._sessions.leave(page.cookie))  # fmt: skip
+
+    assert len(reply.events) == 1
+    assert page.get("/api/runs").status == 401
+    hours = [0.0]
+    links: list[str] = []
+    sessions = Sessions(1, links.append, lambda: 3600 * hours[0])
+    used, left = ((sessions.enter(links[-1]) or "").partition(";")[0] for _ in range(2))
+    inside = []
+    for number in range(1, 15):  # every 54 minutes
+        hours[0] = 0.9 * number
+        inside.append(sessions.is_inside(used))
+
+    # Twelve hours are the most, however it is used.
+    assert inside == [True] * 13 + [False]
+    assert not sessions.is_inside(left)
+    hours[0] = 0.0
+    again = (sessions.enter(links[-1]) or "").partition(";")[0]
+    hours[0] = 1.0
+    assert not sessions.is_inside(again)
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_no_script_of_a_text(page: Page) -> None:
@@ -166,8 +193,16 @@ def test_a_run_is_told_with_its_plan_and_reasons(page: Page, runs: Path) -> None
     assert found["exports"] == []
 
 
-def test_curves_have_loss_rate_speed_and_memory(page: Page, runs: Path) -> None:
-    points = page.get(f"{path_of(runs / 'first')}/curve").json["points"]
+def test_curves_have_loss_rate_speed_and_memory(
+    page: Page, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curves() -> Any:
+        chunk = page.get(f"{path_of(runs / 'first')}/live", events=1).chunks[0]
+        return json.loads(chunk.removeprefix(b"data: "))["points"]
+
+    points = curves()
+    monkeypatch.setattr(live, "POINTS", 4)
+    few = curves()
 
     assert {"loss", "learning_rate", "tokens_per_second", "memory_bytes", "eval_loss"} <= set(
         points
@@ -175,7 +210,6 @@ def test_curves_have_loss_rate_speed_and_memory(page: Page, runs: Path) -> None:
     assert points["loss"][0] == [1, 2, 3, 4]
     assert points["eval_loss"][0] == [2, 4]
     assert all(each > 1 << 20 for each in points["memory_bytes"][1])
-    few = page.get(f"{path_of(runs / 'first')}/curve?points=4").json["points"]
     assert all(len(each[0]) <= 4 for each in few.values())
 
 
@@ -212,7 +246,7 @@ def test_a_run_that_vanishes_is_told(
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert [set(each) for each in reply.events][1:] == [{"gone"}]
     assert page.get(path).status == 404
-    assert page.get(f"{path}/curve").json["error"]["code"] == "run_not_found"
+    assert page.get(f"{path}/live").json["error"]["code"] == "run_not_found"
 
 
 def test_what_comes_to_a_curve_is_sent_alone(

@@ -150,7 +150,7 @@ def test_a_run_is_started_watched_stopped_and_resumed_through_the_page(ui: Ui) -
     status, begun = ui.ask("POST", "/api/start", request)
     assert status == 200, begun
     path = f"/api/runs/{begun['run']}"
-    until(lambda: ui.ask("GET", f"{path}/curve")[1].get("points", {}).get("loss"))
+    until(lambda: ui.ask("GET", path)[1].get("loss"))
     whole = ui.ask("GET", path)[1]
     listed = ui.ask("GET", "/api/runs")[1]["runs"]
     stopped = ui.ask("POST", f"{path}/stop", {})

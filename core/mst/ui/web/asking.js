@@ -11,6 +11,9 @@ export class Refused extends Error {
 
 class Unreachable extends Error {}
 
+// So that reasons, errors and helps come in the page's language, whichever the browser's is.
+const SPOKEN = { "Accept-Language": document.documentElement.lang };
+
 async function reached(path, options) {
   try {
     return await fetch(path, options);
@@ -30,14 +33,14 @@ async function answered(reply) {
 }
 
 export async function get(path, signal) {
-  return answered(await reached(path, { signal }));
+  return answered(await reached(path, { signal, headers: SPOKEN }));
 }
 
 export async function post(path, body = {}) {
   return answered(
     await reached(path, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { ...SPOKEN, "Content-Type": "application/json" },
       body: JSON.stringify(body),
     }),
   );

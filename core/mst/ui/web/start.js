@@ -16,7 +16,7 @@ function field(option) {
       ...option.choices.map((each) => make("option", { value: each }, each)))
     : make("input", { id, name: option.name, placeholder: kept, autocomplete: "off" });
   const label = words[`option_${option.name}`] ?? option.name;
-  const help = make("small", { id: `${id}-help`, lang: "en" }, option.help);
+  const help = make("small", { id: `${id}-help` }, option.help);
   input.setAttribute("aria-describedby", help.id);
   return make("p", { class: "field" }, make("label", { for: id }, label), input, help);
 }
