@@ -1,4 +1,4 @@
-"""What the worker changes in gptqmodel 7.6.0: going on after a kill, privacy, and searches."""
+"""What the worker changes in gptqmodel 7.6.0: going on after a kill, privacy, AWQ's searches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mst_plugins.awq_clipping import best_clips
+from mst_plugins.gptqmodel_gptq import quicken_gptq
 from mst_plugins.sealed_continuation import sealed_codec
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def patch(key: bytes) -> None:
     _go_on_with_any_architecture()
     _pack_awq_in_float16()
     _search_awq_as_published()
-    _search_gptq_scales_in_steps()
+    quicken_gptq()
     _let_failures_surface()
 
 
@@ -106,23 +107,6 @@ def _search_awq_as_published() -> None:
 
     processor.__init__ = begin_with_inputs_alone
     processor._compute_best_clip = clips
-
-
-def _search_gptq_scales_in_steps() -> None:
-    """Let GPTQ try ten scales from a group's largest weight down to half of it.
-
-    gptqmodel tries eighty, which doubles the time of a quantization and finds next to nothing more.
-    """
-    from gptqmodel.quantization.quantizer import Quantizer
-
-    quantizer: Any = Quantizer
-    configure = quantizer.configure
-
-    def configure_search(self: Any, *arguments: Any, **options: Any) -> None:
-        configure(self, *arguments, **options)
-        self.grid, self.maxshrink = 20, 0.5
-
-    quantizer.configure = configure_search
 
 
 def _let_failures_surface() -> None:

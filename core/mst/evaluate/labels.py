@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
@@ -17,6 +17,7 @@ from mst.training.loss import compute_in, last_logits
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 # Held-out rows that are asked: at most so many, spread evenly, so that measuring stays short.
 # 240 rows give a standard error of about 2 points at 90 %.
 ROWS_AT_MOST = 240
@@ -259,20 +260,13 @@ def label_answers(
         rows_at_most: in one pass.
         tokens_at_most: in one pass; None for no limit.
     """
-    import torch
-
     asked = questions(rows, tokenizer, template)
     choices = answer_tokens(rows[0], answers, tokenizer, template)
     at_most = max(map(len, choices)) + 1
-    lengths = [len(each.prompt) + at_most for each in asked]
-    device = next(model.parameters()).device
 
-    def work(places: list[int]) -> list[LabelAnswer]:
-        batch = [asked[place] for place in places]
-        with torch.inference_mode(), compute_in(model, device.type, dtype):
-            prefix = _read(model, [each.prompt for each in batch], tokenizer.pad_token_id)
-            best = _likeliest(model, prefix, choices)
-            said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
+    def answered(prefix: _Prefix, batch: Sequence[Question]) -> list[LabelAnswer]:
+        best = _likeliest(model, prefix, choices)
+        said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
         return [
             LabelAnswer(
                 free=_same(tokenizer.decode(ids, skip_special_tokens=True), question.answer),
@@ -281,11 +275,64 @@ def label_answers(
             for question, index, ids in zip(batch, best, said, strict=True)
         ]
 
-    found: dict[int, LabelAnswer] = {}
+    lengths = [len(each.prompt) + at_most for each in asked]
+    tokens = tokens_at_most or sum(lengths)
+    made = batches(lengths, rows_at_most, tokens)
+    return _asked(model, asked, tokenizer.pad_token_id, dtype, made, answered, progress)
+
+
+def restricted_answers(
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    dtype: torch.dtype,
+) -> list[bool]:
+    """Ask the model each row and say which answers are right, restricted to the set.
+
+    Nothing is generated, which takes longer than all else.
+
+    Args: as `label_answers`.
+    """
+    asked = questions(rows, tokenizer, template)
+    choices = answer_tokens(rows[0], answers, tokenizer, template)
+
+    def answered(prefix: _Prefix, batch: Sequence[Question]) -> list[bool]:
+        best = _likeliest(model, prefix, choices)
+        return [
+            answers[index].strip() == question.answer
+            for question, index in zip(batch, best, strict=True)
+        ]
+
+    lengths = [len(each.prompt) for each in asked]
+    made = batches(lengths, ROWS_A_PASS, sum(lengths))
+    return _asked(model, asked, tokenizer.pad_token_id, dtype, made, answered)
+
+
+def _asked(
+    model: torch.nn.Module,
+    asked: Sequence[Question],
+    pad: int,
+    dtype: torch.dtype,
+    made: Sequence[list[int]],
+    answered: Callable[[_Prefix, Sequence[Question]], list[T]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[T]:
+    """Return what `answered` finds of each question; `made` says which share a pass."""
+    import torch
+
+    device = next(model.parameters()).device
+
+    def work(places: list[int]) -> list[T]:
+        batch = [asked[place] for place in places]
+        with torch.inference_mode(), compute_in(model, device.type, dtype):
+            return answered(_read(model, [each.prompt for each in batch], pad), batch)
+
+    found: dict[int, T] = {}
     training = model.training
     model.eval()
     try:
-        made = batches(lengths, rows_at_most, tokens_at_most or sum(lengths))
         for places, results in in_passes(device, made, work):
             found |= zip(places, results, strict=True)
             progress(len(found))

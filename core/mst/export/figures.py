@@ -61,7 +61,9 @@ class Reference:
     logits: Callable[[int], torch.Tensor] = field(repr=False)
 
 
-def reference(trained: torch.nn.Module, rows: Sequence[Example]) -> Reference:
+def reference(
+    trained: torch.nn.Module, rows: Sequence[Example], go_on: GoOn = lambda: None
+) -> Reference:
     """Run the trained model over the rows, once for all candidates where its head is known.
 
     What its decoder gives is kept, a vector a token; logits, a hundred times as large, are made of
@@ -70,6 +72,7 @@ def reference(trained: torch.nn.Module, rows: Sequence[Example]) -> Reference:
     Args:
         trained: causal language model, in evaluation mode.
         rows: encoded; every token after a row's first is predicted.
+        go_on: called before each batch.
     """
     import torch
     from torch.nn import functional
@@ -80,11 +83,12 @@ def reference(trained: torch.nn.Module, rows: Sequence[Example]) -> Reference:
     if form is None:
         return Reference(batches, lambda place: _logits(trained, *batches[place][:2]))
     decoder, head = decoder_and_head(trained)
-    with torch.inference_mode():
-        hidden = [
-            decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            for ids, mask, _ in batches
-        ]
+    hidden = []
+    for ids, mask, _ in batches:
+        go_on()
+        with torch.inference_mode():
+            found = decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        hidden.append(found.last_hidden_state)
     weight, bias = head.weight, head.bias
     return Reference(
         batches, lambda place: shaped(functional.linear(hidden[place], weight, bias), form).float()

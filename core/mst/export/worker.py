@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst import serial
+from mst.data.encode import Example
 from mst.durable import seal_directory, why_unwritten, write_text
 from mst.errors import EXIT_REFUSED, Interrupted, MstError, RunError
 from mst.evaluate.answers import greedy_answers
-from mst.evaluate.labels import label_answers, questions
+from mst.evaluate.labels import questions, restricted_answers
 from mst.export import ExportReport
 from mst.export.artefact import CHECK, Artefact, MergeCheck, describe
 from mst.export.figures import Distance, Reference, distance, reference
@@ -68,7 +69,7 @@ class _Shared:
         registry: the plugins.
         rows: of the run.
         trained: the merged model, float32.
-        reference: what it says of the judged rows.
+        reference: returns what it says of the judged rows.
         report: of the merge on disk.
         check: of the merge in memory.
         right: says which asked rows the trained model answers rightly; none where nobody can know.
@@ -80,7 +81,7 @@ class _Shared:
     registry: Registry
     rows: ExportRows = field(repr=False)
     trained: torch.nn.Module
-    reference: Reference
+    reference: Callable[[], Reference]
     report: MergeReport
     check: MergeCheck
     right: Callable[[], Sequence[bool]]
@@ -120,8 +121,8 @@ def work(job: ExportJob, keys: KeyRing) -> bool:
             )
         if not check.faults:
             write_text(merged / CHECK, serial.dumps(check))
-        judged = reference(trained, rows.judged)
     with Meanwhile(job.beside) as meanwhile:
+        judged = meanwhile.begin(_reference, trained, rows.judged)
         right = meanwhile.begin(_right, trained, rows)
         shared = _Shared(
             job, registry, rows, trained, judged, report, check, right, meanwhile, console
@@ -202,6 +203,10 @@ def _answers(
     )  # fmt: skip
 
 
+def _reference(go_on: GoOn, trained: torch.nn.Module, judged: Sequence[Example]) -> Reference:
+    return reference(trained, judged, go_on)
+
+
 def _right(go_on: GoOn, model: torch.nn.Module, rows: ExportRows) -> list[bool]:
     """Return whether each asked row is answered rightly out of the set of answers."""
     import torch
@@ -210,10 +215,9 @@ def _right(go_on: GoOn, model: torch.nn.Module, rows: ExportRows) -> list[bool]:
     for start in range(0, len(rows.asked), _ASKED_AT_ONCE):
         go_on()
         part = rows.asked[start : start + _ASKED_AT_ONCE]
-        answered = label_answers(
+        found += restricted_answers(
             model, part, rows.answers, rows.tokenizer, rows.template, torch.float32
         )
-        found += [each.restricted for each in answered]
     return found
 
 
@@ -229,7 +233,7 @@ def _rounding(
     request = request_for(shared.job.options, shared.job.merged)
     rounded = ask(shared.registry, target.name, "mst_export_rounded", request=request)
     put_weights(candidate, _while_waited_for(go_on, rounded))
-    return distance(shared.reference, candidate, go_on)
+    return distance(shared.reference(), candidate, go_on)
 
 
 def _while_waited_for(
@@ -335,7 +339,7 @@ def _judged(
         faults += cast_faults(shared.trained, candidate, shared.report.dtype)
     if faults:
         return None, faults
-    found = distance(shared.reference, candidate)
+    found = distance(shared.reference(), candidate)
     answers = compared(shared.right(), _right(lambda: None, candidate, shared.rows))
     quality = Quality(found, rounding, answers)
     faults = quality_faults(quality, bounds)

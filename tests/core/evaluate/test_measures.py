@@ -19,7 +19,13 @@ from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.evaluate.answers import greedy_answers
 from mst.evaluate.batching import batches, in_passes, token_budget
-from mst.evaluate.labels import answer_tokens, label_accuracy, label_answers, questions
+from mst.evaluate.labels import (
+    answer_tokens,
+    label_accuracy,
+    label_answers,
+    questions,
+    restricted_answers,
+)
 from mst.evaluate.likelihood import row_losses
 from mst.model.facts import read_facts
 
@@ -124,6 +130,7 @@ def test_label_answers_are_in_the_order_of_their_rows(
     each = [label_answers(model, [row], *arguments)[0] for row in rows[:9]]
     together = label_answers(model, rows[:9], *arguments, rows_at_most=4)
     share = label_accuracy(model, rows[:9], *arguments)
+    chosen = restricted_answers(model, rows[:9], *arguments)
 
     assert together == each
     assert share.restricted == pytest.approx(sum(one.restricted for one in each) / 9)
