@@ -67,7 +67,8 @@ def best_scales(block: torch.Tensor, bits: int) -> torch.Tensor:
     # As gptqmodel has it: the largest weight lies between the outermost code and the one inside it.
     largest = block.abs().amax(0) / (highest + 0.5)
     largest[largest == 0] = 1
-    best, least = largest, torch.full_like(largest, torch.inf)
+    best: torch.Tensor = largest
+    least = torch.full_like(largest, torch.inf)
     change = torch.empty_like(block)
     for step in range(_SCALES):
         scale = largest * (1 - (1 - _LEAST_SCALE) * step / _SCALES)
