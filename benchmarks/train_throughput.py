@@ -10,11 +10,16 @@ or `--unsloth` names the interpreter of their environment. Float32 runs of mst w
 NF4 weights where sides are, give the losses that bfloat16's are held against.
 
 The model is SmolLM2-135M for llama; for others random weights of about its size. MFU is the model's
-products over what one product of 2,048 squared reached in the same process. `--cases` also takes
-made-up rows of one length: as they are, eight times as many, and eight times as long, with what
-arithmetic says of their times. `--profile FILE` runs mst once under torch's profiler instead,
-prints its table and writes a trace for a browser. A busy machine is refused; `--busy-ok` marks the
-lines instead.
+products over what one product of 2,048 squared reached in the same process. `--profile FILE` runs
+mst once under torch's profiler instead, prints its table and writes a trace for a browser. A busy
+machine is refused; `--busy-ok` marks the lines instead.
+
+`--cases even rows8 length8` are made-up rows of one length, 2,048 tokens a step in each case, so
+that what a step costs whatever its size weighs the same. `rows8` is a set of eight times the rows:
+as many steps of the same micro-batch, which arithmetic gives the same tokens a second. `length8`
+has rows eight times as long, an eighth of them a step: arithmetic gives tokens a second in inverse
+proportion to a token's operations, of which attention's grow with the length. The last line has
+both beside what was measured. These cases have no float32 run: random tokens teach nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.train_sides import PACKED, PEERS, SIDES, measure, operations, tool
-from benchmarks.train_task import RANK, SEED, Task
+from benchmarks.train_task import RANK, SEED, WARM_UP, Task
 from mst.job import cache_dir
 from mst.model.facts import read_facts
 from mst.model.gguf import convert
@@ -40,8 +45,8 @@ from mst.step_work import model_work
 
 # What others may use of the machine's cores before it counts as busy.
 QUIET = 0.05
-# Rows and tokens of each of the made-up cases, and how they compare with the first.
-MADE_UP = {"even": (4, 128), "rows8": (32, 128), "length8": (4, 1024)}
+# Of each made-up case: rows a step, tokens of each, and how many times the steps that are timed.
+MADE_UP = {"even": (16, 128, 1), "rows8": (16, 128, 8), "length8": (2, 1024, 1)}
 # About SmolLM2-135M's size and shape, under its tokenizer.
 SHAPES = {
     "qwen2": {
@@ -123,14 +128,17 @@ def interpreter(side: str, args: argparse.Namespace) -> str:
 
 def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """Return one case: medians of all sides, and the medians of ratios, round by round."""
-    batch, length = MADE_UP.get(name, (args.batch, None))
-    task = Task(args.dataset, args.dtype, batch, length, args.steps, args.threads)
+    batch, length, times = MADE_UP.get(name, (args.batch, None, 1))
+    steps = WARM_UP + times * (args.steps - WARM_UP)
+    task = Task(args.dataset, args.dtype, batch, length, steps, args.threads)
     with tempfile.TemporaryDirectory() as place:
         directory = model_directory(kind, Path(place))
         if args.profile:
             measure("mst", directory, task, trace=args.profile)
             raise SystemExit(0)
         names = {"reference-nf4" if "nf4" in side else "reference" for side in sides}
+        if length:
+            names = set()
         references = {name: measure(name, directory, task)["losses"] for name in names}
         for side in sides:
             if side in ("mst", "mst-nf4"):
@@ -141,7 +149,7 @@ def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -
         "case": f"{kind} lora r={RANK} all-linear {args.dtype} batch {batch}",
         "rows": f"{name}: {batch} x {length} made up" if length else _rows(args),
         "pairs": args.pairs,
-        "steps": args.steps,
+        "steps": steps,
         "threads": args.threads,
         "busy_share_before": round(max(busy), 3),
         "load_average": round(os.getloadavg()[0], 2),
@@ -163,7 +171,8 @@ def summed_up(
 
     Args:
         rounds: what was measured of each side.
-        references: losses of the float32 runs, "reference" and "reference-nf4".
+        references: losses of the float32 runs, "reference" and "reference-nf4"; none where nothing
+            is held against them.
         sides: the first is what the others are held against.
     """
 
@@ -186,12 +195,13 @@ def summed_up(
         speed = "answer_tokens_per_second" if side in PACKED else "tokens_per_second"
         line[f"{speed}_ratio_to_{side}"] = ratio(speed, side)
         line[f"peak_rss_ratio_to_{side}"] = ratio("peak_rss_bytes", side)
-    off = line["largest_loss_difference_to_float32"] = {}
+    off: dict[str, float] = {}
     for side in sides:
-        if side not in PACKED:
-            known = references["reference-nf4" if "nf4" in side else "reference"]
+        known = references.get("reference-nf4" if "nf4" in side else "reference")
+        if known is not None and side not in PACKED:
             pairs = zip(rounds[0][side]["losses"], known, strict=True)
             off[side] = round(max(abs(a - b) for a, b in pairs), 5)
+    line |= {"largest_loss_difference_to_float32": off} if off else {}
     versions = {side: rounds[0][side]["version"] for side in sides if rounds[0][side]["version"]}
     return line | ({"versions": versions} if versions else {})
 
@@ -213,20 +223,23 @@ def arithmetic(directory: Path, task: Task) -> dict[str, Any]:
 
 
 def scaling(lines: Sequence[dict[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
-    """Return how step times grow from the first made-up case, measured and by arithmetic."""
+    """Return tokens a second over those of the first made-up case: by arithmetic, and measured.
+
+    Arithmetic has all operations take as long as each other.
+    """
     first = lines[0]
 
-    def flop(line: dict[str, Any]) -> float:
-        return float(line["products_flop"] + line["attention_flop"])
+    def operations_a_token(line: dict[str, Any]) -> float:
+        return float(line["products_flop"] + line["attention_flop"]) / float(line["tokens_a_step"])
+
+    def measured(line: dict[str, Any], side: str) -> float:
+        return float(line["tokens_per_second"][side] / first["tokens_per_second"][side])
 
     return {
         "scaling": {
             line["rows"]: {
-                "operations": round(flop(line) / flop(first), 2),
-                **{
-                    side: round(line["step_seconds"][side] / first["step_seconds"][side], 2)
-                    for side in sides
-                },
+                "arithmetic": round(operations_a_token(first) / operations_a_token(line), 3),
+                **{side: round(measured(line, side), 3) for side in sides},
             }
             for line in lines[1:]
         }

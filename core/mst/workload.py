@@ -169,6 +169,7 @@ def largest_step(
     per_epoch = -(-len(data.lengths) // global_batch)
     tokens = labels = mask = height = width = pixels = 0
     masked = False
+    shapes: set[tuple[int, int]] = set()
     # Past a few epochs the largest meeting of long rows has been seen; it only creeps up.
     rows_looked_at = SHARING_ROWS_LOOKED_AT if shares else ROWS_LOOKED_AT
     for step in range(min(steps, 3 * per_epoch, max(1, rows_looked_at // global_batch))):
@@ -177,6 +178,7 @@ def largest_step(
         ):
             rows = [row for item in each for row in item]
             made = _micro_shape(data, read, rows, layout, shares)
+            shapes.add((made.lines, made.width))
             if (made.lines * made.width, made.width) > (tokens, width):
                 tokens, height, width = made.lines * made.width, made.lines, made.width
             mask = max(mask, made.lines * made.width**2 if made.packed else 0)
@@ -184,7 +186,10 @@ def largest_step(
             labels = max(labels, sum(data.label_tokens[row] for row in rows))
             if data.image_bytes:
                 pixels = max(pixels, sum(data.image_bytes[row] for row in rows))
-    return StepShape(tokens, labels, mask, height, width, masked=masked, image_bytes=pixels)
+    return StepShape(
+        tokens, labels, mask, height, width, masked=masked, image_bytes=pixels,
+        alike=len(shapes) == 1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

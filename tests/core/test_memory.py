@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.memory_forecast import SHAPES, cases, compared, offloaded, some_layers
+from benchmarks.memory_forecast import SHAPES, cases, compared, offloaded, short_rows, some_layers
 from tests.reference_models import LLAMA_2_7B, LLAMA_3_70B, decoder
 
 from mst.configuration import Configuration
 from mst.memory import StepShape, forecast
 from mst.model.facts import ModelFacts
+from mst.workload import DataFacts, largest_step
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {
@@ -29,6 +30,7 @@ RESULTS = {
     ),
 }
 SOME_LAYERS = "2026-11-27-memory-forecast-some-layers.jsonl"
+SHORT_ROWS = "2026-11-28-memory-forecast-short-rows.jsonl"
 OFFLOADED = "2026-11-27-memory-forecast-offloaded.jsonl"
 STEP = StepShape(tokens=2048, label_tokens=512, rows=1, width=2048)
 LORA = Configuration()
@@ -86,11 +88,10 @@ def test_forecasts_are_within_their_bars_of_what_was_measured(
     assert min(found) >= -0.05
 
 
-@pytest.mark.parametrize(("device", "count", "over"), [("simchip", 9, 0.001), ("cpu", 12, 0.5)])
+@pytest.mark.parametrize(("device", "count", "over"), [("simchip", 9, 0.001), ("cpu", 12, 0.18)])
 def test_forecasts_of_some_recomputed_layers_are_near_what_was_measured(
     device: str, count: int, over: float
 ) -> None:
-    """On a CPU tensors of 256 tokens are small, and the heap's holes young after twelve steps."""
     measured = recorded(SOME_LAYERS)
     found = {
         case.name: compared(measured[case.name], case, shape_facts(case.shape))
@@ -105,11 +106,42 @@ def test_forecasts_of_some_recomputed_layers_are_near_what_was_measured(
     whole, three, seven = (float(each["measured_bytes"]) for each in llama)
 
     assert len(sizes) == count
-    assert -0.02 <= min(sizes) <= max(sizes) <= over
+    assert -0.03 <= min(sizes) <= max(sizes) <= over
     assert seven < three < whole
-    # It errs no more than where no layer is recomputed.
-    assert device != "cpu" or "whole" in max(found, key=lambda name: found[name]["forecast_error"])
     assert (whole - seven) / (whole - three) == pytest.approx(7 / 3, rel=0.45)
+
+
+def test_forecasts_of_short_rows_of_one_length_are_near_what_was_measured() -> None:
+    measured = recorded(SHORT_ROWS)
+    found = [
+        compared(measured[case.name], case, shape_facts(case.shape))["forecast_error"]
+        for case in short_rows()
+    ]
+
+    assert len(found) == 4
+    assert -0.03 <= min(found) <= max(found) <= 0.1
+
+
+def test_short_rows_of_many_lengths_leave_larger_holes_than_those_of_one() -> None:
+    """SmolLM2 peaked at 804 MiB after 36 steps of any length from 96 to 256 tokens."""
+    made = replace(LORA, heap="tight")
+    one = StepShape(tokens=256, label_tokens=64, rows=1, width=256, alike=True)
+    alike, others = (
+        forecast(shape_facts("smollm2-135m"), made, step, None)
+        for step in (one, replace(one, alike=False))
+    )
+
+    assert alike.slack_bytes < others.slack_bytes
+    assert 0.97 <= (others.peak_bytes - others.runtime_bytes) / (804 * 2**20) <= 1.2
+
+
+@pytest.mark.parametrize(("lengths", "alike"), [((256,) * 40, True), ((256, 96) * 20, False)])
+def test_a_run_knows_whether_its_micro_batches_have_one_shape(
+    lengths: tuple[int, ...], alike: bool
+) -> None:
+    data = DataFacts(lengths, (64,) * 40, 0, None, 256, 256, 0)
+
+    assert largest_step(data, 1, 4, 42, 10).alike is alike
 
 
 def test_forecasts_know_what_lies_on_the_host() -> None:

@@ -37,20 +37,29 @@ def test_ratios_are_medians_over_rounds_in_which_both_sides_ran() -> None:
     assert found["versions"] == {"trl": "trl 1"}
 
 
-def test_eight_times_the_rows_are_eight_times_the_work_and_longer_rows_more(
+def test_more_rows_are_as_fast_by_arithmetic_and_longer_ones_slower_by_their_attention(
     tiny_model: Path,
 ) -> None:
     lines = []
-    for name, (rows, length) in train_throughput.MADE_UP.items():
-        task = Task(None, "float32", rows, length, 1, 1)
-        lines.append(
-            {"rows": name, "step_seconds": {"mst": rows * length}, **arithmetic(tiny_model, task)}
-        )
+    for name, (rows, length, times) in train_throughput.MADE_UP.items():
+        task = Task(None, "float32", rows, length, 2 + 5 * times, 1)
+        line = {"rows": name, "tokens_per_second": {"mst": 1000 / length}}
+        lines.append(line | arithmetic(tiny_model, task))
     found = scaling(lines, ("mst",))["scaling"]
+    first, _, longer = lines
 
-    assert found["rows8"] == {"operations": 8.0, "mst": 8.0}
-    assert found["length8"]["mst"] == 8.0
-    assert found["length8"]["operations"] > 10
+    assert {each["tokens_a_step"] for each in lines} == {2048}
+    assert found["rows8"] == {"arithmetic": 1.0, "mst": 1.0}
+    assert found["length8"]["mst"] == 0.125
+    assert longer["attention_flop"] == 8 * first["attention_flop"]
+    whole = (each["products_flop"] + each["attention_flop"] for each in (first, longer))
+    assert found["length8"]["arithmetic"] == pytest.approx(next(whole) / next(whole), abs=1e-3)
+
+
+def test_nothing_is_held_against_float32_where_there_is_no_such_run() -> None:
+    found = summed_up([{"mst": side(1.0, [2.0])}], {}, ("mst",))
+
+    assert "largest_loss_difference_to_float32" not in found
 
 
 def test_made_up_rows_have_one_length_and_are_the_same_for_all_sides(tiny_model: Path) -> None:

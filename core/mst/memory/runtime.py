@@ -31,6 +31,10 @@ MAPPED_FROM_BYTES = {"tight": 2**20, "roomy": 2**25}
 # after twelve steps; where layers are recomputed, five to seven of them (memory_forecast.py).
 HEAP_HOLES = {"tight": 2.15, "roomy": 1.0}
 RECOMPUTED_HOLES = {"tight": 2.15, "roomy": 6.0}
+# Where all that layers keep lies in the tight heap and every micro-batch has one shape, what a step
+# has freed fits the next one's tensors: holes are half of what is kept, full grown in the second
+# step. Each further length leaves its kernels there, and pieces that fit no other.
+ALIKE_HOLES = 0.6
 # Compiled layers free next to nothing between the tensors that they keep, so a roomy heap has few
 # holes: with these, seven cases of benchmarks/memory_forecast.py are within 4 %, full tuning 12 %
 # too high. What the compiler itself took is free again by then.
@@ -78,13 +82,16 @@ def heap_bytes(step: Step, heap: str, whole: bool, compiled: bool = False) -> in
         compiled: the layers are.
     """
     mapped_from = MAPPED_FROM_BYTES[heap]
-    small = sum(size for size in _kept_tensors(step) if size < mapped_from)
+    kept = list(_kept_tensors(step))
+    small = sum(size for size in kept if size < mapped_from)
     found = float(KERNELS_BYTES)
     if step.recomputed:
         stream = step.shape.tokens * step.layer.hidden * step.scheme.stream
         inputs = stream * step.recomputed if stream < mapped_from else 0
         found += RECOMPUTED_HOLES[heap] * small + inputs
     holes = COMPILED_HOLES if compiled and heap == "roomy" else HEAP_HOLES[heap]
+    if heap == "tight" and step.shape.alike and max(kept) < mapped_from:
+        holes = ALIKE_HOLES
     return int(found + small * (step.layers - step.recomputed) * (holes if whole else 1))
 
 

@@ -20,6 +20,7 @@ class StepShape:
         kept: positions along the width whose logits are computed, in every row; 0 when unknown.
         masked: padded rows have a mask: they are not all of one length.
         image_bytes: of the tensors that a model sees images by.
+        alike: every micro-batch of the run has this shape.
     """
 
     tokens: int
@@ -30,6 +31,7 @@ class StepShape:
     kept: int = 0
     masked: bool = True
     image_bytes: int = 0
+    alike: bool = False
 
 
 def row_width(step: StepShape) -> int:
