@@ -1,18 +1,19 @@
 """What transformers imports beside any model and answers don't need, left out until it is used.
 
 Of 352 MB that a process took once it had imported Llama from transformers 5.23, with torch 2.13,
-torch's compiler and its tensors over many processes took 44, and sympy, which both import, 30. (A
-part of torch that makes an empty model imports sympy again.)
+torch's compiler and its tensors over many processes took 44, and sympy, which both import, 30. The
+part of torch that makes an empty model imports sympy too, to ask whether sizes are symbols.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -92,6 +93,62 @@ class _Loaded(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Leave it as it is."""
         module.__spec__ = self._spec
+
+
+def _all(*conditions: Any) -> bool:
+    return all(map(bool, conditions))
+
+
+def _any(*conditions: Any) -> bool:
+    return any(map(bool, conditions))
+
+
+# What torch's shape functions ask about sizes, where all of them are numbers.
+_SYMBOLIC: Mapping[str, Mapping[str, Any]] = {
+    "torch.fx.experimental.symbolic_shapes": {
+        **dict.fromkeys(
+            ("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious",
+             "statically_known_true"), bool
+        ),
+        "sym_and": _all,
+        "sym_or": _any,
+        "sym_eq": lambda one, other: bool(one == other),
+        "is_nested_int": lambda _: False,
+        "has_guarding_hint": lambda _: True,
+        "guarding_hint_or_throw": lambda number: number,
+        "free_unbacked_symbols": lambda *_: set(),
+    },
+    "sympy": {"Basic": type("Basic", (), {})},
+}  # fmt: skip
+
+
+class _Numbers(ModuleType):
+    """Stands in for a module about symbols; what it lacks, it has from the real one."""
+
+    def __getattr__(self, name: str) -> Any:
+        # sympy alone has modules of its own. Python asks for the path of whatever names come from.
+        if name.startswith("__") and (name != "__path__" or "." in self.__name__):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def without_symbols() -> Iterator[None]:
+    """Make models in here without sympy, as long as nothing but numbers is asked about."""
+    made = []
+    for name, known in _SYMBOLIC.items():
+        if name not in sys.modules:
+            sys.modules[name] = one = _Numbers(name)
+            vars(one).update(known)
+            made.append(one)
+    try:
+        yield
+    finally:
+        for one in made:
+            if sys.modules.get(one.__name__) is one:
+                del sys.modules[one.__name__]
 
 
 def import_lean() -> None:

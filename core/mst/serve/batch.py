@@ -25,11 +25,16 @@ class Batch:
     """
 
     def __init__(
-        self, decoder: Decoder, limit: int, prefill_tokens: int, prefix_bytes: int
+        self,
+        decoder: Decoder,
+        limit: int,
+        prefill_tokens: int,
+        prefix_bytes: int,
+        together_bytes: int | None = None,
     ) -> None:
         """Begin empty; the numbers are those of `mst.serve.continuous.Limits`."""
         self.limit = limit
-        self.prefixes = PrefixCache(prefix_bytes)
+        self.prefixes = PrefixCache(prefix_bytes, together_bytes)
         self._decoder, self._prefill_tokens = decoder, prefill_tokens
         # The long prompt that is computed piece by piece, and the short ones of this step.
         self._long: Prefill | None = None
@@ -118,6 +123,8 @@ class Batch:
 
     def step(self) -> torch.Tensor:
         """Return the logits of each running answer's next token."""
+        if self.prefixes.bytes:
+            self.prefixes.give_way(self._decoder.held_bytes())
         return self._decoder.step()
 
     def cancel(self, tickets: Collection[int]) -> int:
@@ -136,6 +143,8 @@ class Batch:
             answer, kept = self.running[row], self._decoder.kept(row)
             if kept:
                 length = next(iter(kept.values()))[0].shape[1]
+                own = sum(part.nbytes for pair in kept.values() for part in pair)
+                self.prefixes.give_way(self._decoder.held_bytes() - own)
                 try:
                     self.prefixes.keep(answer.prompt, answer.ids[:length], kept)
                 except RuntimeError as error:

@@ -47,12 +47,15 @@ class Limits:
         prefill_tokens: most tokens of prompts computed between two steps of the running answers:
             more begin answers sooner, fewer keep the others flowing.
         prefix_bytes: most that is kept of finished answers for prompts that go on from them.
+        together_bytes: most that is kept while answers run, what they hold included; None for no
+            such limit.
     """
 
     batch: int = 32
     queue: int = 256
     prefill_tokens: int = 256
     prefix_bytes: int = 1 << 30
+    together_bytes: int | None = None
 
 
 @dataclass
@@ -96,7 +99,9 @@ class ContinuousEngine:
         self.adapters = tuple(each for each in served.adapters.names if each is not None)
         self._served, self._constrainer = served, constrainer
         self._queue_limit = limits.queue
-        self._batch = Batch(decoder, limits.batch, limits.prefill_tokens, limits.prefix_bytes)
+        self._batch = Batch(
+            decoder, limits.batch, limits.prefill_tokens, limits.prefix_bytes, limits.together_bytes
+        )
         # Where prompts are computed in one piece, so are other texts.
         self._text_piece = limits.prefill_tokens if decoder.at_once > 1 else None
         self._figures: Counter[str] = Counter(batch_limit=limits.batch)

@@ -179,7 +179,11 @@ class Decoder(Protocol):
         ...
 
     def bytes(self) -> int:
-        """Return what is held."""
+        """Return what is held, with the room to grow."""
+        ...
+
+    def held_bytes(self) -> int:
+        """Return what is held of running answers whose beginnings may be kept."""
         ...
 
 
@@ -292,6 +296,10 @@ class BatchedDecoder:
         """Return what the running block takes, with the room to grow."""
         return self._slots.bytes()
 
+    def held_bytes(self) -> int:
+        """Return what the running answers' tokens take."""
+        return self._slots.held_bytes()
+
 
 def columns_beside(
     slots: Slots, columns: int, own: Sequence[int], device: torch.device
@@ -397,3 +405,7 @@ class AloneDecoder:
         parts = [part for layer in layers for part in vars(layer).values()]
         flat = [one for part in parts for one in (part if isinstance(part, list) else [part])]
         return sum(each.nbytes for each in flat if isinstance(each, torch.Tensor))
+
+    def held_bytes(self) -> int:
+        """Return 0: nothing is kept that could give way."""
+        return 0

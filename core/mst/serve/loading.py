@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import ModelError
-from mst.lean_imports import import_lean
+from mst.lean_imports import import_lean, without_symbols
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.continuous import ContinuousEngine, Limits
 from mst.serve.job import EngineJob
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # What is kept for later prompts takes no more beside a small model than beside a large one.
 _SHARE_OF_WEIGHTS = 4
+# What runs and what is kept take three such shares together; what runs alone may take more.
+_SHARES_TOGETHER = 3
 
 
 def load_engine(
@@ -54,10 +57,12 @@ def load_engine(
     from mst.registry import load as load_plugins
 
     activate(load_plugins(), job.backend)
-    if alone and job.torch_device == "cpu" and job.model.quantization == "none":
+    lean = alone and job.torch_device == "cpu" and job.model.quantization == "none"
+    if lean:
         import_lean()
     import torch
 
+    from mst import library_pages
     from mst.serve.asking import Way, way_of
     from mst.serve.constraint import Constrainer
     from mst.training.faults import named
@@ -69,7 +74,10 @@ def load_engine(
         if device.type == "cpu":
             torch.set_num_threads(job.threads)
         with named(device, "while loading the model"):
-            served = load_served(job, device, keys)
+            with without_symbols() if lean else nullcontext():
+                served = load_served(job, device, keys)
+            if alone:
+                library_pages.release()
             return served, way_of(served, job.context)
 
     thread = OwnThread()
@@ -77,23 +85,26 @@ def load_engine(
     if alone:
         gc.collect()
         trim_heap()
+        library_pages.release()
     if way.reason is not None:
         say(f"Each answer of this model takes passes of its own: {way.reason}.")
     return ContinuousEngine(
         served,
         way.decoder,
         job.context,
-        Limits(job.batch, job.queue, job.prefill_tokens, _prefix_bytes(job, served)),
+        Limits(job.batch, job.queue, job.prefill_tokens, *_prefix_bytes(job, served)),
         Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, way.vocab_size),
         thread,
     )
 
 
-def _prefix_bytes(job: EngineJob, served: Served) -> int:
+def _prefix_bytes(job: EngineJob, served: Served) -> tuple[int, int | None]:
+    """Return how much is kept of finished answers, and how much beside running ones with these."""
     if job.prefix_bytes is not None:
-        return job.prefix_bytes
+        return job.prefix_bytes, None
     weights = sum(each.nbytes for each in served.model.parameters())
-    return min(weights // _SHARE_OF_WEIGHTS, Limits().prefix_bytes)
+    share = weights // _SHARE_OF_WEIGHTS
+    return min(share, Limits().prefix_bytes), share * _SHARES_TOGETHER
 
 
 def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -> Served:
@@ -104,6 +115,7 @@ def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -
     import torch
 
     from mst.serve.decoders import Served
+    from mst.serve.head_pieces import compute_in_pieces
     from mst.serve.row_adapters import RowAdapters, read_layers, why_not_plain
 
     own = job.model.adapter
@@ -120,6 +132,7 @@ def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -
     # What an adapter's run has encrypted is the adapter; the base below it is plain.
     bare = job.model if own is None else replace(job.model, adapter=None, encrypted_run=None)
     base = _loaded(job, bare, device, keys)
+    compute_in_pieces(base, device)
     rows = RowAdapters(base)
     dtype = getattr(torch, job.dtype)
     adapters: dict[str | None, TunedModel] = {None: job.model}

@@ -21,9 +21,16 @@ class PrefixCache:
     how soon its answer begins, what another has asked.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
-        """Keep so many bytes at most; 0 keeps nothing."""
-        self._budget = budget_bytes
+    def __init__(self, budget_bytes: int, together_bytes: int | None = None) -> None:
+        """Keep nothing yet.
+
+        Args:
+            budget_bytes: most that is kept; 0 keeps nothing.
+            together_bytes: most that is kept and in use together: what is kept gives way to what
+                runs. None where it doesn't.
+        """
+        self._budget = self._limit = budget_bytes
+        self._together = together_bytes
         self._entries: OrderedDict[tuple[_Owner, tuple[int, ...]], Kept] = OrderedDict()
         self.bytes = 0
 
@@ -54,7 +61,7 @@ class PrefixCache:
         """
         owner, tokens = (prompt.caller, prompt.adapter), tuple(ids)
         size = sum(part.nbytes for pair in kept.values() for part in pair)
-        if size > self._budget or not tokens:
+        if size > self._limit or not tokens:
             return
         for key in [each for each in self._entries if each[0] == owner]:
             common = _common(key[1], tokens)
@@ -63,15 +70,24 @@ class PrefixCache:
                 return
             if common == len(key[1]):
                 self._drop(key)
-        while self.bytes + size > self._budget:
-            self._drop(next(iter(self._entries)))
+        self._drop_beyond(self._limit - size)
         self._entries[owner, tokens] = _own(kept)
         self.bytes += size
+
+    def give_way(self, running_bytes: int) -> None:
+        """Keep no more than what running answers, who hold so much, leave of the room for both."""
+        if self._together is not None:
+            self._limit = min(self._budget, max(0, self._together - running_bytes))
+            self._drop_beyond(self._limit)
 
     def clear(self) -> None:
         """Drop everything."""
         self._entries.clear()
         self.bytes = 0
+
+    def _drop_beyond(self, limit: int) -> None:
+        while self.bytes > limit:
+            self._drop(next(iter(self._entries)))
 
     def _drop(self, key: tuple[_Owner, tuple[int, ...]]) -> None:
         self.bytes -= sum(part.nbytes for pair in self._entries.pop(key).values() for part in pair)

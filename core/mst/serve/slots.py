@@ -155,6 +155,12 @@ class Slots(Cache):
         """Return what the block takes once it is full."""
         return sum(part.nbytes for _, each in self._made() for part in each.tensors())
 
+    def held_bytes(self) -> int:
+        """Return what the rows' tokens take."""
+        tokens, frame = sum(self.frame.lengths), self.frame
+        columns = frame.row_capacity * frame.column_capacity
+        return self.bytes() * tokens // columns if columns else 0
+
     def _made(self) -> list[tuple[int, SlotLayer]]:
         """Return the layers that hold anything: some read what another has written."""
         return [pair for pair in self._held.items() if pair[1].is_initialized]

@@ -110,5 +110,5 @@ def test_what_is_kept_for_later_prompts_follows_the_models_size(tiny_model: Path
     weights = sum(each.nbytes for each in served.model.parameters())
 
     assert job.prefix_bytes is None
-    assert _prefix_bytes(job, served) == weights // 4
-    assert _prefix_bytes(replace(job, prefix_bytes=7), served) == 7
+    assert _prefix_bytes(job, served) == (weights // 4, weights // 4 * 3)
+    assert _prefix_bytes(replace(job, prefix_bytes=7), served) == (7, None)

@@ -147,3 +147,23 @@ def test_a_kept_copy_does_not_hold_its_block() -> None:
 
     assert found is not None
     assert found[0][0].untyped_storage().nbytes() == 8
+
+
+def test_what_is_kept_gives_way_to_what_runs() -> None:
+    cache, set_apart = PrefixCache(8 * 25, 8 * 40), PrefixCache(8 * 25)
+    one, two = ([number, *range(10, 19)] for number in (1, 2))
+    for each in (cache, set_apart):
+        each.keep(prompt(), one, kept(10))
+        each.keep(prompt(), two, kept(10))
+        each.give_way(8 * 25)
+    kept_bytes = cache.bytes, set_apart.bytes
+    cache.give_way(8 * 41)
+    cache.keep(prompt(), one, kept(10))
+    while_full = cache.bytes
+    cache.give_way(0)
+    cache.keep(prompt(), one, kept(10))
+
+    # The one that was used longest ago went first.
+    assert kept_bytes == (80, 160)
+    assert while_full == 0
+    assert cache.bytes == 80
