@@ -51,6 +51,26 @@ import_lean()
 print(before == (torch._dynamo, torch.distributed.is_available))
 """
 
+WITHOUT_SYMBOLS = """
+import sys
+from mst.extensions import NOT_FOR_ANSWERS, hide_packages
+from mst.lean_imports import import_lean, without_symbols
+
+hide_packages((), NOT_FOR_ANSWERS)
+import_lean()
+import torch
+from transformers import AutoModelForCausalLM
+
+with without_symbols():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+print([name for name in ("sympy", "torch.fx.experimental.symbolic_shapes") if name in sys.modules])
+ids = torch.tensor([[1, 320, 275, 201]])
+lean = model(ids).logits
+print(torch.equal(lean, AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()(ids).logits))
+import sympy
+print(sympy.Symbol("x") + 1)
+"""
+
 
 def said(code: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-c", code, *arguments]
@@ -75,3 +95,7 @@ def test_the_compiler_is_left_out_until_something_of_it_is_used(
 
 def test_what_was_imported_already_is_left_as_it_is() -> None:
     assert said(USUAL) == ["True"]
+
+
+def test_a_model_is_made_without_what_computes_with_symbols(tiny_model: Path) -> None:
+    assert said(WITHOUT_SYMBOLS, str(tiny_model)) == ["[]", "True", "x + 1"]
