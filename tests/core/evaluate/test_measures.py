@@ -133,6 +133,7 @@ def test_label_answers_are_in_the_order_of_their_rows(
     chosen = restricted_answers(model, rows[:9], *arguments)
 
     assert together == each
+    assert chosen == [one.restricted for one in each]
     assert share.restricted == pytest.approx(sum(one.restricted for one in each) / 9)
 
 
