@@ -24,8 +24,7 @@ def quicken_gptq() -> None:
 def _round_by_group() -> None:
     """Let GPTQ round with `rounded_columns`, one layer after the other.
 
-    gptqmodel takes a layer on each worker; of passes as short as these two threads are slower than
-    one, for they wait for each other after each.
+    gptqmodel rounds one on each of its workers, whose short passes contend for the interpreter.
     """
     from gptqmodel.quantization.gptq import GPTQ
 
@@ -109,7 +108,7 @@ def _quantized(task: Any) -> tuple[Any, ...] | None:
 def _sum_a_pass_at_once() -> None:
     """Add what a pass adds to a Hessian in one product.
 
-    gptqmodel makes one for each row, and of rows of 40 tokens moving the Hessian costs the most.
+    gptqmodel makes one for each row: of 40 tokens, it is mostly the Hessian that is moved.
     """
     from gptqmodel.looper.gptq_processor import GPTQProcessor
 
@@ -164,10 +163,12 @@ def _multiply_once() -> None:
         module.module.mst_products = {}
 
     def forward_once(self: Any, read: torch.Tensor) -> torch.Tensor:
-        if self.forward_hook_last and self.forward_hook and self.weight.device == read.device:
+        # None where another method than GPTQ runs.
+        batch, kept = getattr(current, "batch", None), getattr(self, "mst_products", None)
+        near = self.weight.device == read.device
+        if batch is not None and near and self.forward_hook and self.forward_hook_last:
             self.forward_hook(self, (read,), read.new_empty((*read.shape[:-1], 0)))
             raise STOP_FORWARD_EXCEPTION.with_traceback(None)
-        kept, batch = getattr(self, "mst_products", None), getattr(current, "batch", None)
         if kept is None or batch is None:
             made: torch.Tensor = forward(self, read)
             return made

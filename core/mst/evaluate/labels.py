@@ -291,7 +291,7 @@ def restricted_answers(
 ) -> list[bool]:
     """Ask the model each row and say which answers are right, restricted to the set.
 
-    Nothing is generated, which takes longer than all else.
+    What the model would say freely is not generated.
 
     Args: as `label_answers`.
     """
