@@ -122,10 +122,10 @@ def connect(address: str) -> Any:
             "--ray needs Ray, which is not installed here. Install it, on every node too: python -m"
             ' pip install "mst-train[bench]"'
         ) from None
-    if address != "auto":
-        _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        found = _started_here() if address == "auto" else address
+        _check_reachable(found, address)
+        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         told = [*str(error).strip().splitlines(), type(error).__name__][0].rstrip(".")
         raise ClusterError(
@@ -135,7 +135,22 @@ def connect(address: str) -> Any:
     return ray
 
 
-def _check_reachable(address: str) -> None:
+def _started_here() -> str:
+    """Return the address of the cluster that was started on this machine, as Ray finds it.
+
+    It may have ended since: Ray itself would try for minutes to reach that.
+
+    Raises:
+        ConnectionError: none was.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    found = str(services.get_ray_address_from_environment("auto", None))
+    if found == "auto":
+        raise ConnectionError("none was started here")
+    return found
+
+
+def _check_reachable(address: str, asked: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"--ray takes auto or HOST:PORT, not {address!r}.")
@@ -144,7 +159,7 @@ def _check_reachable(address: str) -> None:
     except (OSError, UnicodeError) as error:  # the latter of a name that can be none
         why = getattr(error, "strerror", None) or error
         raise ClusterError(
-            f"--ray {address}: no Ray head answers there ({why}). `ray status"
+            f"--ray {asked}: no Ray head answers at {address} ({why}). `ray status"
             f" --address {address}` on that machine says whether it runs."
         ) from None
 

@@ -142,8 +142,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("address", "error", "words"),
     [
-        ("127.0.0.1:1", ClusterError, "no Ray head answers there"),
-        ("a..b:6379", ClusterError, "no Ray head answers there"),
+        ("127.0.0.1:1", ClusterError, "no Ray head answers at"),
+        ("a..b:6379", ClusterError, "no Ray head answers at"),
         ("somewhere", UsageError, "takes auto or HOST:PORT"),
         ("here:99999", UsageError, "takes auto or HOST:PORT"),
     ],
