@@ -166,7 +166,8 @@ def test_mst_plan_prints_the_longest_as_json_and_as_a_table(
 
     plain = ["--tuner", "lora", "--gradient-checkpointing", "off"]
     (whole,) = limits(*plain)
-    bound = f"{whole['at']['peak_bytes'] / 1e6 - 1:.3f}MB"
+    # One megabyte less is had by a tighter heap, at the same length.
+    bound = f"{whole['at']['peak_bytes'] / 1e6 - 5:.3f}MB"
     (less,) = limits(*plain, "--memory-budget", bound)
     all_ways = limits()
 
