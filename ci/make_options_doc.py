@@ -1,4 +1,4 @@
-"""Write docs/options.md from mst.request: `python ci/make_options_doc.py`."""
+"""Write docs/options.md from mst.options: `python ci/make_options_doc.py`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def takes(each: dataclasses.Field[Any]) -> str:
     if meta["choices"]:
         words = [f"`{choice}`" for choice in meta["choices"]]
         return ", ".join([*words, *(["whole number"] if meta["or_count"] else [])])
-    # Annotations are text, since mst.request postpones their evaluation.
+    # Annotations are text, since mst.options postpones their evaluation.
     kind = KINDS[str(each.type).removesuffix(" | None")]
     if meta["metavar"]:
         shown = "`" + meta["metavar"].replace("|", "` or `") + "`"

@@ -1,0 +1,1 @@
+"""Every option of a training request, one group a module."""
