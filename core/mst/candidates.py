@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
-from mst.facts import Capabilities, DeviceFacts
-from mst.memory import StepShape, forecast
+from mst.facts import Capabilities
+from mst.memory import forecast
 from mst.memory_bounds import lacks, scarcest
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative, MemoryForecast, TimeForecast
 from mst.request import TrainRequest
-from mst.time_forecast import Timer, over_steps
+from mst.space import Space
+from mst.time_forecast import over_steps
 from mst.workload import (
-    DataFacts,
     epoch_items,
     mean_label_tokens,
     mean_length,
@@ -47,43 +47,6 @@ BATCH_TIE = 1.3
 # To compute a tenth of the layers twice takes 3 % longer (5 % with frozen weights): less than is
 # known of other choices, so within a tenth the largest micro-batch wins.
 RECOMPUTED_TIES = 10
-
-
-@dataclass(frozen=True)
-class Space:
-    """What candidates are made from; explicit choices of the request are already checked.
-
-    Attributes:
-        model: its shape.
-        data: the rows.
-        request: what is left open is "auto" or None.
-        devices: of one backend and one kind, those of this machine.
-        capabilities: of the first.
-        dtype: of the matrix products.
-        attention: transformers' implementation.
-        zero: what the user asked of DeepSpeed: "auto", "off" or a stage.
-        host_bytes: free memory of the host, for offloading; None when unknown.
-        budget_bytes: the most that the user lets a plan take of a device; None for what is free.
-        shape: the largest step of a micro-batch and a global batch, from `step_shapes`.
-        timer: how long a step takes, from `step_timer`.
-        shares: forecasts count on it that what rows begin with alike is computed once.
-        spared: the share of a step's tokens that this spares, from `spared_shares`.
-    """
-
-    model: ModelFacts
-    data: DataFacts
-    request: TrainRequest
-    devices: tuple[DeviceFacts, ...]
-    capabilities: Capabilities
-    dtype: str
-    attention: str
-    zero: str
-    host_bytes: int | None
-    budget_bytes: int | None
-    shape: Callable[[int, int, bool], StepShape]
-    timer: Timer
-    shares: bool
-    spared: Callable[[int, int], float]
 
 
 @dataclass(frozen=True)

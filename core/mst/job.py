@@ -25,12 +25,12 @@ from mst.errors import (
     RunError,
     UsageError,
 )
+from mst.explicit import as_explicit
 from mst.facts import Capabilities, DeviceFacts, MachineFacts
 from mst.longest import LongestRows, longest_rows
 from mst.model.facts import ModelFacts, read_facts, weight_files
 from mst.model.locate import ModelSource, locate
 from mst.plan import Plan
-from mst.planner import as_explicit, open_space
 from mst.planner import plan as make_plan
 from mst.registry import Registry
 from mst.request import TrainRequest
@@ -43,6 +43,7 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down, ring_of
 from mst.seal.keys.run_key import make_run_key, run_keys
 from mst.seal.supply.before_use import verify_before_use
 from mst.seats import Seats
+from mst.space import open_space
 from mst.workload import DataFacts
 
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers")

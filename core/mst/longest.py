@@ -11,7 +11,6 @@ from typing import Any
 from mst.candidates import (
     GLOBAL_BATCH_ROWS,
     Candidate,
-    Space,
     alternative,
     candidates,
     order,
@@ -24,6 +23,7 @@ from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative
 from mst.reasons import budget_warning
 from mst.shortfall import LENGTH_STEP, last_holding, nothing_fits
+from mst.space import Space
 from mst.workload import DataFacts, layout_in, step_shapes
 
 # Where a model does not say how long its context is.

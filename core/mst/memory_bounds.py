@@ -10,7 +10,7 @@ from mst.plan import MemoryForecast
 from mst.quantities import gib
 
 if TYPE_CHECKING:
-    from mst.candidates import Space
+    from mst.space import Space
 
 # The share of the free memory that a plan may fill; of `--memory-budget` it may fill all.
 MEMORY_SHARE = 0.9

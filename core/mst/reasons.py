@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mst.candidates import Candidate, Space
+from mst.candidates import Candidate
 from mst.configuration import Configuration, checkpointing_option
 from mst.memory_bounds import budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
+from mst.space import Space
 from mst.workload import mean_length
 
 _SHARED = {
@@ -211,3 +212,45 @@ def budget_warning(space: Space) -> str:
         f"--memory-budget {space.request.memory_budget} is more than there is: of the {gib(free)}"
         f" free, {usable_words(space, 1)}"
     )
+
+
+def device_reasons(space: Space, backend: str, count: int) -> list[Reason]:
+    """Return which devices are used, and why their products have this dtype.
+
+    Args:
+        space: what could be chosen from.
+        backend: name of the devices' backend.
+        count: how many of the space's devices were taken.
+    """
+    devices, request = space.devices[:count], space.request
+    first, names = devices[0], ", ".join(f"{backend}:{each.index}" for each in devices)
+    reasons = [Reason("device", names, f"{first.name}; --device {request.device}")]
+    if request.dtype == "auto":
+        features = f" ({', '.join(first.features)})" if first.features else ""
+        why = f"the fastest that {first.name} has{features}"
+        reasons.append(Reason("dtype", space.dtype, why))
+    return reasons
+
+
+def data_reasons(space: Space) -> list[Reason]:
+    """Return why rows have this length, and what packing and images make of them."""
+    data, reasons = space.data, []
+    if not space.request.max_length:
+        why = f"the longest row has {data.longest}"
+        if data.sampled_from is not None:
+            looked_at = len(data.lengths)
+            why = f"rows are streamed; the longest of {looked_at} looked at has {data.longest}"
+        reasons.append(Reason("max_length", str(data.max_length), why))
+    if data.packed_rows is not None:
+        filled = mean_length(data) / data.max_length
+        why = (
+            f"{data.packed_rows} rows fill {len(data.lengths)} blocks of {data.max_length} tokens"
+            f" to {filled:.0%}; batch sizes count blocks"
+        )
+        reasons.append(Reason("packing", "on", why))
+    if data.images:
+        why = (
+            "adapters in the language model learn; the tower that sees them and its projector don't"
+        )
+        reasons.append(Reason("images", str(data.images), why))
+    return reasons

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from mst.candidates import Candidate, Space
+from typing import TYPE_CHECKING
+
 from mst.model.facts import ModelFacts
 from mst.plan import Reason
 from mst.request import TrainRequest
 from mst.training.prefixes import LEAST_SHARED
 from mst.workload import DataFacts
+
+if TYPE_CHECKING:
+    from mst.candidates import Candidate
+    from mst.space import Space
 
 # Architectures whose gradients were those of rows run alone within 1e-5 in float32 (transformers
 # 5.23, torch 2.13). Others are asked too, but forecasts don't count on their answer.

@@ -20,10 +20,10 @@ from mst.hardware import read_hardware
 from mst.job import gather
 from mst.longest import LengthLimit, LongestRows, longest_rows
 from mst.model.facts import ModelFacts
-from mst.planner import open_space
 from mst.registry import load
 from mst.request import TrainRequest
 from mst.shortfall import NothingFits
+from mst.space import open_space
 from mst.workload import DataFacts, packed
 
 

@@ -14,11 +14,12 @@ from tests.reference_plans import planned as planned_on
 
 from mst.cli import main
 from mst.errors import PlanError
+from mst.explicit import as_explicit
 from mst.facts import Capabilities, DeviceFacts
 from mst.job import begin, prepare_job
 from mst.model.facts import ModelFacts
 from mst.plan import Plan
-from mst.planner import as_explicit, plan
+from mst.planner import plan
 from mst.quantities import size_bytes
 from mst.request import TrainRequest
 from mst.retry import next_smaller

@@ -12,15 +12,16 @@ from tests.reference_plans import planned as planned_on
 from tests.reference_plans import rows
 
 from mst.errors import PlanError
+from mst.explicit import as_explicit
 from mst.hardware import read_hardware
 from mst.longest import longest_rows
 from mst.plan import Plan, PrivacyBudget
-from mst.planner import as_explicit, open_space
 from mst.registry import load
 from mst.request import TrainRequest
 from mst.resume import CHANGEABLE_ON_RESUME
 from mst.retry import configuration_of, next_smaller
 from mst.shortfall import NothingFits
+from mst.space import open_space
 from mst.training.faults import too_large
 from mst.workload import DataFacts
 

@@ -11,10 +11,11 @@ import pytest
 
 from mst import serial
 from mst.errors import PlanError
+from mst.explicit import as_explicit
 from mst.facts import Capabilities, DeviceFacts
 from mst.model.facts import LinearShape, ModelFacts
 from mst.plan import Plan
-from mst.planner import as_explicit, plan
+from mst.planner import plan
 from mst.request import TrainRequest
 from mst.training.prefixes import beginnings
 from mst.workload import DataFacts, largest_step, packed, spared_share

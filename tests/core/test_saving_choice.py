@@ -11,10 +11,10 @@ from tests.reference_models import LLAMA_2_7B
 from tests.reference_plans import planned as planned_on
 
 from mst.errors import PlanError
+from mst.explicit import as_explicit
 from mst.memory.states import trained_weights
 from mst.model.facts import lora_parameters, lora_targets
 from mst.plan import Plan
-from mst.planner import as_explicit
 from mst.request import TrainRequest
 from mst.retry import configuration_of, next_smaller
 from mst.workload import DataFacts

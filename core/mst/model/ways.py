@@ -9,8 +9,8 @@ from mst.candidates import candidates, choose
 from mst.errors import MstError
 from mst.facts import BackendReport, Capabilities, DeviceFacts, MachineFacts
 from mst.model.facts import ModelFacts
-from mst.planner import open_space
 from mst.request import TrainRequest
+from mst.space import open_space
 from mst.workload import DataFacts
 
 TUNERS = ("lora", "qlora", "full")
