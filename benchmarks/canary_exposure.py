@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from mst import rundir
+from mst.cache import cache_dir
 from mst.data.encode import encode
 from mst.data.rows import Message, Row
 from mst.data.template import load_template
 from mst.data.tokens import load_tokenizer
 from mst.demo import demo_data
-from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 

@@ -397,7 +397,7 @@ def _compile(model: Any, device: Any, plan: Plan, request: TrainRequest) -> str:
     """Compile the model's layers as a worker does; return why they are not."""
     import torch
 
-    from mst.job import cache_dir
+    from mst.cache import cache_dir
     from mst.training.batches import layout_of
     from mst.training.compilation import compile_layers, tensor_kind
     from mst.training.session import logits_in

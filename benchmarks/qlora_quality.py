@@ -24,9 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.cache import cache_dir
 from mst.data.prepare import Prepared, data_facts, prepare
 from mst.demo import demo_data
-from mst.job import cache_dir
 from mst.launch import offline_environment
 from mst.model.gguf import convert
 from mst.model.locate import default_model

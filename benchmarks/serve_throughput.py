@@ -53,8 +53,8 @@ from benchmarks.server_process import (
 )
 from benchmarks.train_throughput import busy_share
 from mst.bench.chat_clients import Answer, Question, ask_together, percentile
+from mst.cache import cache_dir
 from mst.data.tokens import load_tokenizer
-from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 from mst.serve.job import EngineJob, prepare_engine

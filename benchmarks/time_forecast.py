@@ -25,9 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mst.cache import cache_dir
 from mst.configuration import Configuration
 from mst.facts import Capabilities, DeviceFacts
-from mst.job import cache_dir
 from mst.launch import offline_environment
 from mst.model.facts import ModelFacts
 from mst.plan import TimeForecast

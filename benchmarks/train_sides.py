@@ -31,9 +31,9 @@ from benchmarks.train_task import (
     rows_of_steps,
 )
 from mst.bench.peers import driver_command, handed_over, peer_environment
+from mst.cache import cache_dir
 from mst.data.prepare import Prepared, data_facts
 from mst.facts import Capabilities
-from mst.job import cache_dir
 from mst.launch import offline_environment
 from mst.memory.runtime import heap_environment
 from mst.model.facts import read_facts

@@ -37,7 +37,7 @@ from typing import Any
 
 from benchmarks.train_sides import PACKED, PEERS, SIDES, measure, operations, tool
 from benchmarks.train_task import RANK, SEED, WARM_UP, Task
-from mst.job import cache_dir
+from mst.cache import cache_dir
 from mst.model.facts import read_facts
 from mst.model.gguf import convert
 from mst.model.locate import default_model

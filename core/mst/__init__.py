@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mst.job import train
+    from mst.api import train
     from mst.training.adapters import merge_and_unload, prepare_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "merge_and_unload", "prepare_model", "train"]
 
 _HOMES = {
-    "train": "mst.job",
+    "train": "mst.api",
     "prepare_model": "mst.training.adapters",
     "merge_and_unload": "mst.training.adapters",
 }

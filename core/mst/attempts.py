@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import IO
 
 from mst import rundir
-from mst.configuration import checkpointing_option
-from mst.errors import EXIT_OUT_OF_MEMORY, RunError
-from mst.job import Job, execute, write_documents
+from mst.configuration import ZERO_STAGES, checkpointing_option
+from mst.errors import EXIT_OUT_OF_MEMORY, EXIT_PEER_FAILED, MstError, RunError
+from mst.job import Job, write_documents
 from mst.quantities import gib
 from mst.retry import next_smaller
 from mst.rundir import ForecastMiss
+from mst.seal.audit import record
+from mst.seal.audit.facts import job_facts, outcome_facts, run_facts
+from mst.seal.keys.ring import handed_down
+from mst.shared_job import hand_over_run
+from mst.workers import run_workers, write_deepspeed
 
 
 def run_to_end(
@@ -41,7 +46,7 @@ def run_to_end(
     before = oom_kills()
     killed: RunError | None = None
     try:
-        code = execute(path, job, lock, environ)
+        code = _execute(path, job, lock, environ)
     except RunError as error:
         if oom_kills() == before:
             raise
@@ -66,7 +71,51 @@ def run_to_end(
     manifest = replace(rundir.read_manifest(path), status="running", finished=None, error=None)
     again = replace(job, plan=smaller, request=request, manifest=manifest)
     write_documents(path, again)
-    return execute(path, again, lock, environ)
+    return _execute(path, again, lock, environ)
+
+
+def _execute(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> int:
+    """Run the worker in the foreground; return its exit code.
+
+    A worker that dies without a word (killed, out of memory) is recorded as failed.
+    """
+    record("train.begun", **job_facts(job), **run_facts(path))
+    try:
+        return _run(path, job, lock, environ)
+    finally:
+        record("train.ended", **outcome_facts(path))
+
+
+def _run(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> int:
+    try:
+        if job.plan.nnodes > 1 and job.seats is None:
+            raise RunError(
+                f"the run in {path} is for {job.plan.nnodes} machines. Type `mst train --nnodes"
+                f" {job.plan.nnodes} --master-addr …` on each, with its --node-rank (and --resume"
+                " on machine 0), or pass --nnodes 1."
+            )
+        if ZERO_STAGES[job.plan.strategy]:
+            write_deepspeed(path, job.plan, job.request)
+        if job.seats:
+            hand_over_run(path, job.manifest, job.seats)
+    except MstError as error:
+        rundir.update_manifest(path, status="failed", finished=rundir.now(), error=str(error))
+        raise
+    with handed_down(job.keys) as handle:
+        code = run_workers(path, job.plan, environ, job.seats, (lock.fileno(),), handle)
+    if code != 0 and rundir.read_manifest(path).status == "running":
+        cause = f"the worker ended with code {code}"
+        if code == EXIT_PEER_FAILED:
+            cause = "another process of this job was lost"
+        if code == 128 + 9:
+            cause = "the worker was killed (SIGKILL); the kernel does that when memory runs out"
+        rundir.update_manifest(path, status="failed", finished=rundir.now(), error=cause)
+        if code == EXIT_OUT_OF_MEMORY:  # told on the machine where it was
+            return code
+        raise RunError(
+            f"{cause}. What was saved is whole; go on with: mst train --output-dir {path} --resume"
+        )
+    return code
 
 
 def _killed(job: Job) -> ForecastMiss:

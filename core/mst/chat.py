@@ -9,9 +9,9 @@ from pathlib import Path
 from mst import rundir, serial
 from mst.errors import PlanError
 from mst.facts import DeviceFacts, MachineFacts, torch_names
-from mst.job import cache_dir
 from mst.launch import run_worker, worker_environment
-from mst.model.locate import locate
+from mst.model.named import named_model
+from mst.request import TrainRequest
 from mst.runs import RUNS, newest_done
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.tuned import TunedModel, facts_of, of_model, of_run
@@ -101,13 +101,8 @@ def choose_model(
     run = run_of(target, runs)
     if run is not None:
         return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which, keys)
-    source = locate(target, (), environ)
-    directory = source.path
-    if source.is_gguf:
-        from mst.model.gguf import convert
-
-        directory = convert(source.path, cache_dir())
-    return source.name, of_model(directory)
+    named = named_model(TrainRequest(model=target), environ)
+    return named.source.name, of_model(named.directory)
 
 
 def run_of(target: str | None, runs: Path = RUNS) -> Path | None:

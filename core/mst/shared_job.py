@@ -67,7 +67,7 @@ def differs_here(checks: Mapping[str, Any]) -> str:
 
     A model that was verified on machine 0 is verified here too, by files of the same paths.
     """
-    from mst.job import model_sha256
+    from mst.model.fingerprint import model_sha256
     from mst.seal.supply.before_use import verify_before_use
 
     host, model = socket.gethostname(), checks["model_path"]

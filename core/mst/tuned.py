@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst import rundir
+from mst.cache import cache_dir
 from mst.errors import RunError, UsageError
-from mst.job import cache_dir, model_sha256
 from mst.model.facts import ModelFacts, read_facts
+from mst.model.fingerprint import model_sha256
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.rundir import RunManifest

@@ -29,10 +29,10 @@ def test_every_public_name_is_there_and_listed() -> None:
 
 
 def test_train_is_the_function_whatever_was_imported_before() -> None:
-    for module in ("mst.training.worker", "mst.job", "mst.cli.train", "mst.training"):
+    for module in ("mst.training.worker", "mst.api", "mst.cli.train", "mst.training"):
         importlib.import_module(module)
 
-    from mst.job import train
+    from mst.api import train
 
     assert mst.train is train
 

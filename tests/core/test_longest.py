@@ -17,7 +17,7 @@ from mst.cli import main
 from mst.cli.planning import show_longest
 from mst.errors import PlanError
 from mst.hardware import read_hardware
-from mst.job import gather
+from mst.inputs import gather
 from mst.longest import LengthLimit, LongestRows, longest_rows
 from mst.model.facts import ModelFacts
 from mst.registry import load

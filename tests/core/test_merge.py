@@ -165,7 +165,7 @@ def test_another_base_model_is_refused(run: Path, tiny_model: Path, tmp_path: Pa
 
 
 def test_a_quantized_base_is_refused(run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from mst.job import model_sha256
+    from mst.model.fingerprint import model_sha256
 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mst.cache import cache_dir
 from mst.errors import MstError, PlanError
 from mst.export import ExportRequest
-from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 from mst_plugins import gguf, gguf_job

@@ -47,7 +47,8 @@ def run_peer(cell: Cell, python: str, run: Path, environ: Mapping[str, str]) -> 
         OutOfMemory: the kernel killed it.
         MstError: the cell can't be planned here.
     """
-    from mst.job import begin, prepare_job, with_defaults
+    from mst.inputs import with_defaults
+    from mst.job import begin, prepare_job
     from mst.launch import run_worker, worker_environment
 
     versions = dict(installed(cell.peer, python))

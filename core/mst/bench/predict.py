@@ -12,7 +12,8 @@ from mst.bench.figures import forecast_of, model_flop, setting_of
 from mst.bench.results import FORECAST, Machine, Measured, Peak
 from mst.errors import PlanError
 from mst.hardware import read_hardware
-from mst.job import prepare_job, with_defaults
+from mst.inputs import with_defaults
+from mst.job import prepare_job
 from mst.registry import load
 from mst.request import TrainRequest
 from mst.workload import mean_label_tokens, mean_length

@@ -107,17 +107,18 @@ def _encoder(args: argparse.Namespace, said: Console) -> tuple[Encoder | None, i
     from mst.data.special import read_json
     from mst.data.template import load_template
     from mst.data.tokens import load_tokenizer
-    from mst.job import model_directory
+    from mst.model.named import named_model
     from mst.request import TrainRequest
 
     wanted = TrainRequest(model=args.model)
     try:
-        directory = model_directory(wanted, os.environ, lambda line: said.print(line + " …"))
+        named = named_model(wanted, os.environ, lambda line: said.print(line + " …"))
     except ModelError as error:
         if args.model is not None:
             raise
         said.print(f"no tokens are counted: {error}")
         return None, args.max_length or DEFAULT_MAX_LENGTH
+    directory = named.directory
     template = load_template(directory, args.template)
     context = read_json(directory / "config.json").get("max_position_embeddings")
     max_length = args.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)

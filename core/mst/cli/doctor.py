@@ -17,6 +17,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import TYPE_CHECKING
 
+from mst.cache import cache_dir
 from mst.facts import BackendReport, MachineFacts
 from mst.probe import FAILED_PROBE, machine_facts
 from mst.registry import BUILT_IN, PluginRecord, load
@@ -96,10 +97,8 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield from check_backends(facts)
     yield from check_plugins(registry.records)
     yield from check_host(facts, environ)
-    from platformdirs import user_cache_path
-
     yield check_directory("working directory", Path.cwd(), needed=True)
-    yield check_directory("cache directory", user_cache_path("mst"), needed=False)
+    yield check_directory("cache directory", cache_dir(), needed=False)
 
 
 def check_packages() -> Iterator[Check]:

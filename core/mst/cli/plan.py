@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mst import serial
     from mst.cli.planning import show_alternatives, show_plan, show_trace
-    from mst.job import prepare_job, with_defaults
+    from mst.inputs import with_defaults
+    from mst.job import prepare_job
     from mst.resume import resumed_request
     from mst.seal.audit import record
     from mst.seal.audit.facts import job_facts
@@ -130,13 +131,26 @@ def _longest(request: TrainRequest, args: argparse.Namespace, tell: Callable[[st
 
     from mst import serial
     from mst.cli.planning import show_longest
-    from mst.job import gather, longest_of
+    from mst.inputs import gather
+    from mst.longest import longest_rows
     from mst.seal.audit import record
     from mst.seal.audit.facts import manifest_facts
+    from mst.space import open_space
 
     inputs = gather(request, os.environ, tell, args.on)
     tell("finding the longest rows")
-    found = longest_of(inputs, request)
+    where = inputs.where
+    found = longest_rows(
+        open_space(
+            where.devices,
+            where.capabilities,
+            inputs.model,
+            inputs.data,
+            request,
+            where.host_bytes,
+            inputs.zero,
+        )
+    )
     lengths = [each.max_length for each in found.limits]
     record("plan.lengths", longest=lengths[0], **manifest_facts(inputs.manifest))
     if args.json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mst.job import Inputs, Job
+from mst.inputs import Inputs
+from mst.job import Job
 from mst.quantities import duration, gib
 
 if TYPE_CHECKING:

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from mst.data.preview import preview
     from mst.data.template import load_template
     from mst.data.tokens import load_tokenizer
-    from mst.job import model_directory, with_defaults
+    from mst.inputs import with_defaults
     from mst.model.files import read_config
+    from mst.model.named import named_model
     from mst.seal.audit import record
     from mst.seal.audit.facts import data_facts
     from mst.seal.keys.ring import ring_of
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("mst preview --rows and --first count from 1.")
     request = with_defaults(train_request(args), given_options(args))
     said = Console(stderr=True, highlight=False, markup=False)
-    directory = model_directory(request, os.environ, lambda line: said.print(line + " …"))
+    named = named_model(request, os.environ, lambda line: said.print(line + " …"))
+    directory = named.directory
     tokenizer = load_tokenizer(directory)
     template = load_template(directory, request.template)
     context = read_config(directory).get("max_position_embeddings")

@@ -54,7 +54,8 @@ def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -
     from mst import rundir
     from mst.attempts import run_to_end
     from mst.cli.planning import show_plan
-    from mst.job import begin, prepare_job, with_defaults
+    from mst.inputs import with_defaults
+    from mst.job import begin, prepare_job
     from mst.resume import resume
 
     console = Console(highlight=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mst import cache
 from mst.errors import ModelError
 from mst.model.files import read_config, read_header, weight_files
 from mst.model.sizes import impossible_size, text_part
@@ -123,7 +124,7 @@ def read_facts(
             headers |= read_header(path, keys)
         found = _told_by_files(config, headers)
     if found is None:
-        found = traced_facts(directory, cache_dir or _cache_dir(), tell)
+        found = traced_facts(directory, cache_dir or cache.cache_dir(), tell)
     return _completed(directory, config, found, headers if weights else None)
 
 
@@ -148,7 +149,7 @@ def read_kept_facts(
     _check_config(directory, config, weights=True)
     found = _told_by_files(config, headers)
     if found is None:
-        found = kept_facts(directory, _cache_dir())
+        found = kept_facts(directory, cache.cache_dir())
     return None if found is None else _completed(directory, config, found, headers)
 
 
@@ -183,12 +184,6 @@ def _window(config: Mapping[str, Any]) -> int | None:
         return None
     found = [config.get(name) for name in ("sliding_window", "attention_chunk_size")]
     return min((each for each in found if isinstance(each, int) and each > 0), default=None)
-
-
-def _cache_dir() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("mst")
 
 
 def _check_config(directory: Path, config: Mapping[str, Any], weights: bool) -> None:

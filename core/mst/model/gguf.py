@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mst import cache
 from mst.durable import seal_directory, sha256
 from mst.errors import ModelError
 from mst.launch import offline_environment
@@ -32,9 +33,7 @@ def kept_copy(path: Path) -> Path | None:
     It is told by the file's name, for its hash takes a while; so it is to be looked at, not to be
     trained.
     """
-    import platformdirs
-
-    models = platformdirs.user_cache_path("mst") / "models"
+    models = cache.cache_dir() / "models"
     try:
         since = path.stat().st_mtime
         found = [

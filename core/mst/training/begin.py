@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mst.cache import cache_dir
 from mst.configuration import ZERO_STAGES
 from mst.data.prepare import has_images
 from mst.errors import TrainingError
-from mst.job import cache_dir
 from mst.rundir import CHECKPOINTS
 from mst.training.batches import layout_of
 from mst.training.compilation import compile_layers, tensor_kind

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mst.cache import cache_dir
 from mst.data.encode import Example, encode
 from mst.data.formats import read
 from mst.data.template import load_template
@@ -29,7 +30,6 @@ from mst.export.gate import (
     weight_faults,
 )
 from mst.export.loaded import cast_faults, lost_share
-from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mst.cache import cache_dir
 from mst.chat import fastest_dtype
 from mst.errors import UsageError
 from mst.facts import Capabilities, DeviceFacts, MachineFacts, torch_names
-from mst.job import cache_dir
 from mst.model.files import read_config
 from mst.model.sizes import text_part
 from mst.plan import Reason

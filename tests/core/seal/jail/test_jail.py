@@ -151,7 +151,7 @@ def test_a_new_users_cache_can_be_written(tmp_path: Path, given: bool) -> None:
     here.mkdir()
     home.mkdir()
     code = """
-from mst.job import cache_dir
+from mst.cache import cache_dir
 cache_dir().mkdir(parents=True)
 (cache_dir() / "kept").write_text("x")
 """

@@ -276,7 +276,7 @@ def test_a_run_of_a_signed_model_is_verified_again_before_its_use(
 ) -> None:
     from dataclasses import replace
 
-    from mst.job import model_sha256
+    from mst.model.fingerprint import model_sha256
     from mst.request import TrainRequest
 
     signature = tmp_path / "model.sig"
@@ -318,7 +318,7 @@ def test_a_plan_is_made_only_of_the_model_that_was_signed(
 def test_every_machine_of_a_job_verifies_its_own_copy(
     model: Path, key: Path, tmp_path: Path
 ) -> None:
-    from mst.job import model_sha256
+    from mst.model.fingerprint import model_sha256
     from mst.shared_job import differs_here
 
     signature = tmp_path / "model.sig"
@@ -339,7 +339,7 @@ def test_a_model_is_verified_before_it_is_loaded(
     command: str, model: Path, key: Path, chat_rows: Path, finished_run: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from mst.job import model_sha256
+    from mst.model.fingerprint import model_sha256
 
     sign(model, key, tmp_path / "model.sig")
     flip(model / "model.safetensors")
