@@ -86,20 +86,44 @@ class Step:
     offloads: bool = False
 
 
-def step_phases(step: Step) -> Iterator[Phase]:
-    """Yield the phases of an optimizer step in which memory may peak."""
-    scheme, layer = step.scheme, step.layer
-    tokens = step.shape.tokens
-    before = step.gradients if step.accumulates else 0
-    logits = step.shape.rows * logit_columns(step.shape) * step.vocabulary
-    final = _final_norm(step)
-    whole = early_bytes(layer, step.shape, scheme) + late_bytes(layer, step.shape, scheme)
-    base_casts = cast_bytes(layer, scheme, step.weights_bytes) if not step.quantized else 0
-    adapters = 0 if scheme.full else int(_adapter_casts(step))
-    base_casts = max(0, base_casts - (0 if scheme.full else adapters))
-    head_cast = _head_values(step) * scheme.compute if scheme.casts else 0
+@dataclass(frozen=True)
+class _Alive:
+    """What several phases count; bytes, but for `plain` and `inputs`.
+
+    Attributes:
+        plain: layers that are not recomputed.
+        inputs: of recomputed layers, how many have their input on the device.
+        before: gradients of an earlier micro-batch.
+        stream: hidden states between two layers.
+        whole: what one layer keeps.
+        final: what the last norm and the head keep.
+        shared: what all layers share.
+        kept: all that is kept when the loss is computed.
+        base_casts: autocast's copies of one layer's base weights.
+        adapters: its copies of one layer's adapters.
+        head_cast: its copy of the head.
+        head_gradient: in float32.
+    """
+
+    plain: int
+    inputs: int
+    before: int
+    stream: int
+    whole: int
+    final: int
+    shared: int
+    kept: int
+    base_casts: int
+    adapters: int
+    head_cast: int
+    head_gradient: int
+
+
+def _alive(step: Step) -> _Alive:
+    scheme, layer, tokens = step.scheme, step.layer, step.shape.tokens
     stream = tokens * layer.hidden * scheme.stream
-    shared = _shared(step)
+    whole = early_bytes(layer, step.shape, scheme) + late_bytes(layer, step.shape, scheme)
+    final, shared = _final_norm(step), _shared(step)
     # The first layers are the recomputed ones: what they would keep lives longest, and by the time
     # that they are computed again, what the others keep is gone.
     plain = step.layers - step.recomputed
@@ -108,80 +132,110 @@ def step_phases(step: Step) -> Iterator[Phase]:
     if not (scheme.full or step.recomputed):
         # Nothing before the first adapter needs a gradient, so the first norm keeps nothing.
         kept -= tokens * norm_bytes(layer.hidden, 1, scheme, layer.layer_norm, scheme.stream)
-    # Checkpointing drops what a layer keeps, but autocast's cache of trained weights lives on
-    # until the forward pass is over.
-    cached = base_casts * (step.layers if scheme.full else max(1, plain))
-    remain = plain * base_casts
-    remain_adapters = plain * adapters
     if step.logit_rows:
         # The labels' states and their gradients, kept, and those of one chunk's logits.
         kept += 2 * step.shape.label_tokens * step.head_width * scheme.compute
-        logits = min(step.logit_rows, step.shape.label_tokens) * step.vocabulary
-        yield Phase("loss", before, kept + cached + head_cast, 12 * logits, step.layers * adapters)
-        if scheme.full:
-            # The head's gradient summed up in float32, and that of one chunk.
-            sums = _head_values(step) * (4 + scheme.compute)
-            yield Phase(
-                "loss, backward",
-                before,
-                kept + remain + head_cast + sums,
-                12 * logits,
-                remain_adapters,
-            )
+    base_casts = cast_bytes(layer, scheme, step.weights_bytes) if not step.quantized else 0
+    adapters = 0 if scheme.full else int(_adapter_casts(step))
+    return _Alive(
+        plain=plain,
+        inputs=inputs,
+        before=step.gradients if step.accumulates else 0,
+        stream=stream,
+        whole=whole,
+        final=final,
+        shared=shared,
+        kept=kept,
+        base_casts=max(0, base_casts - adapters),
+        adapters=adapters,
+        head_cast=_head_values(step) * scheme.compute if scheme.casts else 0,
+        head_gradient=_head_values(step) * 4 if scheme.full else 0,
+    )
+
+
+def step_phases(step: Step) -> Iterator[Phase]:
+    """Yield the phases of an optimizer step in which memory may peak."""
+    alive = _alive(step)
+    yield from _loss_phases(step, alive)
+    yield from _head_phases(step, alive)
+    yield from _decoder_phases(step, alive)
+    yield from _first_layer_phases(step, alive)
+    yield Phase("optimizer step", step.gradients, step_copy=step.step_copy, whole=False)
+
+
+def _loss_phases(step: Step, alive: _Alive) -> Iterator[Phase]:
+    scheme, plain = step.scheme, alive.plain
+    logits, casts = _logits(step), step.layers * alive.adapters
+    # Checkpointing drops what a layer keeps, but autocast's cache of trained weights lives on
+    # until the forward pass is over.
+    cached = alive.base_casts * (step.layers if scheme.full else max(1, plain))
+    forward = alive.kept + cached + alive.head_cast
+    backward = alive.kept + plain * alive.base_casts + alive.head_cast
+    if step.logit_rows:
+        yield Phase("loss", alive.before, forward, 12 * logits, casts)
+        if not scheme.full:
+            return
+        # The head's gradient summed up in float32, and that of one chunk.
+        backward += _head_values(step) * (4 + scheme.compute)
     else:
-        yield Phase(
-            "loss",
-            before,
-            kept + cached + head_cast,
-            logits * (scheme.compute + (4 if scheme.compute != 4 else 0) + 4),
-            step.layers * adapters,
-        )
-        yield Phase(
-            "loss, backward", before, kept + remain + head_cast, 12 * logits, remain_adapters
-        )
-    head_gradient = _head_values(step) * 4 if scheme.full else 0
+        copies = scheme.compute + (4 if scheme.compute != 4 else 0) + 4
+        yield Phase("loss", alive.before, forward, logits * copies, casts)
+    yield Phase("loss, backward", alive.before, backward, 12 * logits, plain * alive.adapters)
+
+
+def _head_phases(step: Step, alive: _Alive) -> Iterator[Phase]:
+    scheme, layer = step.scheme, step.layer
+    gradients = alive.before + alive.head_gradient
+    remain, casts = alive.plain * alive.base_casts, alive.plain * alive.adapters
     if scheme.full:
         yield Phase(
             "head, backward",
-            before + head_gradient,
-            kept + remain + head_cast + _head_values(step) * (scheme.compute % 4),
-            logits * scheme.compute,
-            remain_adapters,
+            gradients,
+            alive.kept + remain + alive.head_cast + _head_values(step) * (scheme.compute % 4),
+            _logits(step) * scheme.compute,
+            casts,
         )
-    yield Phase(
-        "last norm, backward",
-        before + head_gradient,
-        kept + remain + norm_backward_bytes(layer, tokens, scheme),
-        0,
-        remain_adapters,
-    )
-    after = kept - final + remain
+    norm = norm_backward_bytes(layer, step.shape.tokens, scheme)
+    yield Phase("last norm, backward", gradients, alive.kept + remain + norm, 0, casts)
+
+
+def _decoder_phases(step: Step, alive: _Alive) -> Iterator[Phase]:
+    """Yield those of the last layer that is not recomputed, and of the last that is."""
+    scheme, plain, stream = step.scheme, alive.plain, alive.stream
+    gradients = alive.before + alive.head_gradient
+    after = alive.kept - alive.final + plain * alive.base_casts
     if plain:
-        yield from _layer_phases(step, before + head_gradient, after, remain_adapters)
-    if step.recomputed:
-        # Of the layers above only the gradients are there.
-        after -= plain * (whole + base_casts)
-        above = 0 if step.accumulates or not scheme.full else 4 * plain * layer.weights
-        # Where the stream is float32, the norm's input is what checkpointing has kept.
-        after += whole + base_casts + (stream if scheme.stream < 4 else 0)
-        # While a layer is computed again, what the one below it needs comes back from the host.
-        after += (min(2, step.recomputed) - inputs) * stream if step.offloads else 0
-        yield from _layer_phases(
-            step, before + head_gradient + above, after, adapters, whole=plain == 0
-        )
+        yield from _layer_phases(step, gradients, after, plain * alive.adapters)
+    if not step.recomputed:
+        return
+    # Of the layers above only the gradients are there.
+    after -= plain * (alive.whole + alive.base_casts)
+    above = 0 if step.accumulates or not scheme.full else 4 * plain * step.layer.weights
+    # Where the stream is float32, the norm's input is what checkpointing has kept.
+    after += alive.whole + alive.base_casts + (stream if scheme.stream < 4 else 0)
+    # While a layer is computed again, what the one below it needs comes back from the host.
+    after += (min(2, step.recomputed) - alive.inputs) * stream if step.offloads else 0
+    yield from _layer_phases(step, gradients + above, after, alive.adapters, whole=plain == 0)
+
+
+def _first_layer_phases(step: Step, alive: _Alive) -> Iterator[Phase]:
+    """Yield those of the first layer and of the embedding, whose gradients are the last to come."""
+    scheme, layer, shared = step.scheme, step.layer, alive.shared
     largest = 4 * layer.weights if not step.tied else step.vocabulary * step.head_width * 4
     extra = largest if scheme.full and (step.accumulates or step.tied) else 0
-    in_flight = max(norm_backward_bytes(layer, tokens, scheme), stream)
-    first = whole + base_casts + stream if step.recomputed else 0
+    in_flight = max(norm_backward_bytes(layer, step.shape.tokens, scheme), alive.stream)
+    first = alive.whole
+    if step.recomputed:
+        first += alive.base_casts + alive.stream
     # The embedding's gradient is the last to come, unless the head has made a place for it.
     late = 0 if step.tied or step.accumulates or not scheme.full else _head_values(step) * 4
     yield Phase("embedding, backward", step.gradients + extra, shared + in_flight, whole=False)
     yield Phase(
         "first layer, backward",
         step.gradients - late - (4 * layer.weights if scheme.full else 0),
-        shared + (first or whole) + in_flight,
+        shared + first + in_flight,
         0,
-        adapters,
+        alive.adapters,
         whole=False,
     )
     yield Phase(
@@ -189,13 +243,19 @@ def step_phases(step: Step) -> Iterator[Phase]:
         step.gradients - late - (4 * layer.attention_weights if scheme.full else 0),
         shared
         + early_bytes(layer, step.shape, scheme)
-        + base_casts
+        + alive.base_casts
         + attention_backward_bytes(layer, step.shape, scheme),
         0,
-        adapters,
+        alive.adapters,
         whole=False,
     )
-    yield Phase("optimizer step", step.gradients, step_copy=step.step_copy, whole=False)
+
+
+def _logits(step: Step) -> int:
+    """Return the logits that are there at a time."""
+    if step.logit_rows:
+        return min(step.logit_rows, step.shape.label_tokens) * step.vocabulary
+    return step.shape.rows * logit_columns(step.shape) * step.vocabulary
 
 
 def offloaded_bytes(step: Step) -> int:
