@@ -103,7 +103,10 @@ def test_what_is_wrong_is_said(arguments: list[str], message: str) -> None:
         ("max_steps: [1]", "takes one value"),
         ("max_steps: true", "takes a number"),
         ("- a\n- b", "holds a list"),
-        ("a: b: c", "line 1 is not YAML"),
+        ("a: b: c", "line 1 is not YAML: mapping values are not allowed here"),
+        ("{a: 1", "expected ',' or '}', but got '<stream end>'"),
+        ("a: \tb", r"found character '\t' that cannot start any token"),
+        ("seed: 2024-13-45", "is not YAML: malformed"),
     ],
 )
 def test_what_is_wrong_in_a_yaml_is_said(tmp_path: Path, text: str, message: str) -> None:
@@ -114,6 +117,29 @@ def test_what_is_wrong_in_a_yaml_is_said(tmp_path: Path, text: str, message: str
 
     assert message in str(raised.value)
     assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!Smith has asthma",
+        "!<tag:Smith> has asthma",
+        "!Smith! has asthma",
+        "*Smith has asthma",
+        "- &Smith asthma\n- &Smith cough",
+        "%YAML 1.1\n%TAG !Smith! tag:x\n%TAG !Smith! tag:x\n---\nasthma",
+        "Mr Smith, 44: has asthma",
+        "? [Mr Smith, 44]\n: asthma",
+    ],
+)
+def test_rows_that_were_taken_for_options_are_not_quoted(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rows.txt"
+    file.write_text(text)
+    with pytest.raises(UsageError) as raised:
+        parsed(str(file))
+
+    assert "Smith" not in str(raised.value)
+    assert "asthma" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mst.bench.procedure import Procedure
+from mst.data.refusals import shown_names
 from mst.errors import UsageError
 
 T = TypeVar("T", str, int)
@@ -112,7 +113,7 @@ def read_matrix(path: Path) -> Matrix:
     for key in values:
         if key not in known:
             raise UsageError(
-                f"{path}: unknown key {key!r}.{_nearest(key, known)} A matrix has"
+                f"{path}: unknown key {shown_names([str(key)])}.{_nearest(key, known)} A matrix has"
                 f" {', '.join(known)} (docs/bench.md)."
             )
     readers: dict[str, Callable[[str, Any], Any]] = {

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mst.data.refusals import shown_names
 from mst.errors import UsageError
 from mst.quantities import size_bytes
 from mst.request import TrainRequest, alias_names, fields
-from mst.seal.supply.yaml_text import load_yaml
+from mst.seal.supply.yaml_text import load_yaml, problem_of
 
 # Of `--max-length`, as `mst plan` takes it: find the longest.
 LONGEST = "max"
@@ -227,12 +228,10 @@ def yaml_in(path: Path, what: str, advice: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"cannot read {what} {path}: {reason}. {advice}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"{path}{place} is not YAML: {getattr(error, 'problem', 'malformed')}."
-        ) from None
+        raise UsageError(f"{path}{place} is not YAML: {problem_of(error)}.") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -255,7 +254,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         name = aliases.get(spelt, spelt)
         if name not in known:
             hint = nearest(spelt, list(known))
-            raise UsageError(f"{path}: unknown key {key!r}.{hint} `mst train --help` lists them.")
+            shown = shown_names([str(key)])
+            raise UsageError(f"{path}: unknown key {shown}.{hint} `mst train --help` lists them.")
         if value is None:
             continue
         if name == "resume" and isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from mst.errors import UsageError
 
 # The largest of 800 configurations of other trainers nests six levels.
 MOST_LEVELS = 50
+# What PyYAML quotes of a text that it can't read.
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+# One character, or one of its own names for a part.
+_HARMLESS = re.compile(r"""['"](?:\\?.|<[a-z ]+>)['"]""")
 
 
 def load_yaml(text: str, path: Path) -> Any:
@@ -45,3 +50,12 @@ def load_yaml(text: str, path: Path) -> Any:
                 " options, as lines of `key: value`."
             )
     return yaml.safe_load(text)
+
+
+def problem_of(error: Exception) -> str:
+    """Return what PyYAML says is wrong, without the words of the text that it quotes.
+
+    A tag or an anchor may be the beginning of a row, where a file of rows is taken for options.
+    """
+    said = str(getattr(error, "problem", None) or "malformed")
+    return _QUOTED.sub(lambda each: each[0] if _HARMLESS.fullmatch(each[0]) else "…", said)
