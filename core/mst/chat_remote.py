@@ -70,7 +70,8 @@ def server_of(text: str, authority: str | None = None) -> Server:
         port, host = parts.port, parts.hostname or ""
     except ValueError:
         port, host, parts = None, "", urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or parts.username or parts.query:
+    # Who stands before an @ may have a password, which would be shown with the address.
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or parts.query:
         raise UsageError(
             "--server takes http://HOST:PORT, https://HOST:PORT or the path of a socket, as mst"
             " serve has printed it behind `at`; this is none of them."

@@ -235,9 +235,17 @@ def test_places_of_servers_are_read_as_they_are_printed() -> None:
     for wrong in ("http://wards.example", "http://10.0.0.7:8000/v1"):
         with pytest.raises(UsageError, match="for all to read"):
             server_of(wrong)
-    for wrong in ("http://a:b@localhost", "http://", "ftp://localhost", "http://localhost:x"):
+    for wrong in ("http://", "ftp://localhost", "http://localhost:x"):
         with pytest.raises(UsageError, match="--server takes"):
             server_of(wrong)
+
+
+@pytest.mark.parametrize("caller", ["nurse:5551234@", ":5551234@", "5551234@"])
+def test_a_password_in_an_address_is_refused_and_not_quoted(caller: str) -> None:
+    with pytest.raises(UsageError, match="--server takes") as caught:
+        server_of(f"https://{caller}localhost")
+
+    assert "5551234" not in str(caught.value)
 
 
 def test_files_that_are_no_tls_are_said(tmp_path: Path) -> None:

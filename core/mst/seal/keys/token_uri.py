@@ -13,6 +13,7 @@ _SCHEME = "pkcs11:"
 # Finds every token that the machine's own settings name (p11-kit).
 _ANY_MODULE = "p11-kit-proxy.so"
 _NAMES = {"token", "serial", "object", "id", "type", "module-path", "pin-source"}
+_NAME = re.compile(r"[A-Za-z][A-Za-z-]{0,30}", re.ASCII)
 _PRINTABLE = re.compile(r"pkcs11:[A-Za-z0-9%=;._~-]{1,500}", re.ASCII)
 
 
@@ -52,15 +53,17 @@ def parse_token_uri(text: str) -> TokenUri:
     path, _, query = text.removeprefix(_SCHEME).partition("?")
     found: dict[str, str] = {}
     for part in filter(None, [*path.split(";"), *query.split("&")]):
-        name, _, value = part.partition("=")
+        name, sign, value = part.partition("=")
         if name == "pin-value":
             raise UsageError(
                 "--pkcs11 has the PIN in pin-value, where other users see it. Take it out, and"
                 " change the PIN; pin-source=file:PATH names a file of yours that holds it."
             )
         if name not in _NAMES or name in found:
+            # What stands there without a sign, or is no name, may be the PIN.
+            shown = repr(name) if sign and _NAME.fullmatch(name) else "something else"
             raise UsageError(
-                f"--pkcs11 takes {', '.join(sorted(_NAMES))}, each once; found {name!r}."
+                f"--pkcs11 takes {', '.join(sorted(_NAMES))}, each once; found {shown}."
             )
         found[name] = value
     one_token = found.keys() & {"token", "serial"}
