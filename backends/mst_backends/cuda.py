@@ -36,6 +36,8 @@ LEAST_FLASH_ATTENTION_2 = (8, 0)
 # bitsandbytes 0.49's README: sm60 is the minimum. Transformers' documentation of bitsandbytes,
 # hardware: NF4 from Pascal on, LLM.int8() from Turing on.
 LEAST_NF4, LEAST_INT8 = (6, 0), (7, 5)
+# Triton's README, compatibility: NVIDIA GPUs of compute capability 8.0 and later.
+LEAST_TRITON = (8, 0)
 # accelerate's check_cuda_p2p_ib_support: drivers before this one offer peer-to-peer copies on
 # these cards, which have none, and NCCL hangs.
 NO_PEER_TO_PEER, DRIVER_KNOWS_IT = re.compile(r"GeForce RTX 40\d\d"), "550.40.07"
@@ -94,6 +96,7 @@ def mst_capabilities(device: DeviceFacts) -> Capabilities:
             "adamw_torch",
             *(("adamw_8bit", "paged_adamw_8bit") if quantized and capability >= LEAST_NF4 else ()),
         ),
+        liger=capability >= LEAST_TRITON and _installed("liger_kernel") and _installed("triton"),
     )
 
 

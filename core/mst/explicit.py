@@ -30,6 +30,7 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         label_accuracy="on" if plan.label_accuracy else "off",
         chunked_cross_entropy="auto" if plan.chunked_loss else "off",
         torch_compile="on" if plan.compiled else "off",
+        use_liger_kernel="on" if plan.liger else "off",
         prefix_sharing="auto" if plan.prefix_sharing else "off",
     )
 

@@ -79,6 +79,7 @@ class Capabilities:
             the indices of the facts.
         optimizers: of "adamw_torch", "adamw_8bit", "paged_adamw_8bit".
         compiler: what torch.compile builds kernels for it with ("g++"); "" where there is none.
+        liger: Liger's kernels are installed, and Triton compiles them for it.
     """
 
     torch_device: str
@@ -89,6 +90,7 @@ class Capabilities:
     visible_devices_env: str = ""
     optimizers: tuple[str, ...] = ("adamw_torch",)
     compiler: str = ""
+    liger: bool = False
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,8 @@ class Plan:
             `gradient_checkpointing` is true; None for all.
         async_save: checkpoints are written beside the steps that follow, from a copy.
         activation_offloading: what recomputed layers keep lies in the host's memory.
+        liger: Liger's kernels compute norms, rotary positions and gated layers, where they learn
+            the same. The forecasts count on none of what they spare.
     """
 
     backend: str
@@ -220,6 +222,7 @@ class Plan:
     checkpointed_layers: int | None = None
     async_save: bool = False
     activation_offloading: bool = False
+    liger: bool = False
 
     @property
     def world_size(self) -> int:

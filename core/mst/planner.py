@@ -11,6 +11,7 @@ from mst.compile_choice import compiled_time, compiling
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.learning_rates import usual_rate
+from mst.liger_choice import fusing
 from mst.memory.runtime import heap_environment
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Plan, Reason
@@ -95,6 +96,7 @@ def _plan(
     steps = total_steps(request, items, global_batch)
     devices = space.devices[: chosen.devices]
     compiled, compile_reason = compiling(space, chosen)
+    liger, liger_reason = fusing(space, chosen, compiled)
     shares, sharing_reason = sharing(space, chosen)
     async_save, save_reason = saving(space, chosen, replace(made, compiled=compiled))
     label_accuracy, label_reason = _label_accuracy(request, data)
@@ -110,6 +112,7 @@ def _plan(
         rate_reason,
         *data_reasons(space),
         compile_reason,
+        liger_reason,
         sharing_reason,
         save_reason,
         label_reason,
@@ -158,6 +161,7 @@ def _plan(
         prefix_sharing=shares,
         async_save=async_save,
         activation_offloading=made.activation_offloading,
+        liger=liger,
     )
 
 

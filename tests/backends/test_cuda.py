@@ -462,7 +462,8 @@ def test_capabilities_follow_the_compute_capability_and_the_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = cuda.mst_capabilities(device("RTX 4090"))
-    write(tmp_path, {"flash_attn/__init__.py": "", "bitsandbytes/__init__.py": ""})
+    packages = ("flash_attn", "bitsandbytes", "liger_kernel", "triton")
+    write(tmp_path, {f"{each}/__init__.py": "" for each in packages})
     monkeypatch.syspath_prepend(tmp_path)
     ada, turing = cuda.mst_capabilities(device("4090")), device("T4", arch="sm75")
     pascal, unknown = device("GTX 1080", arch="sm61"), device("?", arch="")
@@ -472,6 +473,7 @@ def test_capabilities_follow_the_compute_capability_and_the_packages(
     assert bare.visible_devices_env == "CUDA_VISIBLE_DEVICES"
     assert ada.attention == ("flash_attention_2", "sdpa", "eager")
     assert ada.quantization == ("none", "nf4", "int8")
+    assert (bare.liger, ada.liger, cuda.mst_capabilities(turing).liger) == (False, True, False)
     assert cuda.mst_capabilities(turing).attention == ("sdpa", "eager")
     assert cuda.mst_capabilities(turing).quantization == ("none", "nf4", "int8")
     assert cuda.mst_capabilities(pascal).quantization == ("none", "nf4")

@@ -45,6 +45,12 @@ class MemoryOptions:
         "compile the decoder's layers; auto: where that costs less time than it saves",
         choices=("auto", "on", "off"),
     )
+    use_liger_kernel: str = _option(
+        "auto",
+        "Liger's kernels for norms, rotary positions and gated layers, on NVIDIA cards; auto: where"
+        " liger-kernel is installed and the layers are not compiled",
+        choices=("auto", "on", "off"),
+    )
     chunked_cross_entropy: str = _option(
         "auto",
         "logits of a few hundred labels at a time, wherever the model's own are known to be those",

@@ -16,6 +16,7 @@ from mst.training.compilation import compile_layers, tensor_kind
 from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
 from mst.training.isolation import rows_stay_apart, sharing_obstacle
+from mst.training.liger import fuse_layers
 from mst.training.report import Reporters
 from mst.training.session import logits_in, make_session
 
@@ -52,6 +53,8 @@ def session_of(training: Training) -> Session:
         logits = logits_in(training.model, training.device, plan)
     shares = packing and plan.prefix_sharing and _shares(training, logits)
     compiled = plan.compiled and _compiled(training, packing, shares, logits)
+    if plan.liger:
+        _fuse(training, packing, logits)
     with named(training.device, "while the optimizer was being made"):
         session = make_session(
             training.model,
@@ -112,6 +115,28 @@ def _shares(training: Training, logits: Logits) -> bool:
             " take longer and more memory than was forecast"
         )
     return not reason
+
+
+def _fuse(training: Training, packing: bool, logits: Logits) -> None:
+    """Put Liger's kernels into the model, or say why it is left as it is."""
+    import torch
+
+    plan, objective = training.plan, training.prepared.objective
+    with (
+        training.console.status("compiling Liger's kernels"),
+        named(training.device, "while Liger's kernels were compared with the model's layers"),
+    ):
+        reason = fuse_layers(
+            training.model,
+            training.device,
+            getattr(torch, plan.compute_dtype),
+            layout_of(packing and not objective.scores, plan.attention),
+            logits,
+            objective.scores,
+            cache_dir(),
+        )
+    if reason:
+        training.console.print(f"note    the layers run without Liger's kernels: {reason}")
 
 
 def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
