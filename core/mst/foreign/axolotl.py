@@ -120,11 +120,7 @@ def translate(draft: Draft) -> None:
         key = "lora_target_linear" if linear else "lora_target_modules"
         method.targets(draft, "all-linear" if linear else modules, key)
     elif adapter is not None:
-        draft.drop(
-            "lora_target_modules",
-            "not given: theirs are PEFT's for the architecture, mst's are all linear layers",
-            "changes",
-        )
+        method.targets_of_peft(draft, "lora_target_modules")
     _datasets(draft)
     _template(draft)
     _attention(draft)
@@ -163,10 +159,7 @@ def _task(draft: Draft) -> None:
 
 
 def _quantization(draft: Draft, adapter: Any) -> None:
-    four, eight = truth(draft.take("load_in_4bit")), truth(draft.take("load_in_8bit"))
-    if four or eight:
-        method.quantized(draft, 4 if four else 8, "load_in_4bit" if four else "load_in_8bit")
-    elif adapter == "qlora":
+    if method.loaded_in(draft) is None and adapter == "qlora":
         method.quantized(draft, 4, "adapter")
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from mst.foreign.draft import Draft, number, words
+from mst.foreign.draft import Draft, number, truth, words
 
 _ATTENTION = {
     "auto": "auto",
@@ -67,6 +67,20 @@ def targets(draft: Draft, value: Any, key: str) -> None:
         draft.drop(key, "mst takes names of layers, no patterns", "changes")
     else:
         draft.keep("target_modules", names, key)
+
+
+def targets_of_peft(draft: Draft, key: str) -> None:
+    """Report that layers were not named, where PEFT would have chosen them."""
+    why = "not given: theirs are PEFT's for the architecture, mst's are all linear layers"
+    draft.drop(key, why, "changes")
+
+
+def loaded_in(draft: Draft) -> int | None:
+    """Translate `load_in_4bit` and `load_in_8bit`; return the bits, None where neither is true."""
+    four, eight = truth(draft.take("load_in_4bit")), truth(draft.take("load_in_8bit"))
+    bits = 4 if four else 8 if eight else None
+    quantized(draft, bits, f"load_in_{bits}bit")
+    return bits
 
 
 def zero(draft: Draft, value: Any, key: str) -> None:

@@ -91,20 +91,14 @@ def translate(draft: Draft) -> None:
 
 def _adapters(draft: Draft, adapters: bool) -> None:
     modules = draft.take("lora_target_modules")
-    four, eight = truth(draft.take("load_in_4bit")), truth(draft.take("load_in_8bit"))
     if not adapters:
         draft.take(*(key for key in RENAMED if key.startswith(("lora_", "use_"))))
     elif modules is None:
-        draft.drop(
-            "lora_target_modules",
-            "not given: theirs are PEFT's for the architecture, mst's are all linear layers",
-            "changes",
-        )
+        method.targets_of_peft(draft, "lora_target_modules")
     else:
         method.targets(draft, modules, "lora_target_modules")
-    if four or eight:
-        method.quantized(draft, 4 if four else 8, "load_in_4bit" if four else "load_in_8bit")
-    if str(draft.take("bnb_4bit_quant_type")) == "fp4" and four:
+    bits = method.loaded_in(draft)
+    if str(draft.take("bnb_4bit_quant_type")) == "fp4" and bits == 4:
         draft.drop("bnb_4bit_quant_type", "mst's 4 bits are NF4", "changes")
 
 

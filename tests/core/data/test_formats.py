@@ -178,51 +178,6 @@ def test_a_bad_row_is_named_by_file_row_and_field_and_never_quoted(
     refuses(lambda: read([path]), "rows.jsonl", *place, *needles)
 
 
-BAD_PAIRS: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
-    ({"query": "q", "response": "a"}, {"query": SECRET}, ("row 2", "'response'", "'query'")),
-    (
-        {"query": "q", "response": "a"},
-        {"query": "q", "respnse": SECRET},
-        ("row 2", "'response'", "nearest there: 'respnse'"),
-    ),
-    ({"query": "q", "response": "a"}, {"query": SECRET, "response": ""}, ("'response'", "empty")),
-    (
-        {"instruction": "q", "output": "a"},
-        {"instruction": SECRET, "input": 3, "output": "a"},
-        ("row 2", "'input'", "a number"),
-    ),
-    (
-        {"instruction": "q", "output": "a"},
-        {"instruction": "q", "output": "a", "history": SECRET},
-        ("row 2", "'history'", "a list"),
-    ),
-    (
-        {"instruction": "q", "output": "a"},
-        {"instruction": "q", "output": "a", "history": [[SECRET]]},
-        ("row 2", "pair 1", "'history'", "two texts"),
-    ),
-    (
-        {"query": SECRET, "response": "a", "target": "b"},
-        {"query": "q", "response": "a", "target": "b"},
-        ("one column with the response", "'response', 'target'"),
-    ),
-    ({"words": SECRET}, {"words": SECRET}, ("found 'words'", "'messages'", "query")),
-]
-
-
-@pytest.mark.parametrize(("first", "second", "needles"), BAD_PAIRS)
-def test_a_bad_pair_of_columns_is_named_and_never_quoted(
-    jsonl: Jsonl,
-    refuses: Refuses,
-    first: dict[str, Any],
-    second: dict[str, Any],
-    needles: tuple[str, ...],
-) -> None:
-    path = jsonl(first, second)
-
-    refuses(lambda: read([path]), "rows.jsonl", *needles)
-
-
 BAD_FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a.csv", f"words,category\n{SECRET},x\n".encode(), ("found 'words', 'category'", "accepted")),
     ("a.csv", f"{SECRET},x\n{SECRET},y\n".encode(), ("a name of", "accepted")),

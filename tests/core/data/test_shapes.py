@@ -359,6 +359,34 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         ("row 2", "must begin with the same turns"),
     ),
     (KTO[0][0], KTO[0][0] | {"label": SECRET}, ("row 2", "'label'", "true or false", "other text")),
+    ({"query": "q", "response": "a"}, {"query": SECRET}, ("row 2", "'response'", "'query'")),
+    (
+        {"query": "q", "response": "a"},
+        {"query": "q", "respnse": SECRET},
+        ("row 2", "'response'", "nearest there: 'respnse'"),
+    ),
+    ({"query": "q", "response": "a"}, {"query": SECRET, "response": ""}, ("'response'", "empty")),
+    (
+        {"instruction": "q", "output": "a"},
+        {"instruction": SECRET, "input": 3, "output": "a"},
+        ("row 2", "'input'", "a number"),
+    ),
+    (
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "output": "a", "history": SECRET},
+        ("row 2", "'history'", "a list"),
+    ),
+    (
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "output": "a", "history": [[SECRET]]},
+        ("row 2", "pair 1", "'history'", "two texts"),
+    ),
+    (
+        {"query": SECRET, "response": "a", "target": "b"},
+        {"query": "q", "response": "a", "target": "b"},
+        ("one column with the response", "'response', 'target'"),
+    ),
+    ({"words": SECRET}, {"words": SECRET}, ("found 'words'", "'messages'", "query")),
     (KTO[0][0], KTO[0][0] | {"label": 2}, ("row 2", "'label'", "a number")),
     ({"text": "a"}, {"text": " "}, ("row 2", "'text'", "empty")),
     (

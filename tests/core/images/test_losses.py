@@ -13,8 +13,8 @@ from tests.core.images.tiny_models import FAMILIES
 
 from mst.data.encode import encode
 from mst.data.formats import read
-from mst.data.template import load_template
-from mst.data.tokens import load_tokenizer
+from mst.data.template import ChatTemplate, load_template
+from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import DataError
 
 Find = Callable[[str], Path]
@@ -31,20 +31,27 @@ def conversation(squares: Path, number: int) -> list[dict[str, Any]]:
     ]
 
 
+def loaded(directory: Path) -> tuple[Any, TextTokenizer, ChatTemplate]:
+    """Return transformers' own model, and mst's tokenizer and template."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    untyped: Any = AutoModelForImageTextToText
+    model = untyped.from_pretrained(directory, dtype=torch.float32).eval()
+    return model, load_tokenizer(directory), load_template(directory)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_a_padded_batch_is_that_of_transformers_row_by_row(
     vision_model: Find, family: str, squares: Path
 ) -> None:
     import torch
-    from transformers import AutoModelForImageTextToText
 
     from mst.training.batches import collate
     from mst.training.loss import summed_loss
 
     directory = vision_model(family)
-    tokenizer, template = load_tokenizer(directory), load_template(directory)
-    untyped: Any = AutoModelForImageTextToText
-    model = untyped.from_pretrained(directory, dtype=torch.float32).eval()
+    model, tokenizer, template = loaded(directory)
     processor = processor_of(directory, family)
     # One of each size of images, so that rows of unlike lengths are padded.
     numbers = [4 * place for place in range(len(SIZES))]
@@ -74,15 +81,12 @@ def test_an_image_changes_what_the_model_says(
     import dataclasses
 
     import torch
-    from transformers import AutoModelForImageTextToText
 
     from mst.training.batches import collate
     from mst.training.loss import summed_loss
 
     directory = vision_model(family)
-    tokenizer, template = load_tokenizer(directory), load_template(directory)
-    untyped: Any = AutoModelForImageTextToText
-    model = untyped.from_pretrained(directory, dtype=torch.float32).eval()
+    model, tokenizer, template = loaded(directory)
     red, green = encode(read([str(squares)]).rows[:2], tokenizer, template, None).examples
     swapped = dataclasses.replace(red, images=green.images)
     with torch.no_grad():
@@ -98,9 +102,7 @@ def test_an_image_changes_what_the_model_says(
 def test_rows_with_and_without_images_share_a_batch(vision_model: Find, squares: Path) -> None:
     import json
 
-    import torch
     from tests.core.images.conftest import asked
-    from transformers import AutoModelForImageTextToText
 
     from mst.training.batches import collate
     from mst.training.loss import summed_loss
@@ -110,9 +112,7 @@ def test_rows_with_and_without_images_share_a_batch(vision_model: Find, squares:
     path.write_text(squares.read_text().splitlines()[0] + "\n" + json.dumps(text) + "\n")
     for family in ("qwen2_vl", "llava"):
         directory = vision_model(family)
-        tokenizer, template = load_tokenizer(directory), load_template(directory)
-        untyped: Any = AutoModelForImageTextToText
-        model = untyped.from_pretrained(directory, dtype=torch.float32).eval()
+        model, tokenizer, template = loaded(directory)
         examples = encode(read([str(path)]).rows, tokenizer, template, None).examples
 
         def loss(chosen: Any, model: Any = model, directory: Path = directory) -> float:
