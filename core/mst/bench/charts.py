@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from html import escape
 
-from mst.bench.lines import speed, trainer
+from mst.bench.lines import rate, speed, trainer
 from mst.bench.results import Measured
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 460, 240, 56, 30, 34, 12
@@ -146,7 +146,7 @@ def _axes(chart: Chart, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:
         y = scale.place(xs[0], scale.top * share)[1]
         yield (
             f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" class="grid"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{scale.top * share:.4g}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{rate(scale.top * share)}</text>'
         )
     room = _DAY if chart.days else _NUMBER
     told = -math.inf

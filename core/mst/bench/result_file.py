@@ -60,8 +60,8 @@ def read_results(path: Path) -> Results:
         raise ResultsError(f"{file} is no results of `mst bench`: it names no schema.")
     if document["schema"] not in (SCHEMA, _FLAT):
         raise ResultsError(
-            f"{file} is of schema {document['schema']!r}; this mst reads {SCHEMA!r}. Show it with"
-            " the mst that wrote it, or measure again."
+            f"{file} is of schema {document['schema']!r}; this mst reads {_FLAT!r} and {SCHEMA!r}."
+            " Show it with the mst that wrote it, or measure again."
         )
     plain = document.get("results")
     if content_hash(plain) != document.get("sha256"):

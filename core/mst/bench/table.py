@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _HEADINGS = ("cell", "on", "tokens/s", "a step", "MFU", "memory", "loss")
+_CHANGES = ("cell", "on", "figure", "before", "after", "ratio (95 %)", "")
 # What may be cut into lines where the terminal is narrow.
 _WRAPPED = 2
 _NOTE = (
@@ -118,10 +119,10 @@ def _show_products(console: Console, cells: Sequence[Measured]) -> None:
 
     exports = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("export of", "format", "gate", "seconds", "perplexity", "KL", "agreement"):
-        exports.add_column(heading, no_wrap=True)
+        exports.add_column(heading, no_wrap=heading != "export of")
     servers = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("server of", "target", "streams", "tokens/s", "first token", "p95", "lost"):
-        servers.add_column(heading, no_wrap=True)
+        servers.add_column(heading, no_wrap=heading != "server of")
     for each in cells:
         for made in each.exported:
             exports.add_row(
@@ -211,17 +212,20 @@ def show_comparison(console: Console, found: Comparison) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("cell", "on", "figure", "before", "after", "ratio (95 %)", ""):
-        table.add_column(heading, no_wrap=True)
+    for number, heading in enumerate(_CHANGES):
+        table.add_column(heading, no_wrap=number >= _WRAPPED)
+    notes = Counter(each.note for each in found.changes if each.note)
     for each in sorted(found.changes, key=lambda one: not one.worse):
         chip = each.cell.machine.chip if each.cell.machine else ""
         between = "" if each.low == each.high else f" ({each.low:.3f}–{each.high:.3f})"
         table.add_row(
             short(each.cell), chip, each.figure, each.old, each.new, f"{each.ratio:.3f}{between}",
-            "WORSE" if each.worse else each.note,
+            "WORSE" if each.worse else "",
         )  # fmt: skip
     console.print()
     console.print(table)
+    for note, count in notes.items():
+        console.print(f"note    {count} figures: {note}", soft_wrap=True)
     for words, cells in (("only before", found.only_old), ("only after", found.only_new)):
         if cells:
             console.print(f"{words}: {len(cells)} cells, such as {short(cells[0])}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,32 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.core.bench.ray_start import MATRIX, WANTS_RAY, environment, ray_start, wait_for_ray
 from tests.core.bench.test_bench_command import bench
-from tests.core.bench.test_two_hosts import wait_for_ray
 
 from mst.bench.result_file import read_results
 from mst.errors import EXIT_FAILED
 
-MATRIX = """
-name: by hand
-models: [{model}]
-dataset: {rows}
-lengths: [48]
-batches: [2]
-devices: [{devices}]
-steps: 1
-warm_up: 0
-repeats: 1
-val_rows: 0
-options: {{threads: 1, dtype: float32}}
-"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="wants Ray, of the extra bench"
-    ),
-]
+pytestmark = [pytest.mark.slow, WANTS_RAY]
 
 
 @dataclass(frozen=True)
@@ -56,17 +34,15 @@ class Started:
 @pytest.fixture
 def started() -> Iterator[Started]:
     """A cluster of two nodes that was started by two commands."""
-    # A socket's path may have 107 characters, and Ray's own part of it is long.
     place = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
-    environ = {
-        **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(place),
-        "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_raylet_start_wait_time_s": "150",
-    }  # fmt: skip
+    environ = environment(place)
     running: list[subprocess.Popen[bytes]] = []
     try:
-        ray_start(running, place / "head.log", environ, "--head", "--port=0")
+        begin(running, place / "head.log", environ, "--head", "--port=0")
         address = (place / "ray" / "ray_current_cluster").read_text().strip()
-        ray_start(running, place / "node.log", environ, f"--address={address}")
+        # The node that is no head has a CPU.
+        role = (f"--address={address}", '--resources={"mst-cpu": 1}')
+        begin(running, place / "node.log", environ, *role)
         yield Started(running, address, environ)
     finally:
         for each in running:
@@ -74,18 +50,12 @@ def started() -> Iterator[Started]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def ray_start(
+def begin(
     running: list[subprocess.Popen[bytes]], log: Path, environ: dict[str, str], *role: str
 ) -> None:
-    """Start Ray by its own command; the node that is no head has a CPU."""
-    own = ["--include-dashboard=false"] if "--head" in role else ['--resources={"mst-cpu": 1}']
-    command = [
-        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *role, *own,
-        "--num-cpus=1", f"--object-store-memory={80 * 2**20}", "--block",
-        "--include-log-monitor=false",
-    ]  # fmt: skip
+    """Start Ray, and note its process before waiting for it."""
     with log.open("wb") as file:
-        running.append(subprocess.Popen(command, stdout=file, stderr=file, env=environ))
+        running.append(subprocess.Popen(ray_start(*role), stdout=file, stderr=file, env=environ))
     wait_for_ray(running[-1], log)
 
 
@@ -105,7 +75,7 @@ def test_a_cluster_that_was_started_by_hand_is_found_and_its_end_is_told_of(
     started: Started, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
     for name, devices in (("both", "cpu, simchip"), ("one", "simchip")):
-        text = MATRIX.format(model=tiny_model, rows=chat_rows, devices=devices)
+        text = MATRIX.format(model=tiny_model, rows=chat_rows, lengths="48", devices=devices)
         (tmp_path / f"{name}.yaml").write_text(text)
 
     def over(matrix: str, cluster: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,8 @@ from rich.console import Console
 from tests.measured_cells import A100, CPU, cell, failed, forecast, measured, repeat, results
 
 from mst import cli
-from mst.bench.charts import charts
+from mst.bench.charts import charts, svg
+from mst.bench.compare import compare
 from mst.bench.figures import Prices
 from mst.bench.job import WAITING
 from mst.bench.lines import csv_text
@@ -23,7 +24,7 @@ from mst.bench.live import Progress
 from mst.bench.page import heat_map, page
 from mst.bench.result_file import read_results, write_results
 from mst.bench.results import Results
-from mst.bench.table import show_results
+from mst.bench.table import show_comparison, show_results
 
 PRICES = Prices({"epyc": 0.36, "a100": 3.6}, currency="EUR")
 EVIL = "<script>alert(1)</script>"
@@ -96,6 +97,19 @@ def test_figures_are_whole_in_a_narrow_terminal() -> None:
     assert "…" not in shown
     assert "0.0174" in shown  # kWh of a million tokens
     assert all(each in shown for each in ("1,000 ±1.0%", "40.0% / 50.0%", "(+3%)", "2.5000"))
+
+
+def test_a_comparison_is_whole_in_a_narrow_terminal() -> None:
+    old, new = results(measured((1000.0,))), results(measured((800.0,)))
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    show_comparison(console, compare(old, new))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+
+    assert "…" not in shown
+    told = ("tokens/s", "memory", "eval loss", "1000", "800", "0.800", "WORSE")
+    assert [each for each in told if each not in shown] == []
+    assert "note    1 figures: one repeat each" in shown
 
 
 def test_costs_are_shown_for_the_prices_that_were_given() -> None:
@@ -186,6 +200,12 @@ def test_curves_need_two_places_on_their_axis() -> None:
 
     assert kinds == ["Training speed over length", "Serving speed over streams"]
     assert alone == []
+
+
+def test_speeds_on_an_axis_are_written_out() -> None:
+    cells = [measured((12_000.0,), cell=cell(length=length)) for length in (512, 1024)]
+
+    assert ">12,000</text>" in svg(charts(cells)[0])
 
 
 def test_a_thousand_cells_are_read_and_rendered_in_two_seconds(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_layout_of_a_file_does_not_matter_but_its_contents_do(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"schema": "mst-bench/7"}', "of schema 'mst-bench/7'; this mst reads 'mst-bench/2'"),
+        ('{"schema": "mst-bench/7"}', "of schema 'mst-bench/7'; this mst reads 'mst-bench/1' and"),
         ('{"a": 1}', "names no schema"),
         ("[]", "names no schema"),
         ("{", "is not JSON"),

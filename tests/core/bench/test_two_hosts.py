@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.core.bench.ray_start import MATRIX, WANTS_RAY, environment, ray_start, wait_for_ray
 from tests.core.bench.test_ray import training_on
 from tests.two_hosts import cabled, ip
 
@@ -25,25 +25,10 @@ from mst.bench.result_file import read_results
 # Of this process's own, for two sessions of tests may share a machine.
 _NET = f"10.{64 + os.getpid() % 128}.{os.getpid() // 128 % 256}"
 ADDRESSES = (f"{_NET}.129", f"{_NET}.130")
-MATRIX = """
-name: hosts
-models: [{model}]
-dataset: {rows}
-lengths: [48, 64]
-batches: [2]
-devices: [cpu]
-steps: 1
-warm_up: 0
-repeats: 1
-val_rows: 0
-options: {{threads: 1, dtype: float32}}
-"""
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="wants Ray, of the extra bench"
-    ),
+    WANTS_RAY,
     pytest.mark.skipif(
         os.getloadavg()[0] > 2 * (os.cpu_count() or 1),
         reason="wants a quieter machine: Ray ends a node whose agents take more than 15 s to start",
@@ -68,17 +53,9 @@ def on(host: str, name: str, *command: str) -> list[str]:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     """A head on the first host and a node on the second, each with one CPU."""
-    # A socket's path may have 107 characters, and Ray's own part of it is long.
     place = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
-    environ = {
-        **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(place), "COLUMNS": "200",
-        "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-        "RAY_raylet_start_wait_time_s": "150",
-    }  # fmt: skip
-    roles = (
-        ["--head", "--port=6379", "--include-dashboard=false"],
-        [f"--address={ADDRESSES[0]}:6379"],
-    )
+    environ = environment(place)
+    roles = (["--head", "--port=6379"], [f"--address={ADDRESSES[0]}:6379"])
     with cabled("mst-r", "mst1", ADDRESSES) as names:
         for name, other in zip(names, reversed(ADDRESSES), strict=True):
             # Ray asks the kernel from which address it would call a host outside, and calls none.
@@ -103,25 +80,12 @@ def begin_ray(
 ) -> subprocess.Popen[bytes]:
     """Start Ray on a host."""
     name = f"ward-{number + 1}"
-    command = [
-        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *role,
-        f"--node-ip-address={ADDRESSES[number]}", '--resources={"mst-cpu": 1}', "--num-cpus=1",
-        f"--object-store-memory={80 * 2**20}", "--block", "--include-log-monitor=false",
-    ]  # fmt: skip
+    own = (f"--node-ip-address={ADDRESSES[number]}", '--resources={"mst-cpu": 1}')
     with log.open("wb") as file:
         return subprocess.Popen(
-            on(host, name, *command), stdout=file, stderr=file,
+            on(host, name, *ray_start(*role, *own)), stdout=file, stderr=file,
             env={**environ, "MST_TEST_NODE": name},
         )  # fmt: skip
-
-
-def wait_for_ray(running: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until Ray says that it runs."""
-    until = time.monotonic() + 150
-    while "Ray runtime started" not in log.read_text():
-        assert running.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.2)
 
 
 def end(host: str) -> None:
@@ -137,7 +101,8 @@ def end(host: str) -> None:
 def test_a_host_that_is_lost_in_the_middle_has_its_cell_measured_on_the_other(
     hosts: Hosts, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "matrix.yaml").write_text(MATRIX.format(model=tiny_model, rows=chat_rows))
+    text = MATRIX.format(model=tiny_model, rows=chat_rows, lengths="48, 64", devices="cpu")
+    (tmp_path / "matrix.yaml").write_text(text)
     command = [
         sys.executable, "-m", "mst", "bench", "matrix.yaml", "--output-dir", "out", "--ray", "auto",
     ]  # fmt: skip

@@ -165,7 +165,7 @@ def test_no_row_and_no_tensor_can_be_read_in_a_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuner", ["lora", "full"])
-def test_eval_chat_and_merge_read_a_run_with_its_key(
+def test_eval_and_merge_read_a_run_with_its_key(
     place: Path, tmp_path: Path, tuner: str, request: pytest.FixtureRequest
 ) -> None:
     run: Path = request.getfixturevalue("whole" if tuner == "full" else "adapters")
@@ -184,8 +184,6 @@ def test_eval_chat_and_merge_read_a_run_with_its_key(
     if tuner == "full":
         own = run_keys(run, user_keys(place))
         assert_the_same(tensors_of(merged, NO_KEYS), tensors_of(run / "model", own))
-        asked = ("--prompt", "where is it", "--max-new-tokens", 2, "--device", "cpu")
-        assert mst("chat", run, *asked, *key(place)).returncode == 0
 
 
 @pytest.mark.slow
@@ -281,18 +279,16 @@ def words_of_session(session: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["off", "zero3"])
 def test_two_processes_write_what_one_resumes(
-    place: Path, tiny_model: Path, tmp_path: Path, strategy: str
+    place: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    if strategy != "off":
-        pytest.importorskip("deepspeed", reason="wants DeepSpeed")
+    pytest.importorskip("deepspeed", reason="wants DeepSpeed")
     phrase = tmp_path / "phrase"
     phrase.write_text("five words that nobody guesses\n")
     phrase.chmod(0o600)
     named = ("--passphrase-file", phrase)
     run = trained(
-        place, tiny_model, tmp_path / "two", "--nproc-per-node", 2, "--deepspeed", strategy,
+        place, tiny_model, tmp_path / "two", "--nproc-per-node", 2, "--deepspeed", "zero3",
         "--per-device-train-batch-size", 2, "--tuner", "full", "--encrypt-run", *named,
     )  # fmt: skip
     own = run_keys(run, ring_of(None, str(phrase)))
