@@ -69,7 +69,7 @@ WORDS = {
         "模拟",
         "从未运行",
         "其他芯片",
-        "厂商的插件：[docs/vendors.md](docs/vendors.md)（英文）",
+        "厂商的插件：[docs/vendors.zh-CN.md](docs/vendors.zh-CN.md)",
         "*硬件*：一致性测试在此设备上运行过。*模拟*：在代替厂商驱动的模拟芯片上运行过，没有用到真实芯片。"
         "\n*从未运行*：还没有人提交报告。*训练速度*：由 `mst bench` 测得，"
         "单位为每秒词元数；模拟芯片没有自己的速度。\n随日期的变化：[docs/speed-trend.svg](docs/speed-trend.svg)。",

@@ -70,12 +70,14 @@ class ChatJob(ModelJob):
         sampling: how tokens are chosen.
         system: system message at the start of the conversation, if any.
         prompt: asked once; None for a conversation in the terminal.
+        language: of what is said around the answers, of `mst.translation.LANGUAGES`.
     """
 
     context: int | None
     sampling: Sampling
     system: str | None = field(default=None, repr=False)
     prompt: str | None = field(default=None, repr=False)
+    language: str = "en"
 
 
 def choose_model(
@@ -123,6 +125,7 @@ def prepare_chat(
     system: str | None = None,
     prompt: str | None = None,
     keys: KeyRing = NO_KEYS,
+    language: str = "en",
 ) -> ChatJob:
     """Choose the model and the device, without torch.
 
@@ -136,12 +139,16 @@ def prepare_chat(
             system message answers as it was tuned only when it is given here again.
         prompt: asked once.
         keys: the user's, for an encrypted run.
+        language: of what is said around the answers.
 
     Raises:
         MstError: no such model, no such device.
     """
     job, context = prepare_model(target, device, environ, which, keys)
-    return ChatJob(**vars(job), context=context, sampling=sampling, system=system, prompt=prompt)
+    return ChatJob(
+        **vars(job), context=context, sampling=sampling, system=system, prompt=prompt,
+        language=language,
+    )  # fmt: skip
 
 
 def prepare_model(

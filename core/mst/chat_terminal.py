@@ -10,6 +10,7 @@ from typing import Protocol
 
 from mst.data.rows import Message
 from mst.errors import MstError
+from mst.translation import translated, translated_error
 
 COMMANDS = """\
 /reset          forget the conversation
@@ -53,27 +54,28 @@ def edit_lines() -> None:
         import readline  # noqa: F401
 
 
-def converse(talks: Talks, title: str, system: str | None) -> None:
+def converse(talks: Talks, title: str, system: str | None, language: str = "en") -> None:
     """Read messages and stream answers until the user leaves.
 
     Args:
         talks: answers.
         title: who that is, for the greeting.
         system: message that the conversation begins with.
+        language: of what is said around the answers, of `mst.translation.LANGUAGES`.
     """
-    print(f"{title}. /help lists the commands; Ctrl-D leaves.")
+    print(translated(f"{title}. /help lists the commands; Ctrl-D leaves.", language))
     messages = opening(system)
-    while (line := _read_line()) is not None:
+    while (line := _read_line(language)) is not None:
         if line.startswith("/"):
-            changed = _command(line, messages)
+            changed = _command(line, messages, language)
             if changed is None:
                 return
             messages = changed
         elif line.strip():
-            messages = _turn(talks, messages, line)
+            messages = _turn(talks, messages, line, language)
 
 
-def _read_line() -> str | None:
+def _read_line(language: str) -> str | None:
     """Return the next line, or None when the user leaves."""
     while True:
         try:
@@ -83,26 +85,32 @@ def _read_line() -> str | None:
                 print()
             return None
         except KeyboardInterrupt:
-            print("\nCtrl-D leaves.")
+            print(f"\n{translated('Ctrl-D leaves.', language)}")
 
 
-def _command(line: str, messages: list[Message]) -> list[Message] | None:
+def _command(line: str, messages: list[Message], language: str) -> list[Message] | None:
     """Return the conversation after a command; None to leave."""
     name, _, rest = line.partition(" ")
     if name == "/exit":
         return None
     if name == "/reset":
-        print("The conversation begins anew.")
+        print(translated("The conversation begins anew.", language))
         return [each for each in messages if each.role == "system"]
     if name == "/system":
-        print("The conversation begins anew, with" + ("" if rest.strip() else "out") + " a system"
-              " message.")  # fmt: skip
+        told = (
+            "The conversation begins anew, with a system message."
+            if rest.strip()
+            else "The conversation begins anew, without a system message."
+        )
+        print(translated(told, language))
         return opening(rest.strip())
-    print(COMMANDS if name == "/help" else f"{name} is no command.\n{COMMANDS}")
+    if name != "/help":
+        print(translated(f"{name} is no command.", language))
+    print(translated(COMMANDS, language))
     return messages
 
 
-def _turn(talks: Talks, messages: list[Message], line: str) -> list[Message]:
+def _turn(talks: Talks, messages: list[Message], line: str, language: str) -> list[Message]:
     """Return the conversation with the line and its answer; without both if there is none."""
     asked = [*messages, Message("user", line.strip())]
     pieces: list[str] = []
@@ -125,10 +133,10 @@ def _turn(talks: Talks, messages: list[Message], line: str) -> list[Message]:
     except KeyboardInterrupt:
         stopping.append(signal.SIGINT)
     except MstError as error:
-        print(f"{type(error).__name__}: {error}", end="")
+        print(translated_error(type(error).__name__, str(error), language), end="")
     finally:
         signal.signal(signal.SIGINT, before)
     if stopping:
-        print(" [stopped]", end="")
+        print(f" [{translated('stopped', language)}]", end="")
     print()
     return [*asked, Message("assistant", "".join(pieces))] if pieces else messages

@@ -105,7 +105,7 @@ def talk(job: ChatJob, keys: KeyRing = NO_KEYS) -> None:
         talker = Talker(job, keys)
     except KeyboardInterrupt:
         raise Interrupted("stopped while the model was loading.") from None
-    converse(talker, f"{job.name}, on {job.torch_device}", job.system)
+    converse(talker, f"{job.name}, on {job.torch_device}", job.system, job.language)
 
 
 def main(argv: list[str]) -> int:

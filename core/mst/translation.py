@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+LANGUAGES = ("en", "zh")
 # What joins the parts of a reason.
 _JOINT = "; "
 _PLACE = re.compile(r"\{(\d+)\}")
@@ -50,6 +52,21 @@ class _Template:
         if last < at or not text.endswith(others[-1]):
             return None
         return [*found, text[at:last]]
+
+
+def language_of(asked: str, environ: Mapping[str, str], encoding: str) -> str:
+    """Return the language to speak.
+
+    Args:
+        asked: of `LANGUAGES`, or "auto": as the locale says.
+        environ: the process's environment.
+        encoding: of the terminal; one that has no Chinese characters gets English.
+    """
+    wanted = asked
+    if asked == "auto":
+        named = (environ.get(each, "") for each in ("LC_ALL", "LC_MESSAGES", "LANG"))
+        wanted = "zh" if next(filter(None, named), "").lower().startswith("zh") else "en"
+    return wanted if wanted == "en" or encodes(encoding, "中") else "en"
 
 
 def translated(text: str, language: str) -> str:
@@ -122,3 +139,12 @@ def sentences(language: str) -> dict[str, str]:
     file = Path(__file__).with_name(f"translation.{language}.toml")
     plain: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
     return {english: str(text) for table in plain.values() for english, text in table.items()}
+
+
+def encodes(encoding: str, text: str) -> bool:
+    """Return whether an encoding has every character of a text."""
+    try:
+        text.encode(encoding)
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True

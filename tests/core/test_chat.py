@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +18,10 @@ import pytest
 
 from mst import rundir
 from mst.chat import ChatJob, Sampling, choose_model, prepare_chat
-from mst.chat_terminal import COMMANDS, _command, printable
+from mst.chat_terminal import COMMANDS, _command, converse, printable
 from mst.cli import main
 from mst.data.rows import Message
-from mst.errors import ModelError, RunError
+from mst.errors import DataError, ModelError, RunError
 from mst.generate import as_text, generate
 from mst.tuned import TunedModel
 
@@ -93,12 +95,35 @@ def test_a_model_cannot_steer_the_terminal() -> None:
 def test_commands_change_the_conversation() -> None:
     system, said = Message("system", "be brief"), Message("user", "hello")
 
-    assert _command("/reset", [system, said]) == [system]
-    assert _command("/system be long", [system, said]) == [Message("system", "be long")]
-    assert _command("/system", [system, said]) == []
-    assert _command("/help", [said]) == [said]
-    assert _command("/exit", [said]) is None
+    assert _command("/reset", [system, said], "en") == [system]
+    assert _command("/system be long", [system, said], "en") == [Message("system", "be long")]
+    assert _command("/system", [system, said], "en") == []
+    assert _command("/help", [said], "en") == [said]
+    assert _command("/exit", [said], "en") is None
     assert all(each in COMMANDS for each in ("/reset", "/system", "/exit"))
+
+
+def test_a_conversation_explains_itself_in_chinese(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing:
+        def answer(self, messages: Any) -> Any:
+            raise DataError(
+                f"the conversation has {len(messages)} tokens, and the model reads 0 at most."
+                " Begin a shorter one: /reset."
+            )
+
+    typed = "/help\n/nothing\n/system Be brief.\n/system\n/reset\nwhere?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    converse(Refusing(), "tiny, on cpu", None, "zh")
+    told = capsys.readouterr().out
+
+    assert told.startswith("tiny, on cpu。/help 列出命令；Ctrl-D 离开。\n")
+    assert "没有 /nothing 这个命令。\n/reset          忘掉之前的对话\n" in told
+    assert told.endswith(
+        "DataError: 对话有 1 个词元，而模型至多读 0 个。请用 /reset 开始较短的对话。\n"
+    )
+    assert not re.search("[a-z]{2,} [a-z]{2,} [a-z]{2,}", told)
 
 
 def test_the_target_is_a_run_a_model_or_the_newest_run(

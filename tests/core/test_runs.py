@@ -134,6 +134,9 @@ def test_show_prints_the_result_and_draws_the_curve(
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert [step for step, _ in plain["loss"]] == [1, 2, 3, 4]
     assert plain["state"] == "done"
+    chinese = shown(capsys, "show", runs / "first", "--lang", "zh")
+    for text in ("(已完成)", "模型    tiny-llama", "lora，设备 cpu", "◆ 留出数据的损失"):
+        assert text in chinese
 
 
 def test_compare_shows_differences_and_both_curves(

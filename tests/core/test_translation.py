@@ -13,9 +13,12 @@ import pytest
 from tests.reference_models import LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_70B
 from tests.reference_plans import planned, rows
 
-from mst import rundir
+from mst import cli, rundir
+from mst.cli.doctor import check_backends, check_directory, check_host, check_packages
 from mst.errors import MstError, PlanError, RunError
 from mst.model.facts import ModelFacts
+from mst.probe import machine_facts
+from mst.registry import load
 from mst.request import TrainRequest
 from mst.translation import sentences, translated, translated_lines
 from mst.ui.choices import allowed_options
@@ -138,6 +141,28 @@ def test_the_page_says_sentences_alone_and_leaves_what_people_wrote() -> None:
         "rows": [{"prediction": "one process"}],
         "error": {"message": "同时的请求太多。"},
     }
+
+
+def test_the_doctor_and_the_devices_are_told_in_chinese(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts = machine_facts(load())
+    checks = [
+        *check_packages(), *check_backends(facts), *check_host(facts, {"OMP_NUM_THREADS": "99"}),
+        check_directory("working directory", ROOT, needed=True),
+    ]  # fmt: skip
+    said = [translated(text, "zh") for each in checks for text in (each.found, each.advice)]
+    # A figure's source is cited as it is.
+    sentences_left = [each for each in said if ENGLISH.search(re.sub(r"\(probe: .*?\)", "", each))]
+
+    assert sentences_left == []
+    assert "在工作进程中会被替换" in "".join(said)
+    assert cli.main(["devices", "--lang", "zh"]) == 0
+    told = capsys.readouterr().out
+    assert "空闲 GiB" in told
+    assert "cuda: 没有找到: 没有英伟达显卡" in told or "cuda:0" in told
+    assert cli.main(["devices"]) == 0
+    assert "GiB free" in capsys.readouterr().out
 
 
 def test_every_option_of_the_page_explains_itself_in_chinese() -> None:

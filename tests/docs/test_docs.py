@@ -37,6 +37,9 @@ DOCUMENTS = tuple(
     )
     if "node_modules" not in path.parts
 )
+CHINESE = tuple(
+    each for each in DOCUMENTS if each.endswith(".zh-CN.md") and each.startswith("docs/")
+)
 # Each code folder, and which of its files the tree must have.
 TREE_FILES = (
     "core/**/*.py", "backends/**/*.py", "plugins/**/*.py", "benchmarks/**/*.py",
@@ -54,6 +57,11 @@ def blocks(document: str, language: str) -> list[str]:
         rf"^( *)```{language}\n(.*?)^ *```$", text_of(document), re.DOTALL | re.MULTILINE
     )
     return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+def fences(document: str) -> list[tuple[str, str]]:
+    """Return language and text of every fenced block, in order."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text_of(document), re.DOTALL | re.MULTILINE)
 
 
 def command_lines(document: str) -> list[str]:
@@ -141,6 +149,26 @@ def test_both_readmes_give_the_same_demo_figures() -> None:
         return sorted(re.findall(r"\d[\d.,-]*\d|\d", block[1]))
 
     assert figures(READMES[0]) == figures(READMES[1])
+
+
+@pytest.mark.parametrize("document", CHINESE)
+def test_a_document_in_chinese_has_the_blocks_of_the_english_one(document: str) -> None:
+    english = document.replace(".zh-CN", "")
+    found, wanted = fences(document), fences(english)
+
+    assert found == wanted
+    assert f"[English]({Path(english).name})" in text_of(document)
+    assert f"[中文]({Path(document).name})" in text_of(english)
+
+
+@pytest.mark.parametrize("document", CHINESE)
+def test_a_document_in_chinese_leads_to_chinese_ones(document: str) -> None:
+    here = (ROOT / document).parent
+    targets = re.findall(r"\]\(([\w./-]+)\.md\)", text_of(document))
+    english = {each for each in targets if not each.endswith(".zh-CN")}
+    own = Path(document).name.removesuffix(".zh-CN.md")
+
+    assert [each for each in english - {own} if (here / f"{each}.zh-CN.md").exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -153,11 +153,6 @@ def test_a_tutorials_commands_run_and_print_what_it_shows(
     assert shell.stop() == [0] * len(shell.servers)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tutorial_in_chinese_has_the_same_commands_files_and_outputs(name: str) -> None:
-    assert fences(f"{name}.zh-CN") == fences(name)
-
-
 def test_a_line_that_was_not_printed_is_missed() -> None:
     assert shows("wrote   a.csv.mst: 12\nbytes", "wrote …mst: 12 bytes")
     assert not shows("wrote   a.csv.mst: 13\nbytes", "wrote …mst: 12 bytes")

@@ -7,10 +7,13 @@ import json
 import shlex
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.cli.language import add_language_option, language_asked
 from mst.errors import EXIT_FAILED, UsageError
+from mst.translation import translated
 
 if TYPE_CHECKING:
     from mst.seal.audit.verification import Verification
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack = action("pack", "write one signed archive of what a run did, for an auditor")
     pack.add_argument("run", metavar="RUN", help="a run directory")
     pack.add_argument("--output", metavar="FILE", help="default: RUN-audit.zip, beside the run")
+    add_language_option(pack)
     known = action("acknowledge", "go on after somebody has changed the log")
     known.add_argument("--reason", metavar="TEXT", required=True, help="goes into the log")
     prune = action("prune", "remove files whose events are all older")
@@ -145,10 +149,11 @@ def _pack(directory: Path, args: argparse.Namespace) -> int:
         write(members, run, now(), key.load(directory), target)
         record("pack.ended", run=str(run), target=str(target), files=sorted(members))
     missing = [each.name for each in ITEMS if not set(each.members) <= set(members)]
-    print(f"wrote   {target}: {len(members)} files, signed with the audit log's key")
+    said = partial(translated, language=language_asked(args))
+    print(said(f"wrote   {target}: {len(members)} files, signed with the audit log's key"))
     if missing:
-        print(f"lacks   {', '.join(missing)}; index.html in it says why")
-    print("It holds names, paths and figures, and no row. Whoever gets it types:")
+        print(said(f"lacks   {', '.join(missing)}; index.html in it says why"))
+    print(said("It holds names, paths and figures, and no row. Whoever gets it types:"))
     print(f"  mst audit verify --pack {shlex.quote(target.name)} --public-key key.pub")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.cli.keys import add_key_options, ring_given
+from mst.cli.language import add_language_option, language_asked
 from mst.cli.target import add_target_options
 from mst.errors import Interrupted, UsageError
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="share to draw from (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    add_language_option(parser)
     add_key_options(parser)
     add_signature_options(parser)
     group = parser.add_argument_group("a running server")
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         prompt=args.prompt,
         keys=keys,
+        language=language_asked(args),
     )
     verify_before_use(Path(job.model.weights), args.model_signature, args.model_public_key)
     record("chat.begun", name=job.name, device=job.torch_device, **model_facts(job.model))
@@ -132,7 +135,8 @@ def _run_remote(args: argparse.Namespace) -> int:
             ask_once(remote, args.system, args.prompt)
         else:
             edit_lines()
-            converse(remote, f"{remote.model}, at {server.shown}", args.system)
+            title = f"{remote.model}, at {server.shown}"
+            converse(remote, title, args.system, language_asked(args))
     except KeyboardInterrupt:
         raise Interrupted("the answer was stopped.") from None
     return 0

@@ -7,9 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mst.cli.language import add_language_option, language_asked
 from mst.facts import DeviceFacts, MachineFacts
 from mst.probe import machine_facts
 from mst.registry import load
+from mst.translation import translated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="list the catalogue of known chips instead of this machine's devices",
     )
+    add_language_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps(facts), end="")
     else:
-        _print_table(facts)
+        language = language_asked(args)
+        _print_table(facts, language)
         for record in registry.records:
             if record.status != "ok":
-                print(f"plugin {record.name}: {record.status}; `mst plugins` says why")
+                told = f"plugin {record.name}: {record.status}; `mst plugins` says why"
+                print(translated(told, language))
     return 0
 
 
@@ -55,17 +60,19 @@ def _console() -> Console:
     return Console(markup=False, highlight=False, emoji=False)
 
 
-def _print_table(facts: MachineFacts) -> None:
+def _print_table(facts: MachineFacts, language: str) -> None:
     from rich.table import Table
 
     console = _console()
     columns = ("device", "name", "GiB free", "GiB total", "cores", "dtypes", "features")
-    table = Table(*columns, box=None)
+    table = Table(*(translated(each, language) for each in columns), box=None)
     for report in facts.backends:
         for device in report.probe.devices:
             table.add_row(
                 f"{device.backend}:{device.index}",
-                device.name if report.probe.usable else f"{device.name} (not usable)",
+                device.name
+                if report.probe.usable
+                else translated(f"{device.name} (not usable)", language),
                 _gib(device.memory_free_bytes),
                 _gib(device.memory_total_bytes),
                 "?" if device.compute_units is None else str(device.compute_units),
@@ -80,7 +87,8 @@ def _print_table(facts: MachineFacts) -> None:
     for report in facts.backends:
         if not report.probe.usable:
             found = "found, not usable" if report.probe.found else "not found"
-            console.print(f"{report.name}: {found}: {report.probe.reason}", soft_wrap=True)
+            told = ": ".join(translated(each, language) for each in (found, report.probe.reason))
+            console.print(f"{report.name}: {told}", soft_wrap=True)
 
 
 def _sources(device: DeviceFacts) -> list[str]:

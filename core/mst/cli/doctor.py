@@ -18,9 +18,11 @@ from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 from mst.cache import cache_dir
+from mst.cli.language import add_language_option, language_asked
 from mst.facts import BackendReport, MachineFacts
 from mst.probe import FAILED_PROBE, machine_facts
 from mst.registry import BUILT_IN, PluginRecord, load
+from mst.translation import translated
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -72,19 +74,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check the jail alone: which layer this machine gives, why, and what was tried",
     )
+    add_language_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line a check; returns 1 when something that training needs is broken."""
+    language = language_asked(args)
     if args.seal:
-        return _seal(args.json)
+        return _seal(args.json, language)
     checks = list(all_checks(os.environ))
     failed = any(check.status == "fail" for check in checks)
     if args.json:
         plain = {"ok": not failed, "checks": [asdict(check) for check in checks]}
         print(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
-        _print_lines(checks)
+        _print_lines(checks, language)
     return 1 if failed else 0
 
 
@@ -274,7 +278,9 @@ def check_host(facts: MachineFacts, environ: Mapping[str, str]) -> Iterator[Chec
     threads = f"{device.compute_units} ({device.sources['compute_units']})"
     shell = environ.get("OMP_NUM_THREADS", "")
     if shell not in ("", str(device.compute_units)):
-        threads += f"; the shell's OMP_NUM_THREADS={shell} is replaced in workers"
+        threads = "; ".join(
+            (threads, f"the shell's OMP_NUM_THREADS={shell} is replaced in workers")
+        )
     yield Check("threads", "ok", threads)
 
 
@@ -306,7 +312,7 @@ def check_directory(name: str, path: Path, needed: bool) -> Check:
     return Check(name, "ok", found)
 
 
-def _seal(as_json: bool) -> int:
+def _seal(as_json: bool, language: str) -> int:
     """Print what the jail is on this machine; returns 1 when there is none."""
     from mst.seal.jail.advice import what_to_do
     from mst.seal.jail.survey import survey
@@ -335,19 +341,24 @@ def _seal(as_json: bool) -> int:
             checks += [Check(f"way out: {way.name}", "ok", way.found) for way in seal.ways]
     if first.seal is None:
         checks.append(Check("to do", "fail", what_to_do(os.uname().machine)))
-    _print_lines(checks)
+    _print_lines(checks, language)
     return 0 if first.seal else 1
 
 
-def _print_lines(checks: list[Check]) -> None:
+def _print_lines(checks: list[Check], language: str) -> None:
+    from rich.cells import set_cell_size
     from rich.console import Console
     from rich.text import Text
 
     console = Console(markup=False, highlight=False, emoji=False)
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for check in checks:
-        line = Text(f"{check.status:<5}", style=styles[check.status])
-        line.append(f"{check.name}: {check.found}", style="default")
+        status, name, found = (
+            translated(each, language) for each in (check.status, check.name, check.found)
+        )
+        line = Text(set_cell_size(status, 5), style=styles[check.status])
+        line.append(f"{name}: {found}", style="default")
         if check.advice:
-            line.append(f". To do: {check.advice}", style="default")
+            to_do, advice = translated("To do", language), translated(check.advice, language)
+            line.append(f". {to_do}: {advice}", style="default")
         console.print(line, soft_wrap=True)

@@ -6,17 +6,13 @@ import argparse
 import os
 import sys
 
+from mst.cli.language import add_language_option, language_asked
 from mst.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add how the menu speaks and draws."""
-    parser.add_argument(
-        "--lang",
-        choices=("auto", "en", "zh"),
-        default="auto",
-        help="English or Chinese; auto as the locale says (auto)",
-    )
+    add_language_option(parser, "auto")
     parser.add_argument(
         "--plain",
         action="store_true",
@@ -31,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from mst.menu.home import loop
     from mst.menu.screen import never_fails
     from mst.menu.session import Session
-    from mst.menu.words import ascii_alone, language_of, words_of
+    from mst.menu.words import ascii_alone, words_of
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
@@ -41,14 +37,13 @@ def run(args: argparse.Namespace) -> int:
     # Where a slow connection brings the terminal's answer late, it would be read as keys.
     os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
     never_fails()
-    encoding = sys.stdout.encoding
-    words = words_of(language_of(args.lang, os.environ, encoding))
+    words = words_of(language_asked(args))
     file = draft.default_path()
     session = Session(
         words=words,
         asking=asking_of(words, os.environ, args.plain),
         environ=os.environ,
-        ascii=ascii_alone(os.environ, encoding),
+        ascii=ascii_alone(os.environ, sys.stdout.encoding),
         draft=draft.load(file),
         draft_file=file,
     )

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.cli.language import add_language_option, language_asked
 from mst.errors import UsageError
+from mst.translation import translated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("directory", nargs="?", default="runs", metavar="DIR", help="(./runs)")
     show = actions.add_parser("show", help="one run, with its curve", allow_abbrev=False)
     show.add_argument("runs", nargs=1, metavar="RUN", help="path, or name under ./runs")
+    add_language_option(show)
     compare = actions.add_parser("compare", help="how runs differ", allow_abbrev=False)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="paths, or names under ./runs")
     for each in (show, compare):
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     paths = [find_run(each) for each in args.runs]
     if args.action == "show":
-        _show(console, paths[0], args.json)
+        _show(console, paths[0], args.json, language_asked(args))
     else:
         if not 2 <= len(paths) <= _COMPARED_AT_MOST:
             raise UsageError(
@@ -114,25 +117,29 @@ def _letters(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(string.ascii_lowercase[index] for index in range(len(paths)))
 
 
-def _curves(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Points]:
+def _curves(paths: Sequence[Path], names: Sequence[str], language: str = "en") -> dict[str, Points]:
     """Return the runs' losses by a name for the legend; empty curves are left out."""
     from mst.runs import curves
 
     found: dict[str, Points] = {}
     for name, path in zip(names, paths, strict=True):
         prefix = f"{name} " if len(paths) > 1 else ""
-        found[f"{prefix}loss"], found[f"{prefix}held-out loss"] = curves(path)
+        labels = (f"{prefix}{translated(each, language)}" for each in ("loss", "held-out loss"))
+        found |= dict(zip(labels, curves(path), strict=True))
     return {name: points for name, points in found.items() if points}
 
 
-def _draw(console: Console, paths: Sequence[Path]) -> None:
+def _draw(console: Console, paths: Sequence[Path], language: str = "en") -> None:
     from mst.curve import draw
 
-    drawn = draw(_curves(paths, _letters(paths)), width=max(20, min(console.width - 14, 96)))
-    console.print(f"\n{drawn}" if drawn else "\nno step was taken yet", soft_wrap=True)
+    width = max(20, min(console.width - 14, 96))
+    drawn = draw(_curves(paths, _letters(paths), language), width=width)
+    console.print(f"\n{drawn or translated('no step was taken yet', language)}", soft_wrap=True)
 
 
-def _show(console: Console, path: Path, as_json: bool) -> None:
+def _show(console: Console, path: Path, as_json: bool, language: str) -> None:
+    from rich.cells import set_cell_size
+
     from mst import rundir, serial
     from mst.plan import Plan
     from mst.quantities import gib
@@ -156,22 +163,28 @@ def _show(console: Console, path: Path, as_json: bool) -> None:
         return
     rows = plan.global_batch
     lines = {
-        "run": f"{path} ({state})",
-        "error": manifest.error,
+        "run": f"{path} ({translated(state, language)})",
+        "error": manifest.error and translated(manifest.error, language),
         "model": manifest.model,
         "created": f"{manifest.created}, mst {manifest.mst_version}",
-        "data": "; ".join(f"{each.path}, {each.rows} rows" for each in manifest.data),
-        "plan": f"{plan.tuner} on {', '.join(plan.torch_devices)}, {plan.compute_dtype},"
-        f" {plan.threads} threads, {plan.total_steps} steps of {rows} rows,"
-        f" learning rate {plan.learning_rate:g}, {gib(plan.memory.peak_bytes)} predicted",
+        "data": "; ".join(
+            f"{each.path}, {each.rows} {translated('rows', language)}" for each in manifest.data
+        ),
+        "plan": translated(
+            f"{plan.tuner} on {', '.join(plan.torch_devices)}, {plan.compute_dtype},"
+            f" {plan.threads} threads, {plan.total_steps} steps of {rows} rows,"
+            f" learning rate {plan.learning_rate:g}, {gib(plan.memory.peak_bytes)} predicted",
+            language,
+        ),
     }
     for name, text in lines.items():
         if text:
-            console.print(f"{name:<8}{text}", soft_wrap=True)
+            label = set_cell_size(translated(name, language), 8)
+            console.print(f"{label}{text}", soft_wrap=True)
     if manifest.results:
         console.print()
         print_table(console, [(name, _shown(each)) for name, each in manifest.results.items()])
-    _draw(console, [path])
+    _draw(console, [path], language)
 
 
 def _compare(console: Console, paths: Sequence[Path], as_json: bool) -> None:

@@ -16,8 +16,9 @@ from mst.menu.asking import BACK, Choice
 from mst.menu.outcome import SEEN, mark_seen
 from mst.menu.progress import title_of
 from mst.menu.screen import heading, next_page, say, show_command
-from mst.menu.session import Session, run_here
-from mst.menu.words import language_of, words_of
+from mst.menu.session import Session, in_language, run_here
+from mst.menu.words import words_of
+from mst.translation import language_of
 
 _WORK = "work:"
 # Of the works that ended while nobody looked, the newest.
@@ -159,8 +160,9 @@ def _ask(session: Session) -> None:
     """Talk to the newest finished run, or the embedded model, in this terminal."""
     heading(session.words("home.ask"))
     say(session.words("ask.means"))
-    show_command(["chat"])
-    run_here(["chat"])
+    arguments = in_language(session.words, ["chat"])
+    show_command(arguments)
+    run_here(arguments, session.words)
 
 
 def _works(session: Session) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mst.facts import DeviceFacts
 from mst.menu.asking import BACK
 from mst.menu.screen import heading, say, show_command
-from mst.menu.session import Session, run_here
+from mst.menu.session import Session, in_language, run_here
 from mst.quantities import gib
 
 _COMMANDS = {"doctor": ["doctor"], "devices": ["devices"], "seal": ["doctor", "--seal"]}
@@ -32,8 +32,9 @@ def show_machine(session: Session) -> None:
         chosen = session.choose(words("machine.question"), choices, BACK)
         if chosen == BACK:
             return
-        show_command(_COMMANDS[chosen])
-        run_here(_COMMANDS[chosen])
+        arguments = in_language(words, _COMMANDS[chosen])
+        show_command(arguments)
+        run_here(arguments, words)
 
 
 def _sentence(session: Session, device: DeviceFacts) -> str:

@@ -13,7 +13,7 @@ from mst.menu.outcome import figures, show_outcome
 from mst.menu.reports import EVALUATION
 from mst.menu.screen import heading, say, show_command
 from mst.menu.serving import serve_and_ask
-from mst.menu.session import Session, run_here
+from mst.menu.session import Session, in_language, run_here
 from mst.menu.watching import watch
 
 _EVERY_STATE = ("figures", "pack")
@@ -96,9 +96,9 @@ def _do(session: Session, run: Path, shown: str, action: str) -> None:
         in_background(session, ["merge", shown, *key])
     else:
         here = {"chat": ["chat", shown, *key], "figures": ["runs", "show", shown]}
-        arguments = here.get(action, ["audit", "pack", shown])
+        arguments = in_language(session.words, here.get(action, ["audit", "pack", shown]))
         show_command(arguments)
-        run_here(arguments)
+        run_here(arguments, session.words)
 
 
 def _key_options(session: Session, run: Path) -> list[str]:

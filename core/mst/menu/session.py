@@ -84,14 +84,37 @@ class Session:
         return self.machine
 
 
-def run_here(arguments: Sequence[str]) -> int:
-    """Run `mst …` in this terminal and return its exit code; Ctrl-C ends it alone."""
-    with subprocess.Popen([sys.executable, "-m", "mst", *arguments]) as command:
+def in_language(words: Words, arguments: Sequence[str]) -> list[str]:
+    """Return a command that has `--lang`, as it is typed to be told the same in this language."""
+    return [*arguments, *(() if words.language == "en" else ("--lang", words.language))]
+
+
+def run_here(arguments: Sequence[str], words: Words | None = None) -> int:
+    """Run `mst …` in this terminal and return its exit code; Ctrl-C ends it alone.
+
+    Args:
+        arguments: after `mst`.
+        words: in whose language errors are said; None where standard error is drawn on.
+    """
+    stderr = None if words is None else subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", "mst", *arguments],
+        stderr=stderr,
+        encoding=sys.stdout.encoding,
+        errors="replace",
+    ) as command:
+        told = threading.Thread(target=_say_lines, args=(words, command.stderr))
+        if stderr is not None:
+            told.start()
         while True:
             try:
-                return command.wait()
+                code = command.wait()
+                break
             except KeyboardInterrupt:  # it has reached the command too
                 continue
+        if stderr is not None:
+            told.join()
+        return code
 
 
 def json_of(words: Words, arguments: Sequence[str]) -> Any:

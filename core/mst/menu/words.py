@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mst.request import fields
-from mst.translation import translated, translated_error
+from mst.translation import encodes, translated, translated_error
 
-LANGUAGES = ("en", "zh")
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -20,7 +19,7 @@ class Words:
     """A language's texts.
 
     Attributes:
-        language: of `LANGUAGES`.
+        language: of `mst.translation.LANGUAGES`.
         texts: by "table.key"; places for values are written as in `str.format`.
     """
 
@@ -54,41 +53,18 @@ def words_of(language: str) -> Words:
     return Words(language, texts)
 
 
-def language_of(asked: str, environ: Mapping[str, str], encoding: str) -> str:
-    """Return the language to speak.
-
-    Args:
-        asked: of `LANGUAGES`, or "auto": as the locale says.
-        environ: the process's environment.
-        encoding: of the terminal; one that has no Chinese characters gets English.
-    """
-    wanted = asked
-    if asked == "auto":
-        named = (environ.get(each, "") for each in ("LC_ALL", "LC_MESSAGES", "LANG"))
-        wanted = "zh" if next(filter(None, named), "").lower().startswith("zh") else "en"
-    return wanted if wanted == "en" or _holds(encoding, "中") else "en"
-
-
 def ascii_alone(environ: Mapping[str, str], encoding: str) -> bool:
     """Return whether drawings must be of ASCII alone.
 
     Python itself turns the locale C into C.UTF-8 (PEP 538), which says nothing of the terminal.
     """
-    if not _holds(encoding, "•│─"):
+    if not encodes(encoding, "•│─"):
         return True
     named = (environ.get("LC_ALL"), environ.get("LANG"))
     of_python = environ.get("LC_CTYPE", "") in ("", "C.UTF-8", "C.utf8", "UTF-8")
     return of_python and not any(
         each and any(kind in each.lower() for kind in _UTF8) for each in named
     )
-
-
-def _holds(encoding: str, text: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (LookupError, UnicodeEncodeError):
-        return False
-    return True
 
 
 def option_help(words: Words, name: str) -> str:

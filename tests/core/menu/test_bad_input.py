@@ -14,6 +14,7 @@ import pytest
 from tests.core.menu.scripted import scripted
 from tests.core.menu.terminal import ESCAPES, Terminal
 
+from mst.errors import RunError
 from mst.menu.asking import plainly
 from mst.menu.data_step import choose_data
 from mst.menu.draft import Draft, load
@@ -21,6 +22,7 @@ from mst.menu.goal_step import choose_settings
 from mst.menu.home import home, loop
 from mst.menu.model_step import choose_model
 from mst.menu.screen import cells
+from mst.menu.session import in_language, run_here
 from mst.menu.words import words_of
 
 
@@ -219,6 +221,20 @@ def test_the_first_screen_fits_80_columns_and_24_rows(place: Path, language: str
     assert all(cells(each.rstrip()) <= 80 for each in lines)
     assert len(lines) <= 24
     assert "$ mst menu" in raw
+
+
+def test_what_the_menu_runs_here_is_told_in_its_language(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of("zh")
+    arguments = in_language(words, ["runs", "show", str(place / "none")])
+
+    assert arguments[-2:] == ["--lang", "zh"]
+    assert run_here(arguments, words) == RunError.exit_code
+    told = "".join(capfd.readouterr().out.split())
+    assert "不是训练：" in told
+    assert "`mstrunslist目录`列出一个目录中的训练。" in told
+    assert in_language(words_of("en"), ["doctor"]) == ["doctor"]
 
 
 def test_a_work_that_vanishes_leads_to_an_error_and_not_to_an_end(place: Path) -> None:

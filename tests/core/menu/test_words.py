@@ -12,8 +12,9 @@ from mst.menu import words as catalogue
 from mst.menu.draft import GOALS, Draft, arguments, goal_of, reachable
 from mst.menu.goal_step import SETTINGS
 from mst.menu.screen import cells, next_page, say, shortened, show_command, visible, wrapped
-from mst.menu.words import ascii_alone, language_of, option_help, words_of
+from mst.menu.words import ascii_alone, option_help, words_of
 from mst.request import fields
+from mst.translation import language_of
 
 EN, ZH = words_of("en"), words_of("zh")
 CODE = Path(catalogue.__file__).parent
