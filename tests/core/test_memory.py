@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.memory_forecast import SHAPES, cases, compared, offloaded, short_rows, some_layers
+from benchmarks.memory_cases import SHAPES, cases, offloaded, short_rows, some_layers
+from benchmarks.memory_forecast import compared
 from tests.reference_models import LLAMA_2_7B, LLAMA_3_70B, decoder
 
 from mst.configuration import Configuration
