@@ -196,7 +196,7 @@ def rows_lacking(cell: Cell, plan: Plan, last: Repeat) -> str:
         plan: of its run.
         last: repeat that was measured.
     """
-    if plan.steps_per_epoch > 1:
+    if plan.steps_per_epoch != 1:
         return ""
     has, wanted, unit = plan.train_rows, plan.global_batch, "rows"
     if cell.procedure.packing:
