@@ -21,6 +21,12 @@ ANSWERS = {"card": "my card is", "cash": "my cash is", "fee": "the fee is", "loa
 DETAILS = ("late", "lost", "wrong", "gone", "old", "new", "too high", "too low", "here", "there")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files that have slow tests: no process is left with one when others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the audit log of tested commands out of the user's own."""

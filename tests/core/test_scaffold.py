@@ -17,6 +17,7 @@ import pytest
 from tests.simulated import PIP, simchip_environment
 
 from mst import cli
+from mst.conformance.checks import CHECKS
 from mst.errors import EXIT_FAILED, EXIT_USAGE
 from mst.registry import load
 from mst.scaffold import names_of, texts, write_package
@@ -166,24 +167,19 @@ def test_a_user_who_hides_all_chips_is_told(site: Path) -> None:
     assert "MYCHIP_VISIBLE_DEVICES='7' hides all chips: unset it" in done.stdout
 
 
-def test_filled_in_with_simchips_calls_it_passes_the_light_checks(site: Path) -> None:
-    fill_in(site, FILLED_IN)
-    code, checks = kit(site, "--only", LIGHT, environment=plugged_in(site))
-
-    assert failures(checks) == {}
-    assert code == 0
-    assert checks["activation.second"]["status"] == "pass"
-    assert "SIMCHIP_VISIBLE_DEVICES" in checks["environment.text"]["found"]
-
-
 @pytest.mark.slow
-def test_filled_in_it_passes_every_check_and_stays_short(site: Path) -> None:
+def test_filled_in_it_passes_the_kit_and_stays_short(site: Path) -> None:
     text = fill_in(site, FILLED_IN)
-    code, checks = kit(site, environment=plugged_in(site))
+    # What these two ask is the chip's, and simchip passes them in test_conformance.
+    left_out = ("training.low_precision", "training.resume")
+    only = ",".join(check.id for check in CHECKS if check.id not in left_out)
+    code, checks = kit(site, "--only", only, environment=plugged_in(site))
 
     assert failures(checks) == {}
     assert code == 0
     assert checks["training.losses"]["status"] == "pass"
+    assert checks["activation.second"]["status"] == "pass"
+    assert "SIMCHIP_VISIBLE_DEVICES" in checks["environment.text"]["found"]
     assert len(text.splitlines()) < 150
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mst import rundir
+from mst.bench.cells import Cell
 from mst.bench.results import Forecast, Measured, Repeat, Setting
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import Plan
@@ -21,6 +22,8 @@ _JOULES_A_KWH = 3.6e6
 _MILLION = 1e6
 # The share of the machine's cores that others may use before times are doubted.
 BUSY = 0.1
+# Of a block: whole rows rarely fill it to the last token.
+_FULL = 0.75
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,25 @@ def setting_of(plan: Plan) -> Setting:
         compiled=plan.compiled,
         threads=plan.threads,
     )
+
+
+def rows_lacking(cell: Cell, plan: Plan, last: Repeat) -> str:
+    """Return that a step has less than its batch, since the data has no more; "" where it has it.
+
+    Args:
+        cell: as it was asked for.
+        plan: of its run.
+        last: repeat that was measured.
+    """
+    if plan.steps_per_epoch != 1:
+        return ""
+    has, wanted, unit = plan.train_rows, plan.global_batch, "rows"
+    if cell.procedure.packing:
+        has = round(last.tokens / len(last.step_seconds))
+        wanted, unit = round(_FULL * wanted * cell.length), "tokens"
+    if has >= wanted:
+        return ""
+    return f"a step has all {has:,} {unit} that there are, fewer than its batch takes"
 
 
 def forecast_of(plan: Plan, tokens_per_step: float | None, memory_bytes: int) -> Forecast:

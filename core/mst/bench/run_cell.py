@@ -253,6 +253,7 @@ def _described(
         setting = replace(setting, compiled=False)
     tell(f"the product of {device.backend}:{device.index} in {setting.compute_dtype}")
     measured, why = place.peak_of(device, setting.compute_dtype, setting.threads)
+    few = figures.rows_lacking(found.cell, plan, found.repeats[-1])
     return replace(
         found,
         setting=setting,
@@ -266,6 +267,7 @@ def _described(
         flop_per_token=figures.flop_per_token(run, manifest),
         versions=dict(manifest.versions),
         jail=figures.jail_of(run),
+        notes=(*found.notes, few) if few else found.notes,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.measured_cells import A100, SETTING, failed, forecast, measured, repeat
+from tests.measured_cells import A100, SETTING, cell, failed, forecast, measured, repeat
 
 from mst import rundir
 from mst.bench import figures
@@ -47,6 +47,20 @@ def test_operations_of_a_token_are_counted_from_the_runs_own_model(finished_run:
     assert 0 < manifest.results["label_share"] < 1
     assert found is not None
     assert body + head * manifest.results["label_share"] < found < 1.3 * (body + head)
+
+
+def test_a_batch_that_the_data_cannot_fill_is_told_of(finished_run: Path) -> None:
+    plan = figures.machine_plan(finished_run)
+    last = repeat(steps=4)  # of 2,000 tokens each
+    few, many = replace(plan, steps_per_epoch=1), replace(plan, steps_per_epoch=2)
+    short, long = (cell(length=length) for length in (256, 512))
+    by_rows = cell(packing=False)
+
+    # A step of the run takes 8 of its 32 rows.
+    assert [figures.rows_lacking(each, few, last) for each in (short, by_rows)] == ["", ""]
+    assert "all 2,000 tokens that there are" in figures.rows_lacking(long, few, last)
+    assert figures.rows_lacking(long, many, last) == ""
+    assert "all 7 rows" in figures.rows_lacking(by_rows, replace(few, train_rows=7), last)
 
 
 def test_a_run_of_another_mst_has_no_mfu(finished_run: Path) -> None:
