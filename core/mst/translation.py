@@ -19,6 +19,8 @@ from typing import Any
 LANGUAGES = ("en", "zh")
 # What joins the parts of a reason.
 _JOINT = "; "
+# What stands behind what a command is about to do.
+_WAITING = " …"
 _PLACE = re.compile(r"\{(\d+)\}")
 # An error as the command line prints it, and its first word.
 _ERROR = re.compile(r"(?:mst: )?([A-Z]\w*(?:Error|Fits|Lost|Memory|Refused|Interrupted)): (.+)")
@@ -108,9 +110,10 @@ def translated_lines(text: str, language: str) -> str:
 
     def line(text: str) -> str:
         found = _ERROR.fullmatch(text)
-        if found is None:
-            return exact.get(text, text)
-        return translated_error(found[1], found[2], language)
+        if found is not None:
+            return translated_error(found[1], found[2], language)
+        told = text.removesuffix(_WAITING)
+        return translated(text, language) if told != text else exact.get(text, text)
 
     return "\n".join(map(line, text.split("\n")))
 

@@ -110,8 +110,10 @@ def test_an_error_says_its_three_parts_in_chinese_and_quotes_what_it_quotes(
     assert "36" in plan
     assert str(tmp_path) in run
     assert run.endswith("请等它结束，或换一个 --output-dir。")
-    printed = translated_lines(f"model  a\nRunError: {used.value}\n", "zh")
-    assert printed == f"model  a\nRunError: {run}\n"
+    waiting = "converting a b.gguf for training, once (about 20 seconds) …"
+    printed = translated_lines(f"model  a\nRunError: {used.value}\n{waiting}\n", "zh")
+    told = "正在转换 a b.gguf 供训练使用，只需一次（约 20 秒）……"
+    assert printed == f"model  a\nRunError: {run}\n{told}\n"
 
 
 def test_what_is_not_known_stays_and_takes_no_time() -> None:

@@ -112,7 +112,9 @@ def _encoder(args: argparse.Namespace, said: Console) -> tuple[Encoder | None, i
 
     wanted = TrainRequest(model=args.model)
     try:
-        named = named_model(wanted, os.environ, lambda line: said.print(line + " …"))
+        named = named_model(
+            wanted, os.environ, lambda line: said.print(line + " …", soft_wrap=True)
+        )
     except ModelError as error:
         if args.model is not None:
             raise

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     said = Console(stderr=True, highlight=False)
 
     def tell(line: str) -> None:
-        said.print(line + " …")
+        said.print(line + " …", soft_wrap=True)
 
     if longest:
         return _longest(request, args, tell)

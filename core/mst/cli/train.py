@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace, request: TrainRequest, seats: Seats | None) -
         given |= {"nnodes", "nproc_per_node"} if request.nproc_per_node else {"nnodes"}
 
     def tell(line: str) -> None:
-        console.print(line + " …")
+        console.print(line + " …", soft_wrap=True)
 
     if request.resume is not None:
         path, lock, job = resume(request, given, os.environ, tell)
