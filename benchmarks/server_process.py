@@ -103,7 +103,7 @@ def _running(
     inherited = {name: each for name, each in os.environ.items() if name != _NOT_PASSED_ON}
     with log.open("wb") as output, on_cores(cores):
         process = subprocess.Popen(
-            command, env=inherited | environment, stdin=subprocess.DEVNULL, stdout=output,
+            command, env={**inherited, **environment}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
