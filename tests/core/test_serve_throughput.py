@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from benchmarks.greedy_answers import near_ties
 from benchmarks.serve_throughput import Measured, medians, question, ratios, words_of
-from benchmarks.server_process import descendants, peak_rss_bytes, rss_bytes
+from benchmarks.server_process import descendants, peak_rss_bytes, processes, rss_bytes
 
 from mst.bench.chat_clients import Answer, Question, ask_together, events, percentile
 from mst.chat import Sampling
@@ -182,6 +182,31 @@ def test_memory_is_that_of_all_processes_below_one() -> None:
     assert 1 << 20 < below < rss <= peak
     assert rss_bytes(process.pid) == 0
     assert os.getpid() not in found
+
+
+def test_memory_is_also_that_of_a_fork_that_has_left_its_parent() -> None:
+    code = (
+        "import os\nreading, writing = os.pipe()\nif os.fork() == 0:\n"
+        "    if os.fork() == 0:\n        os.setsid()\n"
+        "        os.write(writing, b'%d' % os.getpid())\n        input()\n    os._exit(0)\n"
+        "os.wait()\nprint(os.read(reading, 9).decode(), flush=True)\ninput()"
+    )
+    command = [sys.executable, "-c", code, "a server's directory"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        broker = int(process.stdout.readline())
+        below, found = descendants(process.pid), processes(process.pid)
+        own, whole = resident_bytes(process.pid), rss_bytes(process.pid)
+        process.communicate(b"\n\n")
+
+    assert below == [process.pid]
+    assert found == [process.pid, broker]
+    assert whole > own > 1 << 20
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_ratios_are_medians_over_rounds() -> None:

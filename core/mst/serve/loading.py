@@ -92,19 +92,23 @@ def load_engine(
         served,
         way.decoder,
         job.context,
-        Limits(job.batch, job.queue, job.prefill_tokens, *_prefix_bytes(job, served)),
+        limits_of(job, served),
         Constrainer(tokenizer.tokenizer, tokenizer.eos_token_ids, way.vocab_size),
         thread,
     )
 
 
-def _prefix_bytes(job: EngineJob, served: Served) -> tuple[int, int | None]:
-    """Return how much is kept of finished answers, and how much beside running ones with these."""
+def limits_of(job: EngineJob, served: Served) -> Limits:
+    """Return what an engine may take; what it keeps follows the model's size, unless a job says."""
+    found = Limits(job.batch, job.queue, job.prefill_tokens)
     if job.prefix_bytes is not None:
-        return job.prefix_bytes, None
-    weights = sum(each.nbytes for each in served.model.parameters())
-    share = weights // _SHARE_OF_WEIGHTS
-    return min(share, Limits().prefix_bytes), share * _SHARES_TOGETHER
+        return replace(found, prefix_bytes=job.prefix_bytes)
+    share = sum(each.nbytes for each in served.model.parameters()) // _SHARE_OF_WEIGHTS
+    return replace(
+        found,
+        prefix_bytes=min(share, found.prefix_bytes),
+        together_bytes=share * _SHARES_TOGETHER,
+    )
 
 
 def load_served(job: EngineJob, device: torch.device, keys: KeyRing = NO_KEYS) -> Served:

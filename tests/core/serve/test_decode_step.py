@@ -20,6 +20,7 @@ from tests.core.serve.conftest import (
 )
 from transformers import LlamaForCausalLM
 
+from mst.serve import asking
 from mst.serve.answers import Answer
 from mst.serve.asking import way_of
 from mst.serve.decode_step import step_of
@@ -128,3 +129,18 @@ def test_who_listens_to_passes_hears_every_step(llama: Any, start: Start) -> Non
     assert heard == [9, 1, 1, 1, 1, 1]
     assert answer == transformers_answer(llama, random_ids(9, 1), 6)
     assert max(answer) < VOCABULARY
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_that_hears_little_of_others_may_still_round(dtype: torch.dtype) -> None:
+    model = random_model("llama").to(dtype)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data *= 0.1
+    served = Served(model, CPU, torch.float32, RowAdapters(model))
+    probes = [asking._probe(served, place, length) for place, length in enumerate((13, 7, 10))]
+    expected = torch.stack([asking._whole(served, each) for each in probes])
+    heard = (asking._contaminated(served, probes, 0) - expected).abs().mean(-1)
+    allowed = asking._allowed(served, probes, expected) / heard
+
+    assert bool((allowed <= 0.5).all())
+    assert bool((allowed > 0.2).all()) == (dtype == torch.bfloat16)

@@ -13,7 +13,7 @@ import torch
 from tests.core.serve.conftest import CPU
 
 from mst.serve.job import prepare_engine
-from mst.serve.loading import _prefix_bytes, load_served
+from mst.serve.loading import limits_of, load_served
 from mst.serve.pages import Block, copies
 from mst.serve.slots import Slots
 from mst.training.faults import is_out_of_memory
@@ -109,6 +109,9 @@ def test_what_is_kept_for_later_prompts_follows_the_models_size(tiny_model: Path
     served = load_served(job, CPU)
     weights = sum(each.nbytes for each in served.model.parameters())
 
+    found, asked = limits_of(job, served), limits_of(replace(job, prefix_bytes=7), served)
+
     assert job.prefix_bytes is None
-    assert _prefix_bytes(job, served) == (weights // 4, weights // 4 * 3)
-    assert _prefix_bytes(replace(job, prefix_bytes=7), served) == (7, None)
+    assert (found.prefix_bytes, found.together_bytes) == (weights // 4, weights // 4 * 3)
+    assert (asked.prefix_bytes, asked.together_bytes) == (7, None)
+    assert found.batch == asked.batch == job.batch
