@@ -183,6 +183,8 @@ def _environment(threads: int, temporary: Path) -> dict[str, str]:
         # With one, gptqmodel 7.6.0 fails: its pool 'model_loader:cpu' asks for two.
         "GPTQMODEL_CPU_WORKERS": str(max(2, threads)),
         "OMP_NUM_THREADS": str(threads),
+        # Else gptqmodel draws bars for each pass, which nobody sees.
+        "TERM": "dumb",
         "TMPDIR": str(temporary.absolute()),
         # Else tokenicer, which gptqmodel imports, makes these at a fixed place in /tmp.
         **{name: str(temporary.absolute() / "hub") for name in _HUB_PLACES},

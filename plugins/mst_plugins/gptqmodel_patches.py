@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ from mst_plugins.sealed_continuation import sealed_codec
 if TYPE_CHECKING:
     import torch
 
+# Between two layers that are kept: as many times what keeping one takes.
+_KEEPING_APART = 10
+_NEVER = 1 << 30
+
 
 def patch(key: bytes) -> None:
     """Change the gptqmodel of this process.
@@ -21,6 +26,8 @@ def patch(key: bytes) -> None:
     """
     _seal_activations(key)
     _go_on_with_any_architecture()
+    _keep_layers_seldom()
+    _measure_no_memory()
     _pack_awq_in_float16()
     _search_awq_as_published()
     quicken_gptq()
@@ -57,6 +64,45 @@ def _go_on_with_any_architecture() -> None:
 
     untyped: Any = gptq_checkpoint
     untyped.validate_checkpoint_support = lambda *_, **__: None
+
+
+def _keep_layers_seldom() -> None:
+    """Let keeping what a killed run goes on from take a tenth of the time at most.
+
+    gptqmodel keeps it after every layer, and reads all that it has kept again: 40 MB and more for a
+    layer that takes two seconds. A kill now costs the time of ten such writes at most, or a layer.
+    """
+    from gptqmodel.looper.checkpoint import CheckpointExtension
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+
+    extension: Any = CheckpointExtension
+    config: Any = CheckpointConfig
+    on_boundary = extension.on_boundary
+    due = time.monotonic()
+
+    def keep_when_due(self: Any, boundary: Any) -> None:
+        nonlocal due
+        before, began = self._committed_cursor, time.monotonic()
+        try:
+            on_boundary(self, boundary)
+        finally:
+            if self._committed_cursor != before:
+                ended = time.monotonic()
+                due = ended + _KEEPING_APART * (ended - began)
+
+    def interval(self: Any) -> int:
+        return 1 if time.monotonic() >= due else _NEVER
+
+    extension.on_boundary = keep_when_due
+    config.interval_layers = property(interval)
+
+
+def _measure_no_memory() -> None:
+    """Start no thread that reads five times a second what memory is used, for a log."""
+    from gptqmodel.looper.loop_processor import LoopProcessor
+
+    processor: Any = LoopProcessor
+    processor._init_cpu_device_handle = lambda self: None
 
 
 def _pack_awq_in_float16() -> None:

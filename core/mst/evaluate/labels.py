@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mst.data.rows import Message, Row
 from mst.data.template import ChatTemplate, render
 from mst.data.tokens import TextTokenizer
 from mst.evaluate.batching import batches, in_passes
 from mst.evaluate.best_answer import best_answers
-from mst.training.batches import KEPT_MULTIPLE, rounded
-from mst.training.loss import compute_in, last_logits
+from mst.evaluate.reading import (
+    Prefix,
+    continued,
+    generated,
+    parts_by_row,
+    read,
+    read_shared,
+    rows_of,
+)
+from mst.training.loss import compute_in
 
 if TYPE_CHECKING:
     import torch
@@ -99,56 +107,8 @@ def answer_tokens(
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """A batch of prompts, read once: the cache, its mask, and the logits of the next token."""
-
-    cache: Any
-    mask: torch.Tensor
-    logits: torch.Tensor
-
-
-def _read(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> _Prefix:
-    import torch
-
-    device = next(model.parameters()).device
-    # A CPU's kernel library keeps some 5 MiB for every shape that it has met.
-    width = rounded(max(map(len, prompts)), KEPT_MULTIPLE)
-    # Padded at the left, so that every prompt ends where its answer begins.
-    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=positions.to(device),
-        use_cache=True,
-        **last_logits(model, device),
-    )
-    return _Prefix(out.past_key_values, mask.to(device), out.logits[:, -1].float())
-
-
-def _continue(
-    model: torch.nn.Module, prefix: _Prefix, tokens: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """Feed tokens (rows, n) after the prefix, whose cache grows; return their logits."""
-    import torch
-
-    whole = torch.cat([prefix.mask, mask], dim=1)
-    positions = (whole.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-    out = model(
-        input_ids=tokens,
-        attention_mask=whole,
-        position_ids=positions,
-        past_key_values=prefix.cache,
-        use_cache=True,
-    )
-    logits: torch.Tensor = out.logits.float()
-    return logits
-
-
 def _likeliest(
-    model: torch.nn.Module, prefix: _Prefix, answers: Sequence[tuple[int, ...]]
+    model: torch.nn.Module, prefix: Prefix, answers: Sequence[tuple[int, ...]]
 ) -> list[int]:
     """Return, for each prompt, the place of the answer with the highest log-probability."""
     import copy
@@ -160,61 +120,18 @@ def _likeliest(
 
     def ask(rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> torch.Tensor:
         nonlocal held, holds
-        if len(rows) < len(holds) and _parts_by_row(prefix.cache):
-            held, holds = _rows_of(held, [holds.index(row) for row in rows]), list(rows)
+        if len(rows) < len(holds) and parts_by_row(prefix.cache):
+            held, holds = rows_of(held, [holds.index(row) for row in rows]), list(rows)
         own = dict(zip(rows, paths, strict=True))
         width = max(map(len, paths))
         padded = [own.get(row, ()) for row in holds]
         tokens = torch.tensor([[*each, *[0] * (width - len(each))] for each in padded])
         # Copied, because every path, and free generation, continues from the same prompts.
-        again = _Prefix(copy.deepcopy(held.cache), held.mask, held.logits)
-        logits = _continue(model, again, tokens.to(device), torch.ones_like(tokens).to(device))
+        again = Prefix(copy.deepcopy(held.cache), held.mask, held.logits)
+        logits = continued(model, again, tokens.to(device), torch.ones_like(tokens).to(device))
         return logits[[holds.index(row) for row in rows]]
 
     return best_answers(prefix.logits, answers, ask)
-
-
-def _parts_by_row(cache: Any) -> bool:
-    """Whether rows can be taken out of a cache; those of recurrent layers have no way to."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(each) in known for each in getattr(cache, "layers", [None]))
-
-
-def _rows_of(prefix: _Prefix, rows: Sequence[int]) -> _Prefix:
-    import copy
-
-    import torch
-
-    places = torch.tensor(rows, device=prefix.logits.device)
-    cache = copy.deepcopy(prefix.cache)
-    cache.batch_select_indices(places)
-    return _Prefix(cache, prefix.mask[places], prefix.logits[places])
-
-
-def _generate(
-    model: torch.nn.Module, prefix: _Prefix, stop: Sequence[int], at_most: int
-) -> list[list[int]]:
-    """Return the greedy answer after each prompt, without its end of turn."""
-    import torch
-
-    token = prefix.logits.argmax(-1)
-    answers: list[list[int]] = [[] for _ in token]
-    open_rows = set(range(len(answers)))
-    for _ in range(at_most):
-        for row in list(open_rows):
-            if int(token[row]) in stop:
-                open_rows.discard(row)
-            else:
-                answers[row].append(int(token[row]))
-        if not open_rows:
-            break
-        ones = torch.ones_like(token)[:, None]
-        logits = _continue(model, prefix, token[:, None], ones)
-        prefix = _Prefix(prefix.cache, torch.cat([prefix.mask, ones], dim=1), logits)
-        token = logits[:, -1].argmax(-1)
-    return answers
 
 
 def label_accuracy(
@@ -264,9 +181,9 @@ def label_answers(
     choices = answer_tokens(rows[0], answers, tokenizer, template)
     at_most = max(map(len, choices)) + 1
 
-    def answered(prefix: _Prefix, batch: Sequence[Question]) -> list[LabelAnswer]:
+    def answered(prefix: Prefix, batch: Sequence[Question]) -> list[LabelAnswer]:
         best = _likeliest(model, prefix, choices)
-        said = _generate(model, prefix, tokenizer.eos_token_ids, at_most)
+        said = generated(model, prefix, tokenizer.eos_token_ids, at_most)
         return [
             LabelAnswer(
                 free=_same(tokenizer.decode(ids, skip_special_tokens=True), question.answer),
@@ -298,7 +215,7 @@ def restricted_answers(
     asked = questions(rows, tokenizer, template)
     choices = answer_tokens(rows[0], answers, tokenizer, template)
 
-    def answered(prefix: _Prefix, batch: Sequence[Question]) -> list[bool]:
+    def answered(prefix: Prefix, batch: Sequence[Question]) -> list[bool]:
         best = _likeliest(model, prefix, choices)
         return [
             answers[index].strip() == question.answer
@@ -316,7 +233,7 @@ def _asked(
     pad: int,
     dtype: torch.dtype,
     made: Sequence[list[int]],
-    answered: Callable[[_Prefix, Sequence[Question]], list[T]],
+    answered: Callable[[Prefix, Sequence[Question]], list[T]],
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[T]:
     """Return what `answered` finds of each question; `made` says which share a pass."""
@@ -324,10 +241,16 @@ def _asked(
 
     device = next(model.parameters()).device
 
+    prompts = [each.prompt for each in asked]
+    start: list[Prefix | None] = []
+
     def work(places: list[int]) -> list[T]:
         batch = [asked[place] for place in places]
         with torch.inference_mode(), compute_in(model, device.type, dtype):
-            return answered(_read(model, [each.prompt for each in batch], pad), batch)
+            if not start:
+                start.append(read_shared(model, prompts))
+            prefix = read(model, [prompts[place] for place in places], pad, start[0])
+            return answered(prefix, batch)
 
     found: dict[int, T] = {}
     training = model.training

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mst.data.encode import IGNORE, Example
+from mst.data.encode import Example
 from mst.export.meanwhile import GoOn
+from mst.export.passes import Pass, outputs, passes_of
 from mst.training.output_head import decoder_and_head, head_form, shaped
 
 if TYPE_CHECKING:
     import torch
 
-# Both models' logits of so many tokens are held at once: 512 of SmolLM2's are 100 MB in float32.
-TOKENS_AT_ONCE = 512
 # Logits of so many tokens stay in a core's cache while they are compared.
 TOKENS_COMPARED = 16
 
@@ -52,12 +51,11 @@ class Reference:
     """The trained model on the rows that candidates are held against it on.
 
     Attributes:
-        batches: token ids, what is no padding, and what the model is trained to predict, each
-            (rows, width).
-        logits: the trained model's of a batch, (rows, width, vocabulary), by the batch's place.
+        passes: over the rows.
+        logits: the trained model's of a pass, (rows, width, vocabulary), by the pass's place.
     """
 
-    batches: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(repr=False)
+    passes: Sequence[Pass] = field(repr=False)
     logits: Callable[[int], torch.Tensor] = field(repr=False)
 
 
@@ -72,26 +70,27 @@ def reference(
     Args:
         trained: causal language model, in evaluation mode.
         rows: encoded; every token after a row's first is predicted.
-        go_on: called before each batch.
+        go_on: called before each pass.
     """
     import torch
     from torch.nn import functional
 
-    batches = tuple(_batches(rows))
     device = torch.device("cpu")
     form = head_form(trained, device) if hasattr(trained, "get_output_embeddings") else None
     if form is None:
-        return Reference(batches, lambda place: _logits(trained, *batches[place][:2]))
+        alone = passes_of(rows)
+
+        def asked(place: int) -> torch.Tensor:
+            (found,) = outputs(trained, alone[place : place + 1], go_on)
+            return _float(found)
+
+        return Reference(alone, asked)
     decoder, head = decoder_and_head(trained)
-    hidden = []
-    for ids, mask, _ in batches:
-        go_on()
-        with torch.inference_mode():
-            found = decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-        hidden.append(found.last_hidden_state)
+    passes = passes_of(rows, decoder)
+    hidden = [each.last_hidden_state for each in outputs(decoder, passes, go_on)]
     weight, bias = head.weight, head.bias
     return Reference(
-        batches, lambda place: shaped(functional.linear(hidden[place], weight, bias), form).float()
+        passes, lambda place: shaped(functional.linear(hidden[place], weight, bias), form).float()
     )
 
 
@@ -104,30 +103,29 @@ def distance(
 
     Args:
         trained: from `reference`.
-        candidate: causal language model of the same vocabulary, in evaluation mode.
-        go_on: called before each batch.
+        candidate: causal language model of the same shape, in evaluation mode.
+        go_on: called before each pass.
     """
     import torch
 
     everything, answers = _Sums(), _Sums()
     largest = 0.0
-    for place, (ids, mask, labels) in enumerate(trained.batches):
-        go_on()
+    answered = outputs(candidate, trained.passes, go_on)
+    for place, (each, output) in enumerate(zip(trained.passes, answered, strict=True)):
         with torch.inference_mode():
-            own, found = trained.logits(place), _logits(candidate, ids, mask)
-        # Of each token but a row's first, where it stands and where its logits do.
-        rows, columns = mask[:, 1:].nonzero(as_tuple=True)
+            own, found = trained.logits(place), _float(output)
+        rows, columns = each.mask.nonzero(as_tuple=True)
         for part in range(0, len(rows), TOKENS_COMPARED):
-            row, column = (each[part : part + TOKENS_COMPARED] for each in (rows, columns))
+            row, column = (where[part : part + TOKENS_COMPARED] for where in (rows, columns))
             these, those = own[row, column], found[row, column]
-            target, learnt = ids[row, column + 1], labels[row, column + 1]
+            target, learnt = each.following[row, column], each.learnt[row, column]
             largest = max(largest, float((these - those).abs().max()))
             same = these.argmax(-1) == those.argmax(-1)
             expected, given = these.log_softmax(-1), those.log_softmax(-1)
-            losses = [-each.gather(1, target[:, None])[:, 0].double() for each in (expected, given)]
+            losses = [-logs.gather(1, target[:, None])[:, 0].double() for logs in (expected, given)]
             kl = (expected.exp() * (expected - given)).sum(-1).double()
             for sums, chosen in ((everything, slice(None)), (answers, learnt)):
-                sums.add(*(each[chosen] for each in (*losses, kl, same)))
+                sums.add(each.times, *(values[chosen] for values in (*losses, kl, same)))
     count = everything.tokens
     if not math.isfinite(everything.loss + everything.kl):
         agreement = everything.agreeing / count
@@ -156,14 +154,19 @@ class _Sums:
     agreeing: int = 0
 
     def add(
-        self, own: torch.Tensor, found: torch.Tensor, kl: torch.Tensor, same: torch.Tensor
+        self,
+        times: int,
+        own: torch.Tensor,
+        found: torch.Tensor,
+        kl: torch.Tensor,
+        same: torch.Tensor,
     ) -> None:
-        """Add some tokens, each tensor (tokens,)."""
-        self.tokens += len(own)
-        self.own_loss += float(own.sum())
-        self.loss += float(found.sum())
-        self.kl += float(kl.sum())
-        self.agreeing += int(same.sum())
+        """Add some tokens, so many times; each tensor (tokens,)."""
+        self.tokens += times * len(own)
+        self.own_loss += times * float(own.sum())
+        self.loss += times * float(found.sum())
+        self.kl += times * float(kl.sum())
+        self.agreeing += times * int(same.sum())
 
     @property
     def ratio(self) -> float:
@@ -180,28 +183,6 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))
 
 
-def _batches(rows: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield (ids, mask, labelled), each (rows, width), of rows of like lengths.
-
-    A row of one token says nothing.
-    """
-    import torch
-
-    by_length = sorted(
-        (each for each in rows if len(each.input_ids) > 1), key=lambda each: len(each.input_ids)
-    )
-    while by_length:
-        width = len(by_length[-1].input_ids)
-        count = max(1, TOKENS_AT_ONCE // width)
-        batch, by_length = by_length[-count:], by_length[:-count]
-        gaps = [width - len(each.input_ids) for each in batch]
-        pairs = list(zip(batch, gaps, strict=True))
-        ids = torch.tensor([[*each.input_ids, *[0] * gap] for each, gap in pairs])
-        mask = torch.tensor([[*[1] * len(each.input_ids), *[0] * gap] for each, gap in pairs])
-        learnt = torch.tensor([[*each.labels, *[IGNORE] * gap] for each, gap in pairs]) != IGNORE
-        yield ids, mask, learnt
-
-
-def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+def _float(output: Any) -> torch.Tensor:
+    found: torch.Tensor = output.logits
     return found.float()

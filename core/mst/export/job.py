@@ -277,6 +277,15 @@ def _merged_before(
     return merge_claimed(made, environ, lock, keys)
 
 
+def waiting_asleep(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of processes that compute side by side.
+
+    OpenMP's threads wait for each other spinning, on a core that the other process needs; asleep
+    they leave it, unless the user has said how they are to wait.
+    """
+    return {"OMP_WAIT_POLICY": "passive", **environ}
+
+
 def export(
     job: ExportJob, environ: Mapping[str, str], keys: KeyRing, tell: Callable[[str], None]
 ) -> int:
@@ -286,13 +295,13 @@ def export(
         MstError: it could not be made, and has said why on standard error.
     """
     plan = rundir.read_document(Plan, Path(job.run), rundir.PLAN)
-    environment = worker_environment(environ, plan.environment)
+    environment = worker_environment(waiting_asleep(environ), plan.environment)
     with claimed(Path(job.merged).parent) as lock, handed_down(keys) as held:
         for each in job.targets:
             # Another export may have ended since this one was checked.
             refuse_existing(Path(each.directory))
         tell("merging and comparing")
-        _merged_before(job, environ, lock, keys)
+        _merged_before(job, waiting_asleep(environ), lock, keys)
         handles = [] if held is None else [held]
         code = run_worker(
             "mst.export.worker",

@@ -17,8 +17,9 @@ from mst import serial
 from mst.data.encode import Example
 from mst.durable import seal_directory, why_unwritten, write_text
 from mst.errors import EXIT_REFUSED, Interrupted, MstError, RunError
-from mst.evaluate.answers import greedy_answers
+from mst.evaluate.batching import DEFAULT_ROWS, batches
 from mst.evaluate.labels import questions, restricted_answers
+from mst.evaluate.reading import generated, read, read_shared
 from mst.export import ExportReport
 from mst.export.artefact import CHECK, Artefact, MergeCheck, describe
 from mst.export.figures import Distance, Reference, distance, reference
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ANSWER_TOKENS = 32
+# Prompts that are read in one pass have so many tokens together.
+_ASKED_TOKENS = 4096
 # Rows that are asked for their answer in a breath: a stop waits for no more.
 _ASKED_AT_ONCE = 40
 # From which share of lost values on they are named as the reason.
@@ -147,15 +150,15 @@ def _merged(job: ExportJob, rows: ExportRows, keys: KeyRing) -> tuple[torch.nn.M
     if source.quantization != "none":
         compute_in_float32(model)
     prompts = [each.prompt for each in questions(_prompt_rows(rows), rows.tokenizer, rows.template)]
-    before, answers = _logits(model, prompts), _answers(model, rows, prompts)
+    before, answers = _said(model, rows, prompts)
     if source.quantization != "none":
         model = load_dequantized(source, job.attention, cpu, keys=keys)
     model = _one(model, source)
-    after = _logits(model, prompts)
+    after, again = _said(model, rows, prompts)
     largest = max(
         (float((a - b).abs().max()) for a, b in zip(before, after, strict=True)), default=0.0
     )
-    same = sum(a == b for a, b in zip(answers, _answers(model, rows, prompts), strict=True))
+    same = sum(a == b for a, b in zip(answers, again, strict=True))
     faults = merge_faults(largest, same, len(prompts))
     return model, MergeCheck(len(prompts), same, largest, tuple(faults))
 
@@ -178,29 +181,22 @@ def _prompt_rows(rows: ExportRows) -> list[Any]:
     return [row for row in found if row.messages[-1].role == "assistant"][:PROMPTS]
 
 
-def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Return the logits after each prompt, (vocabulary,)."""
-    import torch
-
-    with torch.inference_mode():
-        return [
-            model(input_ids=torch.tensor([list(each)]), use_cache=False).logits[0, -1].float()
-            for each in prompts
-        ]
-
-
-def _answers(
+def _said(
     model: torch.nn.Module, rows: ExportRows, prompts: Sequence[Sequence[int]]
-) -> list[list[int]]:
+) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Return the logits after the prompts of each pass, (rows, vocabulary), and greedy answers."""
     import torch
 
-    if not prompts:
-        return []
     tokenizer = rows.tokenizer
-    return greedy_answers(
-        model, prompts, tokenizer.eos_token_ids, tokenizer.pad_token_id, torch.float32,
-        [_ANSWER_TOKENS] * len(prompts), rows_at_most=16, tokens_at_most=4096,
-    )  # fmt: skip
+    logits, answers = [], []
+    with torch.inference_mode():
+        start = read_shared(model, prompts)
+        for places in batches(list(map(len, prompts)), DEFAULT_ROWS, _ASKED_TOKENS):
+            pass_prompts = [prompts[place] for place in places]
+            prefix = read(model, pass_prompts, tokenizer.pad_token_id, start)
+            logits.append(prefix.logits)
+            answers += generated(model, prefix, tokenizer.eos_token_ids, _ANSWER_TOKENS)
+    return logits, answers
 
 
 def _reference(go_on: GoOn, trained: torch.nn.Module, judged: Sequence[Example]) -> Reference:

@@ -11,7 +11,7 @@ import pytest
 
 from mst import hookspecs, rundir
 from mst.errors import MstError, RunError
-from mst.export.job import ExportOptions, prepare_export
+from mst.export.job import ExportOptions, prepare_export, waiting_asleep
 from mst.facts import Probe
 from mst.hookspecs import hookimpl
 from mst.registry import Registry, load
@@ -77,3 +77,8 @@ def test_a_run_that_is_still_running_is_refused(finished_run: Path, tmp_path: Pa
         pytest.raises(RunError, match=r"is running, so it has no result yet.*--checkpoint last"),
     ):
         prepare_export(run, ExportOptions(), load())
+
+
+def test_processes_side_by_side_wait_asleep_unless_the_user_says_otherwise() -> None:
+    assert waiting_asleep({"A": "1"}) == {"A": "1", "OMP_WAIT_POLICY": "passive"}
+    assert waiting_asleep({"OMP_WAIT_POLICY": "active"}) == {"OMP_WAIT_POLICY": "active"}
