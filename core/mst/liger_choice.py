@@ -9,7 +9,10 @@ from mst.space import Space
 
 # Architectures whose gradients with Liger's kernels (0.8.5) were those of the plain layers within
 # 1e-4 in float32, in Triton's interpreter: benchmarks/liger_kernels.py.
-VERIFIED = frozenset({"llama"})
+VERIFIED = frozenset({
+    "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "olmo2",
+    "phi3", "qwen2", "qwen3", "smollm3",
+})  # fmt: skip
 
 
 def fusing(space: Space, chosen: Candidate, compiled: bool) -> tuple[bool, Reason | None]:
