@@ -35,6 +35,7 @@ from mst.serial import from_json, to_json
 from mst.training.batches import BatchShape, batch_shape, layout_of, lines_of
 
 if TYPE_CHECKING:
+    from mst.data.encode import Example
     from mst.plan import Plan
     from mst.request import TrainRequest
 
@@ -370,7 +371,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         "label_accuracy": False, "memory": to_json(MemoryForecast(0, 0, 0, 0, 0, 0, 0, None)),
         "reasons": [], "chunked_loss": made.chunked_loss, "compiled": made.compiled,
     })  # fmt: skip
-    if made.compiled and (reason := _compile(model, device, plan, request)):
+    if made.compiled and (reason := _compile(model, device, plan, request, rows)):
         raise RuntimeError(reason)
     losses: list[float] = []
 
@@ -393,18 +394,23 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     }
 
 
-def _compile(model: Any, device: Any, plan: Plan, request: TrainRequest) -> str:
+def _compile(
+    model: Any, device: Any, plan: Plan, request: TrainRequest, rows: Sequence[Example]
+) -> str:
     """Compile the model's layers as a worker does; return why they are not."""
     import torch
 
     from mst.job import cache_dir
     from mst.training.batches import layout_of
-    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.compilation import compile_layers
+    from mst.training.objectives import find_objective
     from mst.training.session import logits_in
+    from mst.training.tensor_kind import tensor_kind
 
+    layout = layout_of(True, plan.attention, compiled=True)
     return compile_layers(
-        model, device, getattr(torch, plan.compute_dtype),
-        layout_of(True, plan.attention, compiled=True), tensor_kind(plan, request, 1),
+        model, device, getattr(torch, plan.compute_dtype), layout,
+        tensor_kind(plan, request, find_objective(request), rows, layout),
         logits_in(model, device, plan), False, cache_dir(),
     )  # fmt: skip
 

@@ -180,6 +180,7 @@ class Plan:
             `gradient_checkpointing` is true; None for all.
         async_save: checkpoints are written beside the steps that follow, from a copy.
         activation_offloading: what recomputed layers keep lies in the host's memory.
+        block_attention: is computed in blocks, as products (see `mst.training.block_attention`).
     """
 
     backend: str
@@ -220,6 +221,7 @@ class Plan:
     checkpointed_layers: int | None = None
     async_save: bool = False
     activation_offloading: bool = False
+    block_attention: bool = False
 
     @property
     def world_size(self) -> int:

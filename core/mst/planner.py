@@ -126,6 +126,11 @@ def _check_objective(request: TrainRequest, data: DataFacts, zero: str) -> None:
             "--packing was asked for; a reward model scores rows that are padded, each in a line of"
             " its own. Leave --packing out."
         )
+    if request.packing and request.padding_free == "off":
+        raise PlanError(
+            "--packing was asked for, which fills lines with rows end to end, and --padding-free"
+            " off, which has each padded in a line of its own. Leave one out."
+        )
     if data.objective.samples and zero.startswith("zero"):
         raise PlanError(
             f"--deepspeed {request.deepspeed} was asked for; {request.task} samples answers from a"
@@ -316,10 +321,10 @@ def open_space(
         zero=zero,
         host_bytes=host_bytes,
         budget_bytes=None if budget is None else size_bytes(budget, "--memory-budget"),
-        shape=step_shapes(data, request, layout_in(data, attention)),
+        shape=step_shapes(data, request, layout_in(data, attention, request.padding_free)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
         shares=counted_on(model, data, request, attention),
-        spared=spared_shares(data, request, layout_in(data, attention)),
+        spared=spared_shares(data, request, layout_in(data, attention, request.padding_free)),
     )
 
 
@@ -461,6 +466,7 @@ def _plan(
         prefix_sharing=shares,
         async_save=async_save,
         activation_offloading=made.activation_offloading,
+        block_attention=made.block_attention,
     )
 
 
@@ -493,6 +499,7 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         chunked_cross_entropy="auto" if plan.chunked_loss else "off",
         torch_compile="on" if plan.compiled else "off",
         prefix_sharing="auto" if plan.prefix_sharing else "off",
+        block_attention="auto" if plan.block_attention else "off",
     )
 
 

@@ -435,6 +435,25 @@ class TrainRequest:
         group="memory",
         choices=("auto", "off"),
     )
+    padding_free: str = option(
+        "auto",
+        "rows lie end to end in the lines of a micro-batch, of models that keep them apart; off:"
+        " each is padded to the longest",
+        group="memory",
+        choices=("auto", "off"),
+    )
+    block_attention: str = option(
+        "auto",
+        "on a CPU, attention as products of blocks of positions, instead of torch's own kernel",
+        group="memory",
+        choices=("auto", "off"),
+    )
+    fused_adamw: str = option(
+        "auto",
+        "on a CPU, AdamW's update of a weight in one kernel of torch",
+        group="memory",
+        choices=("auto", "off"),
+    )
     attn_implementation: str = option(
         "auto",
         "attention of transformers: auto, or one that the backend offers",

@@ -46,6 +46,7 @@ def session_of(training: Training) -> Session:
     # row's gradient is taken by itself.
     private = plan.privacy is not None
     padded = prepared.objective.scores or has_images(prepared) or private
+    padded = padded or request.padding_free == "off"
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()
