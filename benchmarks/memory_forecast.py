@@ -80,7 +80,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     model = _prepared(directory, case, device, request)
     rows = _rows(case)
     plan = _plan(case, device, len(rows))
-    if made.compiled and (reason := _compile(model, device, plan, request)):
+    if made.compiled and (reason := _compile(model, device, plan, request, rows)):
         raise RuntimeError(reason)
     losses: list[float] = []
 
@@ -158,17 +158,22 @@ def _plan(case: Case, device: Any, rows: int) -> Plan:
     })  # fmt: skip
 
 
-def _compile(model: Any, device: Any, plan: Plan, request: TrainRequest) -> str:
+def _compile(
+    model: Any, device: Any, plan: Plan, request: TrainRequest, rows: list[Example]
+) -> str:
     """Compile the model's layers as a worker does; return why they are not."""
     import torch
 
     from mst.cache import cache_dir
-    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.compilation import compile_layers
+    from mst.training.objectives import find_objective
     from mst.training.session import logits_in
+    from mst.training.tensor_kind import tensor_kind
 
+    layout = layout_of(True, plan.attention, compiled=True)
     return compile_layers(
-        model, device, getattr(torch, plan.compute_dtype),
-        layout_of(True, plan.attention, compiled=True), tensor_kind(plan, request, 1),
+        model, device, getattr(torch, plan.compute_dtype), layout,
+        tensor_kind(plan, request, find_objective(request), rows, layout),
         logits_in(model, device, plan), False, cache_dir(),
     )  # fmt: skip
 

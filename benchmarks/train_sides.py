@@ -56,6 +56,7 @@ def request_of(side: str, task: Task) -> TrainRequest:
         lr_scheduler_type="constant", tuner="qlora" if "nf4" in side else "lora", seed=SEED,
         save_steps=10**6, lora_rank=RANK, max_length=max(MAX_LENGTH, task.length or 0),
         torch_compile="off" if plain else "on", init_lora_weights="default",
+        block_attention="off" if side.startswith("reference") else "auto",
     )  # fmt: skip
 
 
@@ -93,12 +94,17 @@ def run_mst(
     import torch
 
     from mst.training.batches import layout_of
+    from mst.training.block_attention import use_block_attention
     from mst.training.checkpoint import TrainState
-    from mst.training.compilation import compile_layers, tensor_kind
+    from mst.training.compilation import compile_layers
     from mst.training.isolation import rows_stay_apart, sharing_obstacle
     from mst.training.loop import run
+    from mst.training.objectives import find_objective
     from mst.training.session import logits_in, make_session
+    from mst.training.tensor_kind import tensor_kind
 
+    if made.block_attention:
+        use_block_attention()
     model = load(model_dir, made.weights_dtype, made.quantization)
     cpu = torch.device("cpu")
     packing = rows_stay_apart(model, prepared.tokenizer.vocab_size, cpu)
@@ -109,10 +115,11 @@ def run_mst(
     clock = Clock()
     began = time.perf_counter()
     if made.compiled:
+        layout = layout_of(packing, made.attention, compiled=True)
+        rows = prepared.train.examples
         reason = compile_layers(
-            model, cpu, dtype,
-            layout_of(packing, made.attention, compiled=True),
-            tensor_kind(made, request, 1, shares),
+            model, cpu, dtype, layout,
+            tensor_kind(made, request, find_objective(request), rows, layout, shares),
             logits_in(model, cpu, made), False, cache_dir(),
         )  # fmt: skip
         if reason:

@@ -177,6 +177,7 @@ def ways(space: Space) -> Iterator[Configuration]:
                         row_gradients=request.dp_epsilon is not None,
                         chunked_loss=_chunks_loss(space, strategy),
                         async_save=request.async_save == "on" and not ZERO_STAGES[strategy],
+                        block_attention=_in_blocks(space),
                         **objective_costs(space.data, request, tuner),
                     )
 
@@ -190,6 +191,12 @@ def _chunks_loss(space: Space, strategy: str) -> bool:
     whole = ZERO_STAGES[strategy] or space.request.dp_epsilon is not None or space.data.images
     able = not (whole or space.data.objective.scores or space.dtype == "float16")
     return able and space.request.chunked_cross_entropy != "off"
+
+
+def _in_blocks(space: Space) -> bool:
+    """Return whether attention is computed in blocks, instead of by torch's kernel for CPUs."""
+    on_cpu = space.capabilities.torch_device == "cpu"
+    return on_cpu and space.attention == "sdpa" and space.request.block_attention != "off"
 
 
 def _methods(space: Space) -> list[tuple[str, str]]:

@@ -44,6 +44,7 @@ class Configuration:
         compiled: the decoder's layers are.
         async_save: checkpoints are written beside the steps that follow, from a copy.
         activation_offloading: what recomputed layers keep lies in the host's memory.
+        block_attention: is computed in blocks (see `mst.training.block_attention`).
     """
 
     tuner: str = "lora"
@@ -73,6 +74,7 @@ class Configuration:
     compiled: bool = False
     async_save: bool = False
     activation_offloading: bool = False
+    block_attention: bool = False
 
 
 def recomputed_layers(made: Configuration, layers: int) -> int:

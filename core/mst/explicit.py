@@ -32,6 +32,7 @@ def as_explicit(request: TrainRequest, plan: Plan) -> TrainRequest:
         torch_compile="on" if plan.compiled else "off",
         use_liger_kernel="on" if plan.liger else "off",
         prefix_sharing="auto" if plan.prefix_sharing else "off",
+        block_attention="auto" if plan.block_attention else "off",
     )
 
 

@@ -159,5 +159,5 @@ def _with_rows_of(space: Space, length: int) -> Space:
         image_bytes=(max(data.image_bytes),) * rows if data.image_bytes else (),
     )
     request = replace(space.request, per_device_train_batch_size=size)
-    shape = step_shapes(alike, request, layout_in(alike, space.attention))
+    shape = step_shapes(alike, request, layout_in(alike, space.attention, request.padding_free))
     return replace(space, data=alike, request=request, shape=shape, shares=False)

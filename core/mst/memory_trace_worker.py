@@ -75,9 +75,12 @@ def _step(asked: TraceRequest, depth: Depth) -> dict[str, int]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from mst.training.block_attention import use_block_attention
     from mst.training.optimizers import make_optimizer
 
     made = asked.configuration
+    if made.block_attention:
+        use_block_attention()
     model = build(asked, sum(depth), depth[0])
     live = LiveStorages()
     marks: dict[str, int] = {}

@@ -182,6 +182,7 @@ class Plan:
         activation_offloading: what recomputed layers keep lies in the host's memory.
         liger: Liger's kernels compute norms, rotary positions and gated layers, where they learn
             the same. The forecasts count on none of what they spare.
+        block_attention: is computed in blocks, as products (see `mst.training.block_attention`).
     """
 
     backend: str
@@ -223,6 +224,7 @@ class Plan:
     async_save: bool = False
     activation_offloading: bool = False
     liger: bool = False
+    block_attention: bool = False
 
     @property
     def world_size(self) -> int:

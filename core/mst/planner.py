@@ -162,6 +162,7 @@ def _plan(
         async_save=async_save,
         activation_offloading=made.activation_offloading,
         liger=liger,
+        block_attention=made.block_attention,
     )
 
 

@@ -53,9 +53,12 @@ def resumed_request(request: TrainRequest, given: frozenset[str]) -> tuple[Path,
         )
     path = path.absolute()
     stored = rundir.read_document(TrainRequest, path, rundir.REQUEST)
-    if not rundir.read_document(Plan, path, rundir.PLAN).prefix_sharing:
-        # A run from before there was such an option goes on as it began, to the bit.
+    plan = rundir.read_document(Plan, path, rundir.PLAN)
+    # A run from before there was such an option goes on as it began, to the bit.
+    if not plan.prefix_sharing:
         stored = replace(stored, prefix_sharing="off")
+    if not plan.block_attention:
+        stored = replace(stored, block_attention="off")
     before, after = asdict(stored), asdict(request)
     changed = sorted(
         name

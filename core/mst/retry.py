@@ -44,6 +44,7 @@ def configuration_of(plan: Plan, request: TrainRequest) -> Configuration:
         compiled=plan.compiled,
         async_save=plan.async_save,
         activation_offloading=plan.activation_offloading,
+        block_attention=plan.block_attention,
     )
 
 
@@ -118,7 +119,7 @@ def _forecast(
         plan.global_batch,
         request.seed,
         plan.total_steps,
-        layout_in(data, plan.attention),
+        layout_in(data, plan.attention, request.padding_free),
         plan.prefix_sharing and counted_on(model, data, request, plan.attention),
     )
     on_host = plan.torch_devices[0] == "cpu"

@@ -34,7 +34,7 @@ def sharing_obstacle(
         request: the options.
         attention: transformers' implementation.
     """
-    if data.objective.scores or data.images:
+    if data.objective.scores or data.images or request.padding_free == "off":
         return "the rows are padded, each in a line of its own"
     if request.dp_epsilon is not None:
         return "with --dp-epsilon each row's gradient is taken by itself"

@@ -104,10 +104,10 @@ def open_space(
         zero=zero,
         host_bytes=host_bytes,
         budget_bytes=None if budget is None else size_bytes(budget, "--memory-budget"),
-        shape=step_shapes(data, request, layout_in(data, attention)),
+        shape=step_shapes(data, request, layout_in(data, attention, request.padding_free)),
         timer=step_timer(model, request.target_modules, first, nnodes=request.nnodes),
         shares=counted_on(model, data, request, attention),
-        spared=spared_shares(data, request, layout_in(data, attention)),
+        spared=spared_shares(data, request, layout_in(data, attention, request.padding_free)),
     )
 
 
@@ -201,6 +201,11 @@ def _check_objective(request: TrainRequest, data: DataFacts, zero: str) -> None:
         raise PlanError(
             "--packing was asked for; a reward model scores rows that are padded, each in a line of"
             " its own. Leave --packing out."
+        )
+    if request.packing and request.padding_free == "off":
+        raise PlanError(
+            "--packing was asked for, which fills lines with rows end to end, and --padding-free"
+            " off, which has each padded in a line of its own. Leave one out."
         )
     if data.objective.samples and zero.startswith("zero"):
         raise PlanError(

@@ -89,9 +89,15 @@ def packed(data: DataFacts, block: int) -> DataFacts:
     )
 
 
-def layout_in(data: DataFacts, attention: str) -> Layout:
-    """Return how rows will lie in a micro-batch's tensors, of a model that keeps them apart."""
-    apart = bool(data.objective.scores or data.images or data.units)
+def layout_in(data: DataFacts, attention: str, padding_free: str = "auto") -> Layout:
+    """Return how rows will lie in a micro-batch's tensors, of a model that keeps them apart.
+
+    Args:
+        data: the rows.
+        attention: transformers' implementation.
+        padding_free: as the user asked for it.
+    """
+    apart = bool(data.objective.scores or data.images or data.units or padding_free == "off")
     return layout_of(not apart, attention)
 
 

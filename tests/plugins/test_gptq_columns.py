@@ -13,8 +13,8 @@ import sys
 
 import pytest
 
+from mst.cache import cache_dir
 from mst.demo import demo_data
-from mst.job import cache_dir
 from mst.model.gguf import convert
 from mst.model.locate import default_model
 

@@ -68,7 +68,9 @@ def forecast(
         layer=layer,
         layers=max(1, model.layers),
         shape=step,
-        scheme=_scheme(configuration, on_host, attention_kernel),
+        scheme=_scheme(
+            configuration, on_host, "blocks" if configuration.block_attention else attention_kernel
+        ),
         recomputed=recomputed_layers(configuration, max(1, model.layers)),
         vocabulary=1 if configuration.scores else model.vocab_size,
         head_width=model.hidden_size,

@@ -23,7 +23,7 @@ class Scheme:
         stream: bytes of a value of the residual stream: the embedding's dtype.
         full: all weights are trained, else adapters.
         rank: of the adapters.
-        attention: "fused", "math" or "eager".
+        attention: "fused", "blocks", "math" or "eager".
         on_host: the device is the CPU.
         dora: adapters are weight-decomposed.
     """
@@ -78,6 +78,9 @@ def attention_bytes(layer: DecoderLayer, step: StepShape, scheme: Scheme) -> int
     """Return what attention keeps, from queries, keys and values to its output."""
     tokens, c = step.tokens, scheme.compute
     mask, matrix = mask_values(step), scores(layer, step)
+    if scheme.attention == "blocks":
+        # Queries, keys and values as they were given, and the output; the layers share a mask.
+        return tokens * (2 * layer.queries + 2 * layer.keys) * c
     # transformers repeats keys and values for each query head when there is a mask.
     keys = layer.queries if mask or scheme.attention == "eager" else layer.keys
     heads = tokens * (layer.queries + 2 * keys) * c
@@ -206,7 +209,7 @@ def attention_backward_bytes(layer: DecoderLayer, step: StepShape, scheme: Schem
     """Return what is in flight when the gradients of the attention matrices are there."""
     tokens, c = step.tokens, scheme.compute
     stream = tokens * layer.hidden * scheme.stream
-    if scheme.attention == "fused":
+    if scheme.attention in ("fused", "blocks"):
         return stream + 3 * tokens * layer.queries * c
     # Gradients of the probabilities and of the scores; eager has let go of its cast copy by then.
     freed = c if scheme.attention == "eager" and c != 4 else 0

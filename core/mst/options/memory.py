@@ -62,6 +62,22 @@ class MemoryOptions:
         " the same then",
         choices=("auto", "off"),
     )
+    padding_free: str = _option(
+        "auto",
+        "rows lie end to end in the lines of a micro-batch, of models that keep them apart; off:"
+        " each is padded to the longest",
+        choices=("auto", "off"),
+    )
+    block_attention: str = _option(
+        "auto",
+        "on a CPU, attention as products of blocks of positions, instead of torch's own kernel",
+        choices=("auto", "off"),
+    )
+    fused_adamw: str = _option(
+        "auto",
+        "on a CPU, AdamW's update of a weight in one kernel of torch",
+        choices=("auto", "off"),
+    )
     attn_implementation: str = _option(
         "auto",
         "attention of transformers: auto, or one that the backend offers",

@@ -12,13 +12,14 @@ from mst.data.prepare import has_images
 from mst.errors import TrainingError
 from mst.rundir import CHECKPOINTS
 from mst.training.batches import layout_of
-from mst.training.compilation import compile_layers, tensor_kind
+from mst.training.compilation import compile_layers
 from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
 from mst.training.isolation import rows_stay_apart, sharing_obstacle
 from mst.training.liger import fuse_layers
 from mst.training.report import Reporters
 from mst.training.session import logits_in, make_session
+from mst.training.tensor_kind import tensor_kind
 
 if TYPE_CHECKING:
     from mst.training.loss import Logits
@@ -46,6 +47,7 @@ def session_of(training: Training) -> Session:
     # row's gradient is taken by itself.
     private = plan.privacy is not None
     padded = prepared.objective.scores or has_images(prepared) or private
+    padded = padded or request.padding_free == "off"
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
     packing = not (late or padded) and apart()
@@ -144,7 +146,10 @@ def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -
     import torch
 
     plan, objective = training.plan, training.prepared.objective
-    sequences = len(objective.sequences(training.prepared.train.examples[0]))
+    layout = layout_of(packing and not objective.scores, plan.attention, compiled=True)
+    kind = tensor_kind(
+        plan, training.request, objective, training.prepared.train.examples, layout, shares
+    )
     with (
         training.console.status("compiling the model's layers"),
         named(training.device, "while the model's layers were compiled"),
@@ -153,8 +158,8 @@ def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -
             training.model,
             training.device,
             getattr(torch, plan.compute_dtype),
-            layout_of(packing and not objective.scores, plan.attention, compiled=True),
-            tensor_kind(plan, training.request, sequences, shares),
+            layout,
+            kind,
             logits,
             objective.scores,
             cache_dir(),

@@ -8,24 +8,21 @@ import importlib
 import importlib.metadata
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.errors import MstError
-from mst.training.batches import Layout
+from mst.training.batches import TOKENS_MULTIPLE, Layout, rounded
 from mst.training.faults import is_out_of_memory
 from mst.training.loss import Logits, compute_in
 from mst.training.output_head import decoder_and_head
 from mst.training.scoring import Laid, lay_out, scored
+from mst.training.tensor_kind import TensorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
-
-    from mst.plan import Plan
-    from mst.request import TrainRequest
 
 # What compiled code depends on beside what torch's own caches look at.
 _VERSIONED = ("torch", "transformers", "peft")
@@ -69,39 +66,6 @@ def compiler_environment(root: Path) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class TensorKind:
-    """What compiled layers are given; with anything else a layer runs as it is.
-
-    torch compiles anew for a single line, and where a mask is missing. Micro-batches are laid out
-    alike so that one compilation, of tensors that no row is in, serves them all. It is the same in
-    each run, so that a run that goes on computes what one that never stopped would have.
-
-    Attributes:
-        several: they have more than one line.
-        masked: a mask says which positions see which.
-    """
-
-    several: bool
-    masked: bool
-
-
-def tensor_kind(
-    plan: Plan, request: TrainRequest, sequences: int, shares: bool = False
-) -> TensorKind:
-    """Return what most of a plan's micro-batches are.
-
-    Args:
-        plan: says how many rows a micro-batch has.
-        request: says whether these are blocks of rows.
-        sequences: that the model reads of a row.
-        shares: what they begin with alike is computed once: two of them lie in one line then.
-    """
-    together = plan.per_device_train_batch_size * sequences
-    several = together > (2 if shares else 1)
-    return TensorKind(several, together > 1 or request.packing or plan.attention == "eager")
-
-
 def compile_layers(
     model: torch.nn.Module,
     device: torch.device,
@@ -140,7 +104,6 @@ def compile_layers(
     except (OSError, MstError) as error:
         return str(error)
     plain = [type(each) for each in layers]
-    compiled = {each: _compiled(each, kind) for each in dict.fromkeys(plain)}
     whole: Any = model
     vocabulary = whole.get_input_embeddings().num_embeddings
     laid = _made_up(layout, kind, vocabulary).to(device)
@@ -157,7 +120,9 @@ def compile_layers(
         model.zero_grad(set_to_none=True)
         return trained
 
-    right = gradients()
+    with kinds_given(layers) as given:
+        right = gradients()
+    compiled = {each: _compiled(each, given.get(each, kind)) for each in dict.fromkeys(plain)}
     for layer in layers:
         layer.__class__ = compiled[type(layer)]
     reason = ""
@@ -205,7 +170,7 @@ def _compiled(layer_type: type[Any], kind: TensorKind) -> type[Any]:
     fast = torch.compile(plain, dynamic=True, fullgraph=True)
 
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (torch.is_grad_enabled() and _of_kind(hidden_states, args, kwargs, kind)):
+        if not (torch.is_grad_enabled() and _kind((hidden_states, *args), kwargs) == kind):
             return plain(self, hidden_states, *args, **kwargs)
         if not hidden_states.requires_grad:
             # The first layer's input: with a gradient that nobody reads it is as the others'.
@@ -217,13 +182,31 @@ def _compiled(layer_type: type[Any], kind: TensorKind) -> type[Any]:
     return type(layer_type.__name__, (layer_type,), {"forward": forward, "ran": False, **names})
 
 
-def _of_kind(
-    hidden: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: TensorKind
-) -> bool:
-    lines = hidden.shape[0]
+@contextlib.contextmanager
+def kinds_given(layers: Sequence[torch.nn.Module]) -> Iterator[dict[type[Any], TensorKind]]:
+    """Note what each type of layer is given: some have a mask where others have none."""
+    found: dict[type[Any], TensorKind] = {}
+
+    def note(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        kind = _kind(args, kwargs)
+        if kind is not None:
+            found.setdefault(type(layer), kind)
+
+    handles = [each.register_forward_pre_hook(note, with_kwargs=True) for each in layers]
+    try:
+        yield found
+    finally:
+        for each in handles:
+            each.remove()
+
+
+def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TensorKind | None:
+    """Return the kind of a layer's arguments; None where they are of neither."""
+    hidden = args[0] if args else kwargs["hidden_states"]
     masks = [each for each in _tensors(args, kwargs) if each.dim() == 4]
-    alike = hidden.dim() == 3 and all(each.shape[0] == lines for each in masks)
-    return alike and (lines > 1, bool(masks)) == (kind.several, kind.masked)
+    if hidden.dim() != 3 or any(each.shape[0] != hidden.shape[0] for each in masks):
+        return None
+    return TensorKind(hidden.shape[0] > 1, bool(masks))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
@@ -262,6 +245,8 @@ def _made_up(layout: Layout, kind: TensorKind, vocabulary: int) -> Laid:
         return Example(ids, ids, Row((), "", 0))
 
     lengths = [_WIDTH // 2, _WIDTH // 2] if kind.masked and layout != "padded" else [_WIDTH]
+    if not kind.masked and layout == "alike":
+        lengths = [rounded(_WIDTH, TOKENS_MULTIPLE)]  # or the line would be padded, and have a mask
     lines = [lengths] * (_LINES if kind.several else 1)
     if kind.masked and layout == "padded":
         lines[0] = [_WIDTH // 2]

@@ -127,10 +127,11 @@ def _share(session: Session, state: TrainState) -> Share:
     size = _micro_batch(session, state)
     rows = [row for item in step_rows(sizes, state.step, batch, seed) for row in item]
     place = {row: number for number, row in enumerate(rows)}
+    arrange = kindred(session.train, session.objective) if session.shares else None
     micros = [
         tuple(tuple(place[row] for row in item) for item in items)
         for items in step_micro_batches(
-            sizes, state.step, size, batch, seed, session.layout, kindred(session)
+            sizes, state.step, size, batch, seed, session.layout, arrange
         )
     ]
     return share_of(session, [session.train[row] for row in rows], micros)

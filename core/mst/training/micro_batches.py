@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, SupportsFloat
 
 from mst.data.encode import Example
-from mst.objective import Micro, Part, Passes, Scored, sequence_means, totals
+from mst.objective import Micro, Objective, Part, Passes, Scored, sequence_means, totals
 from mst.training import parallel
 from mst.training.loss import compute_in
 from mst.training.order import Arrange
@@ -70,18 +70,21 @@ def share_of(session: Session, step: Sequence[Example], every: Sequence[Items]) 
     return Share(step, mine, own, len(every) >= group.world_size)
 
 
-def kindred(session: Session) -> Arrange | None:
-    """Return how rows that share their beginnings meet; None where none do."""
-    if not session.shares:
-        return None
+def kindred(rows: Sequence[Example], objective: Objective) -> Arrange:
+    """Return how rows that share their beginnings meet.
+
+    Args:
+        rows: that are trained on.
+        objective: says which sequences of a row the model reads.
+    """
 
     def arranged(chosen: Sequence[tuple[int, ...]], most: int) -> list[list[int]]:
-        read = session.objective.sequences
-        parts = [[one for row in item for one in read(session.train[row])] for item in chosen]
+        read = objective.sequences
+        parts = [[one for row in item for one in read(rows[row])] for item in chosen]
         sequences = [one.input_ids for each in parts for one in each]
         numbers = iter(range(len(sequences)))
-        rows = [[next(numbers) for _ in each] for each in parts]
-        return kindred_shares(rows, list(map(len, sequences)), beginnings(sequences), most)
+        of_rows = [[next(numbers) for _ in each] for each in parts]
+        return kindred_shares(of_rows, list(map(len, sequences)), beginnings(sequences), most)
 
     return arranged
 
@@ -95,19 +98,32 @@ def _laid(
     return laid.to(session.device)
 
 
-def _block_lines(
+def block_lines(
+    objective: Objective, examples: Sequence[Example], blocks: Sequence[int]
+) -> list[list[int]]:
+    """Return which sequences lie in each line where every block of rows has one of its own.
+
+    Args:
+        objective: says which sequences of a row the model reads.
+        examples: rows of all blocks, block by block.
+        blocks: how many rows each has.
+    """
+    read = [len(objective.sequences(each)) for each in examples]
+    counts, numbers = iter(read), iter(range(sum(read)))
+    return [list(islice(numbers, sum(islice(counts, rows)))) for rows in blocks]
+
+
+def _own_lines(
     session: Session, examples: Sequence[Example], blocks: Sequence[int]
 ) -> list[list[int]] | None:
-    """Return which sequences lie in each line where every block of rows has one of its own."""
+    """Return `block_lines` where blocks have lines of their own."""
     if (
         session.sizes.block is None
         or session.layout not in ("lines", "alike")
         or sum(blocks) != len(examples)
     ):
         return None
-    counts = iter([len(session.objective.sequences(each)) for each in examples])
-    numbers = iter(range(sum(len(session.objective.sequences(each)) for each in examples)))
-    return [list(islice(numbers, sum(islice(counts, rows)))) for rows in blocks]
+    return block_lines(session.objective, examples, blocks)
 
 
 def _scored(session: Session, laid: Laid) -> Scored:
@@ -198,7 +214,7 @@ def part_of(session: Session, ready: Ready, known: Mapping[str, float]) -> Part:
     """
     examples = ready.examples
     sequences = [part for each in examples for part in session.objective.sequences(each)]
-    laid = _laid(session, sequences, _block_lines(session, examples, ready.blocks))
+    laid = _laid(session, sequences, _own_lines(session, examples, ready.blocks))
     # First: it leaves nothing behind, while the policy's pass keeps all that gradients need.
     reference = None
     if session.reference is not None:

@@ -62,23 +62,16 @@ def lay_out(
     """
     import torch
 
-    lengths = [len(each.input_ids) for each in sequences]
     counts = torch.tensor([label_count(each) for each in sequences])
-    found: list[Line] = []
-    if lines is None and shares:
-        known = beginnings([each.input_ids for each in sequences])
-        found = shared_lines(range(len(sequences)), lengths, known, layout)
-        lines = [each.rows for each in found]
-    if lines is None:
-        lines = lines_of(lengths, layout)
-    order = torch.tensor([number for line in lines for number in line])
+    found = lines_in(sequences, layout, lines, shares)
+    order = torch.tensor([number for line in found for number in line.rows])
     if any(any(each.shared) for each in found):
         batch = collate_shared(sequences, found, pad_token_id)
         of = order.repeat_interleave(counts[order])
     else:
-        laid = [[sequences[i] for i in line] for line in lines]
+        laid = [[sequences[i] for i in line.rows] for line in found]
         batch = collate_lines(laid, pad_token_id, layout, processor)
-        of = _owners(batch, lines, lengths)
+        of = _owners(batch, found, [len(each.input_ids) for each in sequences])
     longest = max(1, int(counts.max()))
     # Targets lie in the order of the lines, and those of one sequence side by side.
     first = torch.zeros_like(counts)
@@ -93,14 +86,33 @@ def lay_out(
     return Laid(batch, of * longest + within, weights)
 
 
-def _owners(batch: Batch, lines: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
+def lines_in(
+    sequences: Sequence[Example],
+    layout: Layout,
+    lines: Sequence[Sequence[int]] | None = None,
+    shares: bool = False,
+) -> list[Line]:
+    """Return which sequences lie in each line of a micro-batch, and what they share there.
+
+    Args: as of `lay_out`.
+    """
+    lengths = [len(each.input_ids) for each in sequences]
+    if lines is None and shares:
+        known = beginnings([each.input_ids for each in sequences])
+        return shared_lines(range(len(sequences)), lengths, known, layout)
+    if lines is None:
+        lines = lines_of(lengths, layout)
+    return [Line(tuple(each), (0,) * len(each)) for each in lines]
+
+
+def _owners(batch: Batch, lines: Sequence[Line], lengths: Sequence[int]) -> torch.Tensor:
     """Return which sequence each label is of, (label tokens,)."""
     import torch
 
     owners = torch.zeros(batch.input_ids.shape, dtype=torch.long)
     for row, line in zip(owners, lines, strict=True):
         start = 0
-        for number in line:
+        for number in line.rows:
             end = start + lengths[number]
             row[start:end] = number
             start = end

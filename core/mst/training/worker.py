@@ -115,6 +115,10 @@ def _load(
         )
         _seed(request.seed)
         model = prepare_model(model, None if plan.tuner == "full" else lora_config(request))
+    if plan.block_attention:
+        from mst.training.block_attention import use_block_attention
+
+        use_block_attention()
     if plan.gradient_checkpointing:
         enable_checkpointing(model, plan.checkpointed_layers, plan.privacy is not None)
     if plan.activation_offloading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,17 @@ def tiny_plan(model_dir: Path, **changes: object) -> Plan:
         "reasons": (),
     }
     return Plan(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def torchs_own_again() -> Iterator[None]:
+    """Give transformers its own attention back after a test that has used that in blocks."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    functions: Any = ALL_ATTENTION_FUNCTIONS
+    before = functions["sdpa"]
+    yield
+    functions["sdpa"] = before
 
 
 @pytest.fixture
