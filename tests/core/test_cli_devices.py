@@ -82,7 +82,7 @@ def test_a_device_that_is_not_usable_is_shown_with_its_reason(
         ),
     )
 
-    devices._print_table(facts)
+    devices._print_table(facts, "en")
 
     lines = capsys.readouterr().out.splitlines()
     assert "acme: found, not usable: load the [acme] driver" in lines
@@ -122,7 +122,7 @@ def test_facts_without_a_column_are_shown_with_value_and_source(
     )
     probe = Probe(True, True, (chip, stranger))
 
-    devices._print_table(MachineFacts("Linux", "3", (BackendReport("acme", probe),)))
+    devices._print_table(MachineFacts("Linux", "3", (BackendReport("acme", probe),)), "en")
 
     lines = capsys.readouterr().out.splitlines()
     assert "acme:0 peak_tflops: bfloat16 312, float32 19.5: table: a sheet [2]" in lines
