@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from mst.errors import MstError
 from mst.training.batches import TOKENS_MULTIPLE, Layout, rounded
 from mst.training.faults import is_out_of_memory
-from mst.training.loss import Logits, compute_in
+from mst.training.layer_gradients import difference, in_a_line, last_gradients, made_up_row
+from mst.training.loss import Logits
 from mst.training.output_head import decoder_and_head
-from mst.training.scoring import Laid, lay_out, scored
+from mst.training.scoring import Laid, lay_out
 from mst.training.tensor_kind import TensorKind
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 _VERSIONED = ("torch", "transformers", "peft")
 # Sizes of the tensors that layers are compiled for. No two are alike, lest torch take them for one.
 _LINES, _WIDTH = 3, 80
-# Of a gradient's norm, what rounding makes of it: measured 1e-6 in float32, and up to 0.03 in
-# bfloat16, in the last layer of SmolLM2-135M.
-_DIFFERENCE, _DIFFERENCE_IN_HALF = 1e-4, 0.15
 
 
 def kernel_cache(root: Path) -> Path:
@@ -92,7 +90,6 @@ def compile_layers(
         scores: the model gives scores instead.
         cache: root of mst's caches.
     """
-    import torch
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     decoder, _ = decoder_and_head(model)
@@ -109,16 +106,8 @@ def compile_layers(
     laid = _made_up(layout, kind, vocabulary).to(device)
 
     def gradients() -> list[torch.Tensor]:
-        """Return those of the last layer, which no other layer's rounding has reached."""
-        torch.manual_seed(0)  # the same dropout
-        model.zero_grad(set_to_none=True)
-        with _torch_settings(), compute_in(model, device.type, dtype):
-            found = scored(model, laid, how, scores)
-            told: Any = found.log_probs if found.scores is None else found.scores
-            told.sum().backward()
-        trained = [each.grad for each in layers[-1].parameters() if each.grad is not None]
-        model.zero_grad(set_to_none=True)
-        return trained
+        with _torch_settings():
+            return last_gradients(model, laid, device, dtype, how, scores)
 
     with kinds_given(layers) as given:
         right = gradients()
@@ -127,7 +116,7 @@ def compile_layers(
         layer.__class__ = compiled[type(layer)]
     reason = ""
     try:
-        reason = _difference(right, gradients(), dtype)
+        reason = difference(right, gradients(), dtype)
         if not all(each.ran for each in compiled.values()):
             reason = "they are given other tensors than most models' layers"
     except Exception as error:
@@ -139,22 +128,6 @@ def compile_layers(
             layer.__class__ = before
         model.zero_grad(set_to_none=True)
     return reason
-
-
-def _difference(right: list[torch.Tensor], found: list[torch.Tensor], dtype: torch.dtype) -> str:
-    """Return by how much compiled gradients are wrong, "" where it is rounding."""
-    import torch
-
-    allowed = _DIFFERENCE
-    if dtype != torch.float32:
-        # Rounding is large beside a small gradient, so all are taken together.
-        right, found = ([torch.cat([one.flatten() for one in each])] for each in (right, found))
-        allowed = _DIFFERENCE_IN_HALF
-    pairs = zip(right, found, strict=True)
-    worst = max(float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
-    if worst <= allowed:
-        return ""
-    return f"compiled, its gradients differ by {worst:.2%}, where {allowed:.2%} would be rounding"
 
 
 def _compiled(layer_type: type[Any], kind: TensorKind) -> type[Any]:
@@ -233,17 +206,6 @@ def _torch_settings() -> contextlib.ExitStack:
 
 def _made_up(layout: Layout, kind: TensorKind, vocabulary: int) -> Laid:
     """Return a micro-batch of made-up tokens, laid out as rows are."""
-    from array import array
-
-    from mst.data.encode import Example
-    from mst.data.rows import Row
-
-    def row(number: int, length: int) -> Example:
-        ids = array(
-            "i", [(3 + 2 * number) * place % min(vocabulary, 251) for place in range(length)]
-        )
-        return Example(ids, ids, Row((), "", 0))
-
     lengths = [_WIDTH // 2, _WIDTH // 2] if kind.masked and layout != "padded" else [_WIDTH]
     if not kind.masked and layout == "alike":
         lengths = [rounded(_WIDTH, TOKENS_MULTIPLE)]  # or the line would be padded, and have a mask
@@ -251,7 +213,7 @@ def _made_up(layout: Layout, kind: TensorKind, vocabulary: int) -> Laid:
     if kind.masked and layout == "padded":
         lines[0] = [_WIDTH // 2]
     lengths = [length for line in lines for length in line]
-    rows = [row(number, length) for number, length in enumerate(lengths)]
+    rows = [made_up_row(number, length, vocabulary) for number, length in enumerate(lengths)]
     numbers = iter(range(len(rows)))
     return lay_out(rows, 0, layout, [[next(numbers) for _ in line] for line in lines])
 
@@ -262,6 +224,4 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error.__cause__ or error, torch._inductor.exc.InvalidCxxCompiler):
         return "no C++ compiler is here"
-    # The first line may say no more than whose error the second is.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"
+    return in_a_line(error)
