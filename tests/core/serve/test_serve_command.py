@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import psutil
 import pytest
 
 from mst.serve import api_keys
@@ -468,3 +469,29 @@ def test_a_socket_of_ones_own_with_keys_and_an_adapter(finished_run: Path, tmp_p
     assert used["facts"]["requests"] == 5
     assert used["facts"]["completion_tokens"] > 0
     assert key not in log + "".join(server.lines)
+
+
+def test_a_killed_worker_is_told_of_and_nothing_is_left_running(
+    endless_model: Path, tmp_path: Path
+) -> None:
+    server = started(tmp_path, endless_model, "--port", 0, "--served-name", "tiny")
+    try:
+        made = server.send("POST", CHAT, json.dumps(body(max_tokens=300, stream=True)).encode())
+        begun(made)
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        worker = next(each for each in below if "mst.serve.http.worker" in each.cmdline())
+        worker.kill()
+        with made:
+            rest = made.makefile("rb").read()
+        code = server.process.wait(30)
+        server.reader.join(30)
+        _, left = psutil.wait_procs(below, timeout=30)
+    finally:
+        server.end()
+
+    assert b"[DONE]" not in rest
+    assert code == 1
+    assert "the worker was killed (SIGKILL)" in server.lines[-1]
+    assert not left
+    with pytest.raises(OSError, match="refused"):
+        server.connect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mst import serial
+from mst.errors import MstError
 from mst.launch import run_worker, worker_environment
 from mst.seal.audit.told import recording
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
@@ -27,6 +28,9 @@ def run(
         listening: where.
         environ: the process's environment.
         keys: the user's, for an encrypted run.
+
+    Raises:
+        MstError: the worker was killed.
     """
     environment = _KERNELS_KEPT | worker_environment(environ, job.engine.environment)
     # Names of keys and counts, and nothing else.
@@ -35,4 +39,10 @@ def run(
         handles += [] if held is None else [held]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.serve.http.worker", arguments, environment, handles)
-        return 0 if code == TOLD_TO_END else code
+    if code == 128 + 9:
+        raise MstError(
+            "the worker was killed (SIGKILL); the kernel does that when memory runs out. What it"
+            " was answering is lost. Start it again, with a smaller --batch or --context where"
+            " memory is short."
+        )
+    return 0 if code == TOLD_TO_END else code
