@@ -29,8 +29,12 @@ from mst_plugins.silence import silence
 _GO_ON = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 
 
-def work(job: QuantizeJob) -> None:
+def work(job: QuantizeJob, stop: StopAsked) -> None:
     """Fill the job's directory.
+
+    Args:
+        job: what is quantized, and how.
+        stop: tells whether Ctrl-C has come.
 
     Raises:
         ModelError: gptqmodel does not know the architecture, failed, or wrote what it should not.
@@ -47,7 +51,7 @@ def work(job: QuantizeJob) -> None:
     os.chdir(Path(job.work_dir) / "tmp")
     try:
         with silence():
-            dtype = _quantize(job, rows, key)
+            dtype = _quantize(job, rows, key, stop)
         write_side_files(Path(job.source), directory, job.scheme, {"dtype": dtype})
     except MstError:
         raise
@@ -75,7 +79,7 @@ def _failure(job: QuantizeJob, error: Exception) -> MstError:
     )
 
 
-def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
+def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes, stop: StopAsked) -> str:
     """Write the weights, and return the dtype of those that are not quantized."""
     import torch
     from gptqmodel import BACKEND, GPTQModel
@@ -93,6 +97,8 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
     stop_asked = stop_noted()
     goes_on = kind in _GO_ON
     model: Any = GPTQModel.load(job.source, _config(job, goes_on), trust_remote_code=False)
+    if stop.raised:  # and lost, as in a destructor of what was being imported
+        raise KeyboardInterrupt
     layers = model.model.config.get_text_config().num_hidden_layers
 
     def tell(layer_idx: int, submodule_finalized: bool) -> None:
@@ -114,7 +120,7 @@ def _quantize(job: QuantizeJob, rows: list[list[int]], key: bytes) -> str:
         )
     except CheckpointStopped:
         raise Interrupted("stopped after a whole layer.") from None
-    if stop_asked():
+    if stop_asked() or stop.raised:
         raise Interrupted("stopped after the last layer.")
     return _save(model, job)
 
@@ -170,7 +176,7 @@ def main(argv: list[str]) -> int:
     hide_extensions()
     job = serial.from_json(QuantizeJob, json.loads(argv[0]))
     hide_packages(keep=("gptqmodel", "torchao"))
-    return guarded(lambda: work(job), stop=stop)
+    return guarded(lambda: work(job, stop), stop=stop)
 
 
 if __name__ == "__main__":
