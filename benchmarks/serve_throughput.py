@@ -47,7 +47,7 @@ from benchmarks.server_process import (
     mst_server,
     on_cores,
     peak_rss_bytes,
-    pss_bytes,
+    pss_watched,
     rss_bytes,
     transformers_server,
 )
@@ -66,7 +66,7 @@ SECOND_TURN = "second turn"
 _SOAK_STREAMS, _SOAK_PROMPTS, _SOAK_TOKENS = 32, 64, 16
 _SECOND_TURN_WORDS, _SECOND_TURN_TOKENS = 32, 8
 _RATIOS = (
-    "tokens_per_second", "first_token_seconds_median", "peak_rss_bytes", "pss_bytes",
+    "tokens_per_second", "first_token_seconds_median", "peak_rss_bytes", "peak_pss_bytes",
     "first_turn_seconds", "second_turn_seconds",
 )  # fmt: skip
 
@@ -101,7 +101,8 @@ def question(words: Sequence[str], seed: str, count: int, tokens: int) -> Questi
 
 def measure_streams(server: Server, streams: Sequence[Sequence[Question]]) -> Measured:
     """Return what came of streams that are asked at once."""
-    told, seconds = ask_together(server.port, server.model, streams, server.usage)
+    with pss_watched(server.pid) as pss:
+        told, seconds = ask_together(server.port, server.model, streams, server.usage)
     answers = [each for stream in told for each in stream]
     whole = [each for each in answers if not each.fault]
     figures: dict[str, float] = {
@@ -111,7 +112,7 @@ def measure_streams(server: Server, streams: Sequence[Sequence[Question]]) -> Me
         "answer_tokens": sum(each.tokens for each in whole),
         "tokens_per_second": sum(each.tokens for each in whole) / seconds,
         "peak_rss_bytes": peak_rss_bytes(server.pid),
-        "pss_bytes": pss_bytes(server.pid),
+        "peak_pss_bytes": max(pss),
     }
     waits = [each.first_token_seconds for each in whole if each.first_token_seconds is not None]
     if waits:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -148,6 +149,29 @@ def pss_bytes(pid: int) -> int:
     Only root is told of the jail's broker: to another user it counts as nothing.
     """
     return sum(_figure(each, "Pss", "smaps_rollup") for each in processes(pid))
+
+
+@contextlib.contextmanager
+def pss_watched(pid: int, seconds: float = 0.5) -> Iterator[list[int]]:
+    """Give a list of what `pss_bytes` says at the beginning, every so many seconds, and at the end.
+
+    The largest is what a server has taken at one time. `peak_rss_bytes` is more: it adds up peaks
+    of several moments.
+    """
+    found, ended = [pss_bytes(pid)], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(seconds):
+            found.append(pss_bytes(pid))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watching.join()
+        found.append(pss_bytes(pid))
 
 
 def rss_bytes(pid: int) -> int:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from benchmarks.greedy_answers import near_ties
 from benchmarks.serve_throughput import Measured, medians, question, ratios, words_of
-from benchmarks.server_process import descendants, peak_rss_bytes, processes, rss_bytes
+from benchmarks.server_process import descendants, peak_rss_bytes, processes, pss_watched, rss_bytes
 
 from mst.bench.chat_clients import Answer, Question, ask_together, events, percentile
 from mst.chat import Sampling
@@ -182,6 +183,30 @@ def test_memory_is_that_of_all_processes_below_one() -> None:
     assert 1 << 20 < below < rss <= peak
     assert rss_bytes(process.pid) == 0
     assert os.getpid() not in found
+
+
+def test_the_most_memory_at_one_time_is_seen() -> None:
+    code = (
+        "input(); held = bytearray(b'x') * (64 << 20); print(flush=True); input(); del held"
+        "; print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with pss_watched(process.pid, 0.02) as seen:
+            for _ in range(2):
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                process.stdout.readline()
+                count = len(seen)
+                while len(seen) < count + 2:
+                    time.sleep(0.01)
+        process.communicate(b"\n")
+
+    assert max(seen) > seen[0] + (60 << 20)
+    assert seen[-1] < max(seen) - (60 << 20)
 
 
 def test_memory_is_also_that_of_a_fork_that_has_left_its_parent() -> None:
