@@ -170,6 +170,11 @@ def base_model(run: Path, manifest: RunManifest, request: TrainRequest) -> Path:
 
 def _result(run: Path, plan: Plan, keys: KeyRing) -> tuple[Path, int]:
     state = rundir.state_of(run)
+    if state == "running":
+        raise RunError(
+            f"{run} is running, so it has no result yet. Wait until it has ended, or pass"
+            " --checkpoint last."
+        )
     if state != "done":
         raise RunError(
             f"{run} is {state}, so it has no result yet. Go on with it"

@@ -74,7 +74,9 @@ def test_a_run_that_is_still_running_is_refused(finished_run: Path, tmp_path: Pa
 
     with (
         rundir.take_lock(run),
-        pytest.raises(RunError, match=r"is running, so it has no result yet.*--checkpoint last"),
+        pytest.raises(
+            RunError, match=r"no result yet\. Wait until it has ended, or.*--checkpoint last"
+        ),
     ):
         prepare_export(run, ExportOptions(), load())
 
