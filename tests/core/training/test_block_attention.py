@@ -196,14 +196,34 @@ def test_a_models_gradients_are_those_of_torchs_own(
 def test_what_it_does_not_compute_is_left_to_torch() -> None:
     use_block_attention()
     dropping = tiny("llama", attention_dropout=0.1)
-    model = tiny("llama")
 
     assert "mst::block_attention" not in learned(dropping, False)[2]
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as kept:
-        model(input_ids=torch.arange(1, 9)[None])
-    assert "mst::block_attention" not in {each.key for each in kept.key_averages()}
     # The products of autocast are in bfloat16 though its weights are not.
-    assert "mst::block_attention" in learned(model, False, torch.bfloat16)[2]
+    assert "mst::block_attention" in learned(tiny("llama"), False, torch.bfloat16)[2]
+
+
+def test_a_reference_says_what_the_model_says_that_learns() -> None:
+    use_block_attention()
+    model = tiny("llama")
+    laid = lay_out(sentences(), 0, "lines")
+    with compute_in(model, "cpu", torch.bfloat16):
+        learning = scored(model, laid, HeadForm(), False).log_probs
+        with torch.no_grad():
+            reference = scored(model, laid, HeadForm(), False).log_probs
+
+    assert learning.requires_grad
+    assert torch.equal(learning.detach(), reference)
+
+
+def test_one_token_after_many_is_left_to_torch() -> None:
+    use_block_attention()
+    model: Any = tiny("llama")
+    with torch.no_grad():
+        kept = model(input_ids=torch.arange(1, 9)[None], use_cache=True).past_key_values
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            model(input_ids=torch.tensor([[9]]), past_key_values=kept)
+
+    assert "mst::block_attention" not in {each.key for each in seen.key_averages()}
 
 
 def test_a_plan_for_a_cpu_has_it_unless_it_is_switched_off() -> None:
