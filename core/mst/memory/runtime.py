@@ -99,8 +99,11 @@ def _kept_tensors(step: Step) -> Iterator[int]:
     """Yield the size of each tensor that a layer keeps, as `mst.memory.activations` adds them."""
     layer, scheme, tokens = step.layer, step.scheme, step.shape.tokens
     c, h = scheme.compute, layer.hidden
-    masked = mask_values(step.shape) or scheme.attention == "eager"
-    keys = layer.queries if masked else layer.keys
+    # As `mst.memory.activations` has it: keys are repeated for each query head, but not in blocks.
+    repeated = scheme.attention == "eager" or (
+        scheme.attention != "blocks" and mask_values(step.shape)
+    )
+    keys = layer.queries if repeated else layer.keys
     for readers in (layer.attention_inputs, layer.mlp_inputs):
         yield tokens * h * (scheme.stream if layer.layer_norm else 4)
         if scheme.full:
