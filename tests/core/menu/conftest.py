@@ -12,7 +12,9 @@ from mst import background
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory, and no work that other tests have left in the background."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield tmp_path
     for each in background.works(works_of(tmp_path)):
         background.stop(each, kill=True)
