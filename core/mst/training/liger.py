@@ -65,7 +65,7 @@ def fuse_layers(
         return f"liger-kernel has none for {inner.config.model_type}"
     vocabulary = inner.get_input_embeddings().num_embeddings
     rows = [made_up_row(number, length, vocabulary) for number, length in enumerate(_LENGTHS)]
-    laid = lay_out(rows, 0, layout, [[number] for number in range(len(rows))]).to(device)
+    laid = lay_out(rows, 0, layout).to(device)
     gradients = functools.partial(last_gradients, model, laid, device, dtype, how, scores)
     right = gradients()
     restore = _snapshot(inner)
@@ -94,7 +94,6 @@ def _application(model_type: str) -> Callable[..., None] | None:
         return None
     takes = inspect.signature(function).parameters
     unwanted = {name: value for name, value in _NOT_OURS.items() if name in takes}
-
     return lambda model: function(model=model, **unwanted)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from mst.request import TrainRequest
 from mst.training.adapters import lora_config, prepare_model
+from mst.training.batches import Layout
 from mst.training.liger import fuse_layers
 from mst.training.output_head import HeadForm
 
@@ -83,18 +84,24 @@ def tiny(kind: str) -> Any:
     return prepare_model(models.from_config(config), lora_config(TrainRequest(lora_rank=2)))
 
 
-def fused(model: Any, cache: Path) -> str:
+def fused(model: Any, cache: Path, layout: Layout = "lines") -> str:
     device = torch.device("cpu")
-    return fuse_layers(model, device, torch.float32, "lines", HeadForm(), False, cache)
+    return fuse_layers(model, device, torch.float32, layout, HeadForm(), False, cache)
 
 
+# FlashAttention keeps rows apart in a tensor of one line only.
+@pytest.mark.parametrize(("layout", "lines"), [("line", 1), ("padded", 2)])
 def test_a_model_that_learns_the_same_keeps_them_and_its_own_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library(tmp_path / "site", RIGHT, monkeypatch)
-    model = tiny("llama")
+    model, read = tiny("llama"), set()
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: read.add(len(inputs[0]))
+    )
 
-    assert fused(model, tmp_path / "cache") == ""
+    assert fused(model, tmp_path / "cache", layout) == ""
+    assert read == {lines}
     assert all(each.mlp.liger for each in model.get_base_model().model.layers)
     assert all(each.grad is None for each in model.parameters())
 
