@@ -15,8 +15,9 @@ from mst.ui.tails import Grown, Tails
 # Points of a curve that are sent; a phone's screen has fewer columns, a desktop's chart about as
 # many.
 POINTS = 1200
-# Between two looks at the file, for runs that go on and for those that don't.
-_LIVE_SECONDS, _STILL_SECONDS = 1.0, 5.0
+# Between two looks at the file, for runs that go on and for those that don't. Each look that finds
+# something has the browser draw four charts, mostly on the processors that train.
+_LIVE_SECONDS, _STILL_SECONDS = 2.0, 5.0
 # A line that says nothing, so that a connection that has died is noticed.
 _ALIVE_SECONDS = 15.0
 
