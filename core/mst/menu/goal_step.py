@@ -96,7 +96,7 @@ def _change(session: Session, name: str) -> None:
         try:
             convert(name, text, f"--{name.replace('_', '-')}")
         except UsageError as error:
-            say(str(error))
+            say(words.said(str(error)))
             return
         options[name] = text
     session.keep(replace(session.draft, options=options))

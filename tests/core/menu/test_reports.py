@@ -28,18 +28,27 @@ def written(file: Path, **found: Any) -> None:
     file.write_text(json.dumps({"created": "2026-11-28T03:10:00+00:00", **found}))
 
 
-@pytest.mark.parametrize(("language", "verdict"), [("en", "better"), ("zh", "更好")])
+@pytest.mark.parametrize(
+    ("language", "verdict", "names"),
+    [("en", "better", "right answers, in its own words"), ("zh", "更好", "正确率，自由作答")],
+)
 def test_an_evaluation_tells_each_figure_before_and_after(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, verdict: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, verdict: str, names: str
 ) -> None:
-    figure = {"name": "loss", "before": 3.25, "value": 1.5, "verdict": "better"}
-    written(tmp_path / "runs/a/eval.json", rows=240, figures=[figure], notes=[])
+    figures = [
+        {"name": "loss", "before": 3.25, "value": 1.5, "verdict": "better"},
+        {"name": "label_accuracy_free", "before": 0.0, "value": 0.9458, "verdict": "better"},
+        {"name": "of_my_own", "before": None, "value": 12.5, "verdict": None},
+    ]
+    written(tmp_path / "runs/a/eval.json", rows=240, figures=figures, notes=[])
     work = work_of(tmp_path, "metric  base", 0, "eval", "runs/a", "--compare", "base")
     show_outcome(words_of(language), work)
     printed = capsys.readouterr().out
 
     assert "240" in printed
-    assert all(each in printed for each in ("3.25", "1.5", verdict))
+    assert all(each in printed for each in ("3.25", "1.5", verdict, names, "0.0%", "94.6%"))
+    assert all(each in printed for each in ("of_my_own", "12.5"))
+    assert "label_accuracy" not in printed
     assert "metric" not in printed
 
 
