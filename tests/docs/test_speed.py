@@ -1,4 +1,4 @@
-"""Each fast path that docs/speed.md lists has a switch of `mst train` and a test, in Chinese too."""
+"""Each fast path of docs/speed.md has a switch of `mst train` and a test; in Chinese the same."""
 
 from __future__ import annotations
 
