@@ -10,7 +10,7 @@ import pytest
 
 from mst.background import Work
 from mst.menu.outcome import show_outcome
-from mst.menu.progress import progress_of
+from mst.menu.progress import progress_of, title_of
 from mst.menu.words import words_of
 
 
@@ -85,6 +85,24 @@ def test_what_an_older_work_wrote_is_not_told_and_errors_are_said(
 
     assert "240" not in printed
     assert "runs/a/run.json 已损坏。请从备份恢复，或重新训练。" in printed
+
+
+def test_a_work_is_told_by_what_it_does_with_which_run(tmp_path: Path) -> None:
+    works = [
+        work_of(tmp_path, "", 0, *arguments)
+        for arguments in (
+            ("train", "--max-steps", "1", "--output-dir", "runs/a"),
+            ("eval", "runs/b", "--compare", "base", "--output", "runs/b/eval.json"),
+            ("export", "runs/c", "--format", "gptq"),
+            ("train", "options.yaml"),
+            ("models", "pull", "ORG/NAME"),
+        )
+    ]
+    told = [title_of(words_of("zh"), each).split("  ", 2)[2] for each in works]
+
+    assert told == [
+        "训练  a", "对比  b", "导出  gptq, c", "训练  options.yaml", "models pull ORG/NAME",
+    ]  # fmt: skip
 
 
 def test_before_its_first_step_a_run_shows_what_is_known_in_the_language(tmp_path: Path) -> None:
