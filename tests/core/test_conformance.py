@@ -446,3 +446,7 @@ def test_every_check_is_documented_with_its_promise() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \|", table, re.MULTILINE))
 
     assert rows == {check.id: check.title for check in CHECKS}
+    chinese = (Path(__file__).parents[2] / "docs/conformance.zh-CN.md").read_text("utf-8")
+    assert re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \|", chinese, re.MULTILINE) == re.findall(
+        r"^\| `([a-z_]+\.[a-z_]+)` \|", text, re.MULTILINE
+    )

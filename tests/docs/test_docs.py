@@ -162,6 +162,18 @@ def test_a_document_in_chinese_has_the_blocks_of_the_english_one(document: str) 
 
 
 @pytest.mark.parametrize("document", CHINESE)
+def test_a_document_in_chinese_has_no_figure_that_the_english_one_has_not(document: str) -> None:
+    def figures(text: str) -> set[str]:
+        # 2.8 亿 is 280 million in English, and 7 月 is July.
+        plain = re.sub(r"\d[\d.,]* ?[万亿月]", "", text)
+        return set(re.findall(r"\d[\d.,]*\d|\d", plain))
+
+    english = document.replace(".zh-CN", "")
+
+    assert figures(text_of(document)) - figures(text_of(english)) == set()
+
+
+@pytest.mark.parametrize("document", CHINESE)
 def test_a_document_in_chinese_leads_to_chinese_ones(document: str) -> None:
     here = (ROOT / document).parent
     targets = re.findall(r"\]\(([\w./-]+)\.md\)", text_of(document))
@@ -169,6 +181,7 @@ def test_a_document_in_chinese_leads_to_chinese_ones(document: str) -> None:
     own = Path(document).name.removesuffix(".zh-CN.md")
 
     assert [each for each in english - {own} if (here / f"{each}.zh-CN.md").exists()] == []
+    assert re.findall(r"\S*zh-CN\.md\S*\)（?，?英文", text_of(document)) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,4 +1,4 @@
-"""Each fast path that docs/speed.md lists has a switch of `mst train` and a test."""
+"""Each fast path of docs/speed.md has a switch of `mst train` and a test; in Chinese the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mst.request import TrainRequest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def fast_paths() -> list[list[str]]:
-    """Return the cells of the table's rows: path, when it is used, switch, test."""
-    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-    table = text.partition("| path |")[2].partition("\n\n")[0]
+def fast_paths(document: str = "speed.md") -> list[list[str]]:
+    """Return the cells of the first table's rows: path, when it is used, switch, test."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    table = text[text.index("\n| ") + 1 :].partition("\n\n")[0]
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
@@ -34,3 +34,7 @@ def test_each_fast_path_has_a_switch_and_a_test() -> None:
         assert not choices or value in choices, path
         file, _, function = test.strip("`").partition("::")
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), path
+
+
+def test_the_document_in_chinese_has_the_same_switches_and_tests() -> None:
+    assert [row[2:] for row in fast_paths("speed.zh-CN.md")] == [row[2:] for row in fast_paths()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def choose_data(session: Session) -> str:
             return BACK
         if chosen == _DEMO:
             say(words("data.demo_counts"))
-            session.keep(replace(draft, dataset=(), shape="", rows=0, answers=None, key_file=None))
+            demo = replace(draft, dataset=(), shape="", rows=0, answers=None, key_file=None)
+            session.keep(replace(demo, options=_without_skipping(draft.options)))
             return "next"
         if chosen == _KEPT or _take_own(session):
             return "next"
@@ -78,8 +80,13 @@ def _take_own(session: Session) -> bool:
     return True
 
 
+def _without_skipping(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options without what was answered about the rows of other data."""
+    return {name: value for name, value in options.items() if name != "on_bad_row"}
+
+
 def _keep(session: Session, path: str, key_file: str | None, found: Any, rows: int) -> None:
-    options = {k: v for k, v in session.draft.options.items() if k != "on_bad_row"}
+    options = _without_skipping(session.draft.options)
     if any(each["refused"] for each in found["files"]):
         options["on_bad_row"] = "skip"
     session.keep(

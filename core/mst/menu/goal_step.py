@@ -9,7 +9,6 @@ from mst.menu.asking import BACK
 from mst.menu.draft import GOALS, arguments, goal_of, reachable
 from mst.menu.screen import heading, padded, say, show_command
 from mst.menu.session import Session
-from mst.menu.words import option_help
 
 # What people who don't write commands may want to change.
 SETTINGS = (
@@ -80,7 +79,8 @@ def _default(session: Session, name: str) -> Any:
 
 def _label(session: Session, name: str) -> str:
     shown = session.draft.options.get(name) or _shown_default(session, name)
-    return f"{padded(name, 16)} {padded(shown, 6)} {option_help(session.words, name)}"
+    means = session.words(f"options.{name}")
+    return f"{padded(name, 16)} {padded(shown, 6)} {means}"
 
 
 def _change(session: Session, name: str) -> None:
@@ -89,14 +89,14 @@ def _change(session: Session, name: str) -> None:
     from mst.errors import UsageError
 
     words, options = session.words, dict(session.draft.options)
-    say(f"{name}: {option_help(words, name)}")
+    say(f"{name}: " + words(f"options.{name}"))
     say(words("settings.default", value=_shown_default(session, name)))
     text = session.edited(f"{name} =", options.pop(name, ""), False)
     if text:
         try:
             convert(name, text, f"--{name.replace('_', '-')}")
         except UsageError as error:
-            say(str(error))
+            say(words.said(str(error)))
             return
         options[name] = text
     session.keep(replace(session.draft, options=options))

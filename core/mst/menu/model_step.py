@@ -100,6 +100,8 @@ def _fits(session: Session, model: FoundModel) -> str:
     words = session.words
     if model.problem:
         return words("model.unusable")
+    if _value(model) == _EMBEDDED:
+        return words("model.embedded")
     if model.facts is None:
         return words("model.not_looked_at")
     ways = [each for each in ways_here(model.facts, session.facts()) if each.fits]

@@ -40,7 +40,7 @@ def plan_and_start(session: Session) -> str:
         if chosen == _WHY:
             _say_reasons(session, found["plan"])
             continue
-        return _start(session, arguments(session.draft, quick=chosen == _QUICK))
+        return _start(session, chosen == _QUICK)
 
 
 def say_plan(session: Session, found: Any) -> None:
@@ -85,7 +85,7 @@ def _say_reasons(session: Session, plan: Any) -> None:
         say(f"{each['choice']} = {each['value']}: {session.words.said(each['why'])}")
 
 
-def _start(session: Session, options: list[str]) -> str:
+def _start(session: Session, quick: bool) -> str:
     """Start the run in the background, watch it, and show what came of it."""
     from mst import background
     from mst.errors import MstError
@@ -95,12 +95,15 @@ def _start(session: Session, options: list[str]) -> str:
     words = session.words
     try:
         output = default_output_dir(locate(session.draft.model, (), session.environ))
+        options = arguments(session.draft, quick)
         work = background.start(["train", *options, "--output-dir", str(output)])
     except MstError as error:
         say(session.words.error(error))
         return BACK
     work = watch(session, work)
     show_outcome(words, work)
+    if quick and work.state == "done":
+        say(words("plan.tried"))
     run = run_of(work)
     if work.state == "running" or run is None:
         return "home"

@@ -42,9 +42,20 @@ def title_of(words: Words, work: Work) -> str:
     with suppress(ValueError):
         began = datetime.fromisoformat(work.started).astimezone().strftime("%m-%d %H:%M")
     state = words(f"state.{work.state}")
+    return f"{state}  {began}  {_what(words, work)}"
+
+
+def _what(words: Words, work: Work) -> str:
+    """Return what a work does with which run; as it was typed where the menu has no word for it."""
+    command, *rest = work.arguments
     run = run_of(work)
-    shown = run.name if run is not None else command_line(work.arguments)[4:]
-    return f"{state}  {began}  {work.arguments[0]:<6}  {shown}"
+    if run is not None:
+        return f"{words('kinds.train')}  {run.name}"
+    if f"kinds.{command}" not in words.texts or not rest or rest[0].startswith("-"):
+        return command_line(work.arguments)[4:]
+    form = f"{rest[rest.index('--format') + 1]}, " if "--format" in rest[:-1] else ""
+    kind = words(f"kinds.{command}")
+    return f"{kind}  {form}{Path(rest[0]).name}"
 
 
 def progress_of(words: Words, work: Work, ascii_alone: bool) -> Progress:

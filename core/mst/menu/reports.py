@@ -13,6 +13,11 @@ from mst.menu.words import Words
 
 # Of `mst eval`, in a run's directory; the page looks for it there too.
 EVALUATION = "eval.json"
+# Figures that are shares of the rows.
+_SHARES = (
+    "label_accuracy", "label_accuracy_free", "exact_match", "exact_match_folded", "json_valid",
+    "json_equal",
+)  # fmt: skip
 
 
 def report_of(words: Words, work: Work) -> list[str]:
@@ -47,12 +52,12 @@ def _written(work: Work, file: Path) -> Any:
 def _evaluation(words: Words, report: Any) -> Iterator[str]:
     yield words("outcome.judged", rows=report["rows"])
     for each in report["figures"]:
-        verdict = each["verdict"] or ""
+        name, verdict = each["name"], each["verdict"] or ""
         yield words(
             "outcome.figure",
-            name=each["name"],
-            before=_number(each["before"]),
-            after=_number(each["value"]),
+            name=words.texts.get(f"figures.{name}", name),
+            before=_shown(name, each["before"]),
+            after=_shown(name, each["value"]),
         ) + (words("outcome.verdict", verdict=words.said(verdict)) if verdict else "")
     for note in report["notes"]:
         yield words("plan.note", text=words.said(note))
@@ -84,5 +89,7 @@ def _export(words: Words, manifest: Any, directory: Path) -> Iterator[str]:
         yield words("outcome.not_checked", what=what, why=words.said(why))
 
 
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4g}"
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"

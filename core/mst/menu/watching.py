@@ -41,6 +41,8 @@ def watch(session: Session, work: Work) -> Work:
     heading(words("watch.title"))
     show_command(work.arguments)
     say(words("watch.hint" if session.asking.animated else "watch.hint_plain"))
+    if background.run_of(work) is not None:
+        say(words("watch.means"))
     shown = _Shown(session)
     with _keys(session.asking.animated):
         try:

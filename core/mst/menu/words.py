@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mst.request import fields
 from mst.translation import encodes, translated, translated_error
 
 _UTF8 = ("utf-8", "utf8")
@@ -65,11 +64,6 @@ def ascii_alone(environ: Mapping[str, str], encoding: str) -> bool:
     return of_python and not any(
         each and any(kind in each.lower() for kind in _UTF8) for each in named
     )
-
-
-def option_help(words: Words, name: str) -> str:
-    """Return the one line that explains an option of `mst train`."""
-    return words.said(str(fields()[name].metadata["help"]))
 
 
 def duration_words(words: Words, seconds: float) -> str:

@@ -65,7 +65,8 @@ def detail(entry: Entry) -> dict[str, Any]:
     found["reports"] = list(_reports(path))
     found["exports"] = list(_exports(path))
     found["seal"] = _seal(path)
-    found["shown_by"] = f"mst runs show {shlex.quote(str(path))}"
+    found["argument"] = shlex.quote(str(path))
+    found["shown_by"] = f"mst runs show {found['argument']}"
     return found | {"problems": problems}
 
 

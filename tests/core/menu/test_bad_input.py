@@ -114,11 +114,26 @@ def test_a_wrong_path_leads_back_and_usable_rows_are_counted(
     assert "nothing.csv" in printed
     assert printed.count("These data can't be used as they are") == 1
     assert "40 rows that can be learned from" in printed
-    assert "1 rows can't be used" in printed
+    assert "Rows that can't be used: 1." in printed
     assert "canary" not in printed
     assert session.draft.rows == 40
     assert session.draft.options == {"on_bad_row": "skip"}
     assert "canary" not in session.draft_file.read_text()
+
+    back = scripted(place, session.draft, "demo")
+
+    assert choose_data(back) == "next"
+    assert back.draft.options == {}
+
+
+def test_a_setting_that_is_none_is_explained_in_the_language_and_changes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = scripted(place, None, "lora_rank", "eight", "use", language="zh")
+
+    assert choose_settings(session) == "next"
+    assert "--lora-rank 须为整数，而不是 'eight'。" in capsys.readouterr().out
+    assert session.draft.options == {}
 
 
 @pytest.mark.parametrize("kept", ["null", "[]", '{"options": [1]}', '{"dataset": 3}', "\udcff"])

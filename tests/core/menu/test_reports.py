@@ -10,7 +10,7 @@ import pytest
 
 from mst.background import Work
 from mst.menu.outcome import show_outcome
-from mst.menu.progress import progress_of
+from mst.menu.progress import progress_of, title_of
 from mst.menu.words import words_of
 
 
@@ -28,18 +28,27 @@ def written(file: Path, **found: Any) -> None:
     file.write_text(json.dumps({"created": "2026-11-28T03:10:00+00:00", **found}))
 
 
-@pytest.mark.parametrize(("language", "verdict"), [("en", "better"), ("zh", "更好")])
+@pytest.mark.parametrize(
+    ("language", "verdict", "names"),
+    [("en", "better", "right answers, in its own words"), ("zh", "更好", "正确率，自由作答")],
+)
 def test_an_evaluation_tells_each_figure_before_and_after(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, verdict: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, verdict: str, names: str
 ) -> None:
-    figure = {"name": "loss", "before": 3.25, "value": 1.5, "verdict": "better"}
-    written(tmp_path / "runs/a/eval.json", rows=240, figures=[figure], notes=[])
+    figures = [
+        {"name": "loss", "before": 3.25, "value": 1.5, "verdict": "better"},
+        {"name": "label_accuracy_free", "before": 0.0, "value": 0.9458, "verdict": "better"},
+        {"name": "of_my_own", "before": None, "value": 12.5, "verdict": None},
+    ]
+    written(tmp_path / "runs/a/eval.json", rows=240, figures=figures, notes=[])
     work = work_of(tmp_path, "metric  base", 0, "eval", "runs/a", "--compare", "base")
     show_outcome(words_of(language), work)
     printed = capsys.readouterr().out
 
     assert "240" in printed
-    assert all(each in printed for each in ("3.25", "1.5", verdict))
+    assert all(each in printed for each in ("3.25", "1.5", verdict, names, "0.0%", "94.6%"))
+    assert all(each in printed for each in ("of_my_own", "12.5"))
+    assert "label_accuracy" not in printed
     assert "metric" not in printed
 
 
@@ -76,6 +85,24 @@ def test_what_an_older_work_wrote_is_not_told_and_errors_are_said(
 
     assert "240" not in printed
     assert "runs/a/run.json 已损坏。请从备份恢复，或重新训练。" in printed
+
+
+def test_a_work_is_told_by_what_it_does_with_which_run(tmp_path: Path) -> None:
+    works = [
+        work_of(tmp_path, "", 0, *arguments)
+        for arguments in (
+            ("train", "--max-steps", "1", "--output-dir", "runs/a"),
+            ("eval", "runs/b", "--compare", "base", "--output", "runs/b/eval.json"),
+            ("export", "runs/c", "--format", "gptq"),
+            ("train", "options.yaml"),
+            ("models", "pull", "ORG/NAME"),
+        )
+    ]
+    told = [title_of(words_of("zh"), each).split("  ", 2)[2] for each in works]
+
+    assert told == [
+        "训练  a", "对比  b", "导出  gptq, c", "训练  options.yaml", "models pull ORG/NAME",
+    ]  # fmt: skip
 
 
 def test_before_its_first_step_a_run_shows_what_is_known_in_the_language(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
     assert rundir.read_manifest(run).results["steps"] == 10
     for shown in ("menu", "plan --model", "train --model", "runs show", "serve", "chat --server"):
         assert f"$ mst {shown}" in menu.seen
+    assert words("watch.means")[:20] in menu.seen
     if language == "en":  # once is enough
         check_what_follows(place, words)
 

@@ -12,7 +12,7 @@ from mst.menu import words as catalogue
 from mst.menu.draft import GOALS, Draft, arguments, goal_of, reachable
 from mst.menu.goal_step import SETTINGS
 from mst.menu.screen import cells, next_page, say, shortened, show_command, visible, wrapped
-from mst.menu.words import ascii_alone, option_help, words_of
+from mst.menu.words import ascii_alone, words_of
 from mst.request import fields
 from mst.translation import language_of
 
@@ -57,10 +57,16 @@ def test_every_text_is_used_and_every_used_one_is_there() -> None:
     assert unused == set()
 
 
-def test_options_explain_themselves_in_both_languages() -> None:
-    for name in SETTINGS:
-        assert option_help(EN, name) == fields()[name].metadata["help"]
-        assert re.search("[\u4e00-\u9fff]", option_help(ZH, name))
+@pytest.mark.parametrize("words", [EN, ZH])
+def test_each_setting_is_an_option_explained_on_one_line_of_80_columns(
+    words: catalogue.Words,
+) -> None:
+    named = {key for key in words.texts if key.startswith("options.")}
+
+    assert named == {f"options.{name}" for name in SETTINGS}
+    assert set(SETTINGS) <= set(fields())
+    # What is before it in the list: a mark and a number, the name and the value.
+    assert [key for key in named if cells(words.texts[key]) > 79 - 12 - 24] == []
 
 
 @pytest.mark.parametrize(

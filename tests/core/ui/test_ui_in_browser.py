@@ -8,6 +8,7 @@ tests are skipped, and those of `test_page_routes` and `test_ui_command` cover a
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,23 @@ def test_curves_are_read_by_keyboard_and_as_a_table(ui: Ui, chromium: Any) -> No
     assert second.startswith("step 2:")
     assert "Held-out loss" in second
     assert rows.count() == 4
+
+
+def test_a_finished_run_says_what_next_and_its_figures_have_names_and_units(
+    ui: Ui, chromium: Any
+) -> None:
+    page, told = opened(ui, chromium, "zh-CN", DESKTOP)
+    page.goto(f"http://127.0.0.1:{ui.port}/#/run/{id_of(ui.runs / 'first')}")
+    page.get_by_text(f"mst serve {ui.runs / 'first'}").wait_for()
+    results = page.locator("table").filter(has_text="内存峰值").inner_text()
+
+    assert page.get_by_text("接下来，在终端中").is_visible()
+    assert re.search(r"内存峰值\s+[\d.]+ GiB", results)
+    assert re.search(r"训练用时\s+[\d.]+ s", results)
+    assert "peak_memory_bytes" not in results
+    assert page.get_by_text("mst export RUN").count() == 0
+    assert page.get_by_text(f"mst export {ui.runs / 'first'}").count() == 1
+    assert [each for each in told if each.startswith(("error", "warning"))] == []
 
 
 def test_a_text_of_the_data_is_shown_as_text(ui: Ui, chromium: Any) -> None:

@@ -19,8 +19,8 @@ UPLOT = {
     "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
 }
 MODULES = Path(__file__).parent / "node_modules"
-# Keys that are put together from a name: states, figures and options.
-JOINED = re.compile(r"(state|figure|option)_")
+# Keys that are put together from a name: states, figures, parts of the memory and options.
+JOINED = re.compile(r"(state|figure|part|option)_")
 
 
 def used() -> set[str]:

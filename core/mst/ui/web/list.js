@@ -65,7 +65,8 @@ export async function showList(main, signal) {
     if (at) body.querySelector(`a[href="${at}"]`)?.focus({ preventScroll: true });
     const first = found.runs.length ? found.offset + 1 : 0;
     counted.textContent = found.all
-      ? `${number(first)}–${number(found.offset + found.runs.length)} / ${number(found.matching)}`
+      ? `${words.runs}: ${number(first)}–${number(found.offset + found.runs.length)} / ${
+        number(found.matching)}`
       : `${words.no_runs} ${found.places.join(", ")}`;
     before.disabled = found.offset === 0;
     after.disabled = found.offset + found.runs.length >= found.matching;

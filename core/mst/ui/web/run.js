@@ -3,8 +3,8 @@
 import { get, post, said } from "./asking.js";
 import { Chart } from "./charts.js";
 import {
-  facts, folded, gib, heading, make, minutes, number, percent, settings, state, table, tell, time,
-  words,
+  called, facts, figure, folded, gib, heading, make, minutes, number, settings, state, table, tell,
+  time, words,
 } from "./parts.js";
 
 const RESUMED = ["interrupted", "killed", "failed"];
@@ -47,21 +47,33 @@ function asking(label, sure, work) {
   return button;
 }
 
+// A text whose commands name the run, so that they can be copied.
+function typed(text, run) {
+  return text.replaceAll("RUN", () => run.argument);
+}
+
+// What a person may want of a run that is done; the page itself shows and starts runs alone.
+function next(run) {
+  const commands = [[words.to_chat, "chat"], [words.to_serve, "serve"]];
+  return [facts(commands.map(([name, command]) =>
+    [name, make("code", {}, `mst ${command} ${run.argument}`)]))];
+}
+
 function evaluation(run) {
   const parts = [];
   const own = run.evaluation ?? [];
   if (own.length) {
-    const shown = (each, value) => (each.name.includes("loss") ? number(value) : percent(value));
     parts.push(table(words.before_after, [words.figure, words.before, words.after],
-      own.map((each) => [words[`figure_${each.name}`] ?? each.name, shown(each, each.before),
-        shown(each, each.after)])));
+      own.map((each) => [called(each.name), figure(each.name, each.before),
+        figure(each.name, each.after)])));
   }
   for (const report of run.reports ?? []) {
     const caption = `${report.file}, ${time(report.created)}, ${number(report.rows)} ${words.rows}`;
     parts.push(table(caption, [words.figure, report.compared_with ?? words.before, report.model],
-      report.figures.map((each) => [each.name, number(each.before), number(each.value)])));
+      report.figures.map((each) => [called(each.name), figure(each.name, each.before),
+        figure(each.name, each.value)])));
   }
-  return parts.length ? parts : [make("p", {}, words.no_evaluation)];
+  return parts.length ? parts : [make("p", {}, typed(words.no_evaluation, run))];
 }
 
 function plan(run) {
@@ -82,18 +94,20 @@ function plan(run) {
     ...made.warnings.map((each) => make("p", { class: "warning" }, `⚠ ${each}`)),
     table(words.reasons, [words.choice, words.value, words.why],
       made.reasons.map((each) => [each.choice, each.value, each.why])),
-    folded(words.memory_parts, table(words.memory_parts, [words.part, "GiB"],
-      Object.entries(made.memory).map(([name, bytes]) => [name, gib(bytes)]))),
+    folded(words.memory_parts, table(words.memory_parts, [words.part, words.memory],
+      Object.entries(made.memory).map(([name, bytes]) =>
+        [words[`part_${name}`] ?? name, gib(bytes)]))),
   ];
 }
 
 function exported(run) {
-  if (!run.exports.length) return [make("p", {}, words.no_exports)];
+  if (!run.exports.length) return [make("p", {}, typed(words.no_exports, run))];
   return run.exports.flatMap((each) => {
     const passed = each.status === "passed";
-    const bounds = each.bounds ?? {};
+    // One bound holds for the perplexity of all tokens, and of answers alone.
+    const bounds = { ...each.bounds, trained_ratio: each.bounds?.perplexity_ratio };
     const rows = Object.entries(each.model ?? {}).map(([name, value]) =>
-      [name, number(value), number(each.rounding?.[name]), number(bounds[name])]);
+      [called(name), ...[value, each.rounding?.[name], bounds[name]].map((one) => figure(name, one))]);
     return [
       make("h3", {}, `${each.format} `, make("span", { class: `state ${passed ? "done" : "failed"}` },
         passed ? `✓ ${words.gate_passed}` : `✗ ${words.gate_failed}`)),
@@ -121,14 +135,14 @@ function about(run) {
     table(words.data, [words.file, words.rows, "SHA-256"],
       (run.data ?? []).map((each) => [each.path, number(each.rows), each.sha256.slice(0, 16)])),
     table(words.results, [words.figure, words.value],
-      Object.entries(run.results ?? {}).map(([name, value]) => [name, number(value)])),
+      Object.entries(run.results ?? {}).map(([name, value]) => [called(name), figure(name, value)])),
     make("p", {}, words.in_terminal, " ", make("code", {}, run.shown_by)),
   ];
 }
 
-async function samples(id, target, signal) {
-  const found = await get(`/api/runs/${id}/samples`, signal);
-  if (!found.files.length) target.append(make("p", {}, words.no_samples));
+async function samples(run, target, signal) {
+  const found = await get(`/api/runs/${run.id}/samples`, signal);
+  if (!found.files.length) target.append(make("p", {}, typed(words.no_samples, run)));
   for (const file of found.files) {
     const rows = file.rows.map((each, index) => [number(index + 1), each.reference,
       each.compared_prediction, each.prediction]);
@@ -156,6 +170,7 @@ export async function showRun(main, signal, id) {
     const open = new Set([...rest.querySelectorAll("details[open] > summary")]
       .map((each) => each.textContent));
     const sections = [
+      ...(run.state === "done" ? [[words.next, next(run)]] : []),
       [words.evaluation, evaluation(run)], [words.exports, exported(run)], [words.plan, plan(run)],
       [words.about, about(run)],
     ];
@@ -163,8 +178,8 @@ export async function showRun(main, signal, id) {
       make("section", {}, heading(2, name), ...parts));
     if (settings.samples) {
       const answers = make("section", {}, heading(2, words.samples), make("p", {}, words.samples_note));
-      made.splice(1, 0, answers);
-      await samples(id, answers, signal);
+      made.splice(sections.findIndex(([name]) => name === words.exports), 0, answers);
+      await samples(run, answers, signal);
     }
     for (const each of run.problems) made.unshift(make("p", { class: "warning" }, `⚠ ${each}`));
     if (signal.aborted) return;

@@ -99,7 +99,8 @@ export async function showWork(main, signal, name) {
   await repeat(2, async () => {
     const found = await get(`/api/works/${encodeURIComponent(name)}`, signal);
     title.textContent = found.run_name;
-    status.replaceChildren(state(found.state), found.exit_code ? ` (${found.exit_code})` : "");
+    const code = found.exit_code ? ` (${words.exit_code} ${found.exit_code})` : "";
+    status.replaceChildren(state(found.state), code);
     if (!link.firstChild) {
       link.replaceChildren(make("a", { href: `#/run/${found.run}` }, words.to_run));
     }
