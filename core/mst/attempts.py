@@ -11,6 +11,7 @@ from mst import rundir
 from mst.configuration import ZERO_STAGES, checkpointing_option
 from mst.errors import EXIT_OUT_OF_MEMORY, EXIT_PEER_FAILED, MstError, RunError
 from mst.job import Job, write_documents
+from mst.launch import KILLED, WAS_KILLED
 from mst.quantities import gib
 from mst.retry import next_smaller
 from mst.rundir import ForecastMiss
@@ -107,8 +108,8 @@ def _run(path: Path, job: Job, lock: IO[str], environ: Mapping[str, str]) -> int
         cause = f"the worker ended with code {code}"
         if code == EXIT_PEER_FAILED:
             cause = "another process of this job was lost"
-        if code == 128 + 9:
-            cause = "the worker was killed (SIGKILL); the kernel does that when memory runs out"
+        if code == KILLED:
+            cause = WAS_KILLED
         rundir.update_manifest(path, status="failed", finished=rundir.now(), error=cause)
         if code == EXIT_OUT_OF_MEMORY:  # told on the machine where it was
             return code

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mst import rundir, serial
-from mst.errors import PlanError
+from mst.errors import MstError, PlanError
 from mst.facts import DeviceFacts, MachineFacts, torch_names
-from mst.launch import run_worker, worker_environment
+from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 from mst.model.named import named_model
 from mst.request import TrainRequest
 from mst.runs import RUNS, newest_done
@@ -103,7 +103,7 @@ def choose_model(
     run = run_of(target, runs)
     if run is not None:
         return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which, keys)
-    named = named_model(TrainRequest(model=target), environ)
+    named = named_model(TrainRequest(model=target), environ, runs=runs)
     return named.source.name, of_model(named.directory)
 
 
@@ -213,9 +213,16 @@ def fastest_dtype(device: DeviceFacts) -> str:
 
 
 def chat(job: ChatJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) -> int:
-    """Run the worker in the foreground; return its exit code. Nothing is written to disk."""
+    """Run the worker in the foreground; return its exit code. Nothing is written to disk.
+
+    Raises:
+        MstError: the worker was killed.
+    """
     environment = worker_environment(environ, job.environment)
     with handed_down(keys) as held:
         handles = [] if held is None else [held]
         arguments = [serial.dumps(job), *map(str, handles)]
-        return run_worker("mst.chat_worker", arguments, environment, handles)
+        code = run_worker("mst.chat_worker", arguments, environment, handles)
+    if code == KILLED:
+        raise MstError(f"{how_it_ended(code, 'Choose a smaller model where memory is short')}.")
+    return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from mst.data.text_stream import TextStream
 from mst.one_row import one_row, reads_half
 from mst.training.loss import last_logits
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from mst.chat import Sampling
+
+# Below it a logit over the temperature overflows float32, and at it the likeliest token is certain;
+# vLLM's bound too (`_SAMPLING_EPS` of its sampling_params.py).
+LEAST_TEMPERATURE = 1e-5
 
 
 def generate(
@@ -46,20 +51,19 @@ def generate(
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature == 0:
+    if sampling.temperature < LEAST_TEMPERATURE:
         return int(logits.argmax())
     probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(descending=True)
-    # Kept: every token before which less than top_p has been gathered; so at least the first.
+    # Kept: the first, and every token before which less than top_p has been gathered.
     kept = probabilities * (probabilities.cumsum(-1) - probabilities < sampling.top_p)
+    kept[0] = probabilities[0]
     return int(ids[kept.multinomial(1, generator=generator)])
 
 
 def as_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
     """Yield the text of token ids as soon as whole characters are known."""
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=True)
+    stream = TextStream(tokenizer)
     for token in ids:
-        piece = stream.step(tokenizer, token)
-        if piece is not None:
+        piece = stream.push(token)
+        if piece:
             yield piece

@@ -18,6 +18,9 @@ from mst.errors import EXIT_PEER_FAILED, JailError
 PEER_SECONDS = 40.0
 # How often another machine's end is looked for.
 WATCH_SECONDS = 1.0
+# What `run_worker` returns of a worker that SIGKILL has ended, and what is said of it.
+KILLED = 128 + signal.SIGKILL
+WAS_KILLED = "the worker was killed (SIGKILL); the kernel does that when memory runs out"
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
 
 
@@ -75,6 +78,19 @@ def run_worker(
     that the worker can save. SIGTERM is handed on. A death by signal N returns 128 + N.
     """
     return run_ranks(module, [arguments], environment, keep_open)
+
+
+def how_it_ended(code: int, if_killed: str = "") -> str:
+    """Return how a worker has failed, as the end of a sentence without its full stop.
+
+    Args:
+        code: that `run_worker` has returned; neither 0 nor of Ctrl-C.
+        if_killed: what to do where it was killed, which leaves no reason of its own; a sentence
+            without its full stop.
+    """
+    if code != KILLED:
+        return f"the worker ended with code {code}, its reason stands above"
+    return f"{WAS_KILLED}. {if_killed}" if if_killed else WAS_KILLED
 
 
 def run_ranks(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
-from mst.launch import run_worker, worker_environment
+from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 from mst.model.facts import ModelFacts
 from mst.plan import Plan
 from mst.quantities import gib
@@ -162,18 +162,15 @@ def merge_claimed(
         code = run_worker("mst.merge_worker", arguments, environment, (lock, *handles))
         if code == 0:
             return serial.load(MergeReport, target / REPORT)
-        cause = f"the worker ended with code {code}, its reason stands above"
-        if code == 128 + 9:
-            need = facts_of(job.source, keys).parameters * DTYPES["float32"]
-            cause = (
-                "the worker was killed (SIGKILL); the kernel does that when memory runs out."
-                f" Merging holds the weights in float32: {gib(need)}"
-            )
+        need = ""
+        if code == KILLED:
+            held_bytes = facts_of(job.source, keys).parameters * DTYPES["float32"]
+            need = f"Merging holds the weights in float32: {gib(held_bytes)}"
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{job.run} was not merged.")
-    raise MstError(f"{job.run} was not merged: {cause}.")
+    raise MstError(f"{job.run} was not merged: {how_it_ended(code, need)}.")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mst import serial
 from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, PlanError
-from mst.launch import run_worker, worker_environment
+from mst.launch import how_it_ended, run_worker, worker_environment
 
 # Beside mst's own environment: what lies there shadows its `gguf`.
 PACKAGES_DIR = Path(sys.prefix) / "share" / "mst" / "gguf"
@@ -130,9 +130,7 @@ def write(
         if code == EXIT_INTERRUPTED:
             raise Interrupted(f"{source} was not written as GGUF. Run the same command again.")
         if code:
-            raise MstError(
-                f"{source} was not written as GGUF: the worker ended with code {code}, its reason"
-                " stands above."
-            )
+            cause = how_it_ended(code, "Run the same command again, with more memory free")
+            raise MstError(f"{source} was not written as GGUF: {cause}.")
         report.seek(0)
         return serial.loads(GgufReport, report.read())

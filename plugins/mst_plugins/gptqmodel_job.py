@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mst import serial
 from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, PlanError
-from mst.launch import run_worker, worker_environment
+from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.model.facts import LinearShape
 from mst_plugins.quantized_model import Scheme
 
@@ -169,12 +169,7 @@ def quantize(
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{source} was not quantized. Run the same command to go on.")
     if code:
-        cause = f"the worker ended with code {code}, its reason stands above"
-        if code == 128 + 9:
-            cause = (
-                "the worker was killed (SIGKILL); the kernel does that when memory runs out. Run"
-                " the same command to go on, with more memory free"
-            )
+        cause = how_it_ended(code, "Run the same command to go on, with more memory free")
         raise MstError(f"{source} was not quantized: {cause}.")
 
 

@@ -70,11 +70,14 @@ def test_an_answer_ends_before_its_stop_token(model: Any) -> None:
 
 def test_draws_repeat_with_their_seed_and_narrow_with_top_p(model: Any) -> None:
     drawn = ids(model, max_new_tokens=8, temperature=1.0, seed=3)
+    greedy = ids(model, max_new_tokens=8)
 
     assert ids(model, max_new_tokens=8, temperature=1.0, seed=3) == drawn
     assert ids(model, max_new_tokens=8, temperature=1.0, seed=4) != drawn
-    assert ids(model, max_new_tokens=8, temperature=1.0, top_p=1e-9) == ids(model, max_new_tokens=8)
-    assert ids(model, max_new_tokens=8, temperature=1e-6) == ids(model, max_new_tokens=8)
+    # Also where float32 holds no such number.
+    for least in (1e-9, 1e-46):
+        assert ids(model, max_new_tokens=8, temperature=1.0, top_p=least) == greedy
+        assert ids(model, max_new_tokens=8, temperature=least) == greedy
 
 
 def test_text_comes_in_whole_characters(tiny_model: Path) -> None:
@@ -86,6 +89,19 @@ def test_text_comes_in_whole_characters(tiny_model: Path) -> None:
 
     assert "".join(pieces) == text
     assert len(pieces) > 5
+
+
+def test_bytes_that_are_no_character_end_no_answer() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    names = ["<0xE4>", "<0xBD>", "<0xA0>", "\u2581a", "b"]
+    tokenizer = Tokenizer(models.BPE({name: at for at, name in enumerate(names)}, []))
+    # As Llama 2's, which makes replacement characters of all bytes in a row, shown ones too.
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+
+    assert "".join(as_text(tokenizer, iter([3, 0, 1, 2, 0, 4, 3, 0, 1, 2]))) == "a你\ufffdb a你"
+    assert "".join(as_text(tokenizer, iter([0, 1, 2, 0, 3, 4]))) == "你\ufffd ab"
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mst.chat import choose_model
 from mst.errors import ModelError
 from mst.model.facts import lora_parameters, lora_targets, read_facts
 from mst.model.locate import locate
@@ -157,6 +158,18 @@ def test_a_name_that_is_nowhere_says_where_it_looked(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist() -> None:
     with pytest.raises(ModelError, match=r"--model \./none does not exist"):
         locate("./none", (), {})
+
+
+def test_what_was_typed_without_an_option_is_not_told_of_with_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "model.zip").touch()
+    for typed in ("none", "./none", str(tmp_path / "notes.txt"), str(tmp_path / "model.zip")):
+        with pytest.raises(ModelError) as raised:
+            choose_model(typed, None, {"HOME": str(tmp_path)}, tmp_path / "runs")
+
+        assert typed in str(raised.value)
+        assert "--model" not in str(raised.value)
+        assert typed != "none" or f"{tmp_path}/runs/none, " in str(raised.value)
 
 
 def test_a_read_only_model_directory_will_do(copy: Path) -> None:

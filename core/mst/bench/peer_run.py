@@ -15,7 +15,6 @@ from mst.bench.predict import train_request
 from mst.errors import OutOfMemory, RunError, UsageError
 
 RESULT = "peer.json"
-_KILLED = 128 + 9
 
 
 def read_cell(path: Path) -> Cell:
@@ -49,7 +48,7 @@ def run_peer(cell: Cell, python: str, run: Path, environ: Mapping[str, str]) -> 
     """
     from mst.inputs import with_defaults
     from mst.job import begin, prepare_job
-    from mst.launch import run_worker, worker_environment
+    from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 
     versions = dict(installed(cell.peer, python))
     request = train_request(cell)
@@ -67,10 +66,9 @@ def run_peer(cell: Cell, python: str, run: Path, environ: Mapping[str, str]) -> 
             _finish(path, versions, job.plan.total_steps)
             return code
         rundir.update_manifest(path, status="failed", finished=rundir.now())
-    if code == _KILLED:
+    if code == KILLED:
         raise OutOfMemory(
-            "the peer was killed (SIGKILL); the kernel does that when memory runs out. Give it"
-            " fewer rows at once, or shorter ones."
+            f"{how_it_ended(code, 'Give the peer fewer rows at once, or shorter ones')}."
         )
     return code
 

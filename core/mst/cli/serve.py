@@ -18,6 +18,7 @@ from mst.serve.api_keys import default_path, read
 from mst.serve.http.job import Access, What, check_packages, prepare
 from mst.serve.http.limits import Limits
 from mst.serve.http.listening import LOOPBACK, Place, listening, refuse_net, told_to_end
+from mst.serve.http.tls import Tls, check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +126,11 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
         raise UsageError(
             "--web on is for browsers, which reach no --socket. Leave one of them out."
         )
+    access = _access(args, place)
+    if access.tls is not None:
+        check(access.tls)
     # Where no key tells users apart, the kernel does.
-    own_user = _access(args, place).keys_file is None and args.api_keys != "off"
+    own_user = access.keys_file is None and args.api_keys != "off"
     with told_to_end(), listening(place, os.environ, own_user) as found:
         args.listening, args.listeners = found, (found.listener,)
         yield
@@ -147,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
     job = replace(job, access_log=args.access_log == "on", web=args.web == "on")
     verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
-    where = place.url(tls=access.tls_certificate is not None)
+    where = place.url(tls=access.tls is not None)
     if job.reason is not None:
         print(f"engine  {job.reason.value}: {job.reason.why}", flush=True)
     record(
@@ -224,7 +228,5 @@ def _access(args: argparse.Namespace, place: Place) -> Access:
         any_address=not place.on_loopback,
         any_name=place.path is not None,
         keys_file=str(keys_file.absolute()) if wanted else None,
-        tls_certificate=args.tls_cert,
-        tls_key=args.tls_key,
-        tls_client_ca=args.tls_client_ca,
+        tls=None if args.tls_cert is None else Tls(args.tls_cert, args.tls_key, args.tls_client_ca),
     )

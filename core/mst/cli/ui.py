@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mst.errors import UsageError
+from mst.errors import MstError, UsageError
 from mst.runs import RUNS
 from mst.serve.http.listening import TOLD_TO_END, Place, listening, refuse_net, told_to_end
 from mst.ui.job import LANGUAGES, LocalModel, Places, UiJob, check_packages
@@ -104,7 +104,7 @@ def _whole(directories: list[str]) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until told to end."""
     from mst import serial
-    from mst.launch import run_worker, worker_environment
+    from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
     from mst.seal.audit import record
     from mst.seal.audit.place import directory_of
     from mst.seal.audit.told import recording
@@ -128,4 +128,6 @@ def run(args: argparse.Namespace) -> int:
         handles += [] if args.pipes is None else [args.pipes.requests, args.pipes.answers]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.ui.worker", arguments, worker_environment(os.environ, {}), handles)
+    if code == KILLED:
+        raise MstError(f"{how_it_ended(code, 'Start it again')}.")
     return 0 if code == TOLD_TO_END else code

@@ -16,7 +16,7 @@ from mst.evaluate.batching import token_budget
 from mst.evaluate.choice import check_names
 from mst.evaluate.report import EvalReport
 from mst.facts import Capabilities, DeviceFacts, torch_names
-from mst.launch import run_worker, worker_environment
+from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
@@ -293,12 +293,7 @@ def evaluate(job: EvalJob, environ: Mapping[str, str], keys: KeyRing = NO_KEYS) 
         if code == EXIT_INTERRUPTED:
             raise Interrupted("nothing was written.")
         if code:
-            cause = f"the worker ended with code {code}, its reason stands above"
-            if code == 128 + 9:
-                cause = (
-                    "the worker was killed (SIGKILL); the kernel does that when memory runs out."
-                    " Pass a smaller --batch-size"
-                )
+            cause = how_it_ended(code, "Pass a smaller --batch-size")
             failed = MstError(f"nothing was measured: {cause}.")
             failed.exit_code = code if code < 128 else failed.exit_code
             raise failed

@@ -12,7 +12,7 @@ from mst import rundir, serial
 from mst.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, MstError, RunError, UsageError
 from mst.export import ExportPlan, ExportRequest
 from mst.export.rows import check_calibration, rows_of
-from mst.launch import run_worker, worker_environment
+from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.merge import (
     DTYPES,
     REPORT,
@@ -312,5 +312,6 @@ def export(
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{job.run} was not exported. The same command goes on.")
     if code not in (0, EXIT_REFUSED):
-        raise MstError(f"{job.run} was not exported: the worker's reason stands above.")
+        cause = how_it_ended(code, "The same command goes on, with more memory free")
+        raise MstError(f"{job.run} was not exported: {cause}.")
     return code

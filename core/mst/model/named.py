@@ -32,6 +32,7 @@ def named_model(
     request: TrainRequest,
     environ: Mapping[str, str],
     tell: Callable[[str], None] = lambda line: None,
+    runs: Path | None = None,
 ) -> NamedModel:
     """Return the model that a request names.
 
@@ -39,11 +40,12 @@ def named_model(
         request: its model, signature, and where models are looked for.
         environ: the process's environment.
         tell: shown to the user before each part that takes long.
+        runs: as `mst.model.locate.locate` takes it.
 
     Raises:
         ModelError: it isn't found, can't be converted, or isn't what was signed.
     """
-    source = locate(request.model, request.models_dir, environ)
+    source = locate(request.model, request.models_dir, environ, runs)
     signature = verify_before_use(
         source.path, request.model_signature, request.model_public_key, tell
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mst.generate import LEAST_TEMPERATURE
 from mst.serve.answers import Answer
 from mst.serve.engine import EngineFailure
 
@@ -37,7 +38,8 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Chosen | Eng
     failures: dict[int, EngineFailure] = {}
     allowed = _constrained(_adjusted(raw, answers), answers, failures)
     ids = allowed.argmax(-1).tolist()
-    drawn = [place for place, each in enumerate(answers) if each.choice.temperature > 0]
+    warm = [each.choice.temperature >= LEAST_TEMPERATURE for each in answers]
+    drawn = [place for place, each in enumerate(warm) if each]
     whole = [place for place in drawn if answers[place].choice.top_p >= 1]
     cut = [place for place in drawn if answers[place].choice.top_p < 1]
     for places, draw in ((whole, _draw), (cut, _draw_likeliest)):
@@ -139,8 +141,8 @@ def _draw_likeliest(logits: torch.Tensor, answers: Sequence[Answer]) -> list[int
         if not fits:
             ordered, names = probabilities[row].sort(descending=True)
         reached = ordered.cumsum(-1)
-        # Kept: every token before which less than top_p has been gathered; so at least the first.
-        kept = int((reached - ordered < shares[row]).sum())
+        # Kept: the first, and every token before which less than top_p has been gathered.
+        kept = max(1, int((reached - ordered < shares[row]).sum()))
         place = int((reached[:kept] <= points[row] * reached[kept - 1]).sum())
         found.append(int(names[min(place, kept - 1)]))
     return found

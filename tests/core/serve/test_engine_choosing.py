@@ -90,6 +90,9 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(vocabulary: int) -> None:
     assert len(found) > 20
     assert {drawn(peaked, seed, top_p=0.9) for seed in range(50)} == {7}
     assert {drawn(logits, seed, temperature=0.0) for seed in range(5)} == {0}
+    # Below what float32 holds.
+    assert {drawn(peaked, seed, temperature=1e-46) for seed in range(5)} == {7}
+    assert {drawn(peaked, seed, top_p=1e-46) for seed in range(5)} == {7}
 
 
 def test_log_probabilities_are_those_of_the_models_logits(llama: Any, start: Start) -> None:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mst.chat_remote import ServerError, model_names, server_of
 from mst.errors import UsageError
 from mst.serve.http.listening import Listening, Place, listening
 from mst.serve.http.relay import READY, STOP, user_of
+from mst.serve.http.tls import Tls, check
 
 
 @contextlib.contextmanager
@@ -112,6 +114,45 @@ def test_a_socket_is_the_users_alone_and_goes_with_the_server(tmp_path: Path) ->
     assert not inner.exists()
 
 
+def test_a_server_that_ends_leaves_the_path_to_the_one_that_follows() -> None:
+    place = Place(path=f"/tmp/mst-following-{os.getpid()}.sock")
+    path = Path(place.path or "")
+    with contextlib.ExitStack() as last, contextlib.ExitStack() as first:
+        before = first.enter_context(answering(place))
+        os.write(before.control, READY)
+        with pytest.raises(UsageError, match="in use by another program"):
+            last.enter_context(answering(place))
+        os.write(before.control, STOP)  # answers under way may take a while yet
+        deadline = time.monotonic() + 60
+        while path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        found = last.enter_context(answering(place))
+        os.write(found.control, READY)
+        first.close()
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(str(path))
+        assert said(made, b"abc") == b"ABC"
+
+    assert not path.exists()
+
+
+def test_a_socket_where_many_wait_is_not_taken_for_one_left_behind() -> None:
+    path = Path(f"/tmp/mst-waiting-{os.getpid()}.sock")
+    with contextlib.ExitStack() as held:
+        full = held.enter_context(socket.socket(socket.AF_UNIX))
+        full.bind(str(path))
+        held.callback(path.unlink)
+        full.listen(0)
+        for _ in range(2):  # of which the second finds no room
+            caller = held.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                caller.connect(str(path))
+        with pytest.raises(UsageError, match="in use by another program"):
+            held.enter_context(answering(Place(path=str(path))))
+
+
 def certificate(directory: Path) -> tuple[Path, Path]:
     """Write a certificate of 127.0.0.1 that is its own authority, and its key."""
     from cryptography import x509
@@ -156,14 +197,15 @@ from mst.errors import MstError
 from mst.serve.http.access import Keys, Names
 from mst.serve.http.app import App
 from mst.serve.http.limits import Limits
-from mst.serve.http.server import Tls, serve
+from mst.serve.http.server import serve
 from mst.serve.http.service import Service
+from mst.serve.http.tls import Tls
 listener, control, *files = sys.argv[1:]
 service = Service("x", SimpleNamespace(adapters=(), context=8), None, 8)
 app = App(service, Names(), Keys(None), Limits())
 made = socket.socket(fileno=int(listener))
 try:
-    serve(app, made, Limits(), Tls(*files), int(control))
+    serve(app, made, Limits(header_seconds=2), Tls(*files), int(control))
 except MstError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -189,6 +231,8 @@ def test_tls_ends_inside_and_may_ask_for_the_clients_certificate(tmp_path: Path)
             return made.recv(1000)
 
     with listening(Place(port=0), {}) as found, serving(found, *files, files[0]) as process:
+        where = ("127.0.0.1", found.place.port)
+        silent = socket.create_connection(where)
         try:
             assert health(trusting, found.place.port).startswith(b"HTTP/1.1 200")
             answer = b""
@@ -196,16 +240,19 @@ def test_tls_ends_inside_and_may_ask_for_the_clients_certificate(tmp_path: Path)
             with contextlib.suppress(ssl.SSLError, ConnectionError):
                 answer = health(stranger, found.place.port)
             assert answer == b""
-            with socket.create_connection(("127.0.0.1", found.place.port)) as plain:
+            with socket.create_connection(where) as plain:
                 plain.settimeout(10)
                 plain.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
                 assert b"200" not in plain.recv(1000)
+            with silent:  # who never begins to speak TLS is as late as who sends no head
+                silent.settimeout(20)
+                assert silent.recv(1000) == b""
         finally:
             process.terminate()
         assert process.wait(60) == 0
 
 
-def test_mst_chat_believes_the_authority_that_it_is_given(tmp_path: Path) -> None:
+def test_mst_chat_believes_its_authority_and_a_lost_relay_ends_the_server(tmp_path: Path) -> None:
     files = certificate(tmp_path)
     with listening(Place(port=0), {}) as found, serving(found, *files) as process:
         where = f"https://127.0.0.1:{found.place.port}"
@@ -217,11 +264,16 @@ def test_mst_chat_believes_the_authority_that_it_is_given(tmp_path: Path) -> Non
                 model_names(server_of(where, str(files[1])), None)
             with pytest.raises(ServerError, match="no server answers"):
                 model_names(server_of(where.replace("https", "http")), None)
+            below = psutil.Process().children()
+            relay = next(each for each in below if "mst.serve.http.relay" in each.cmdline())
+            relay.kill()
+            _, errors = process.communicate(timeout=60)
         finally:
-            process.terminate()
-        process.wait(60)
+            process.kill()
 
     assert names == ["x"]
+    assert process.returncode == 1
+    assert "the relay, by which callers come in, has ended" in errors
 
 
 def test_places_of_servers_are_read_as_they_are_printed() -> None:
@@ -249,17 +301,26 @@ def test_a_password_in_an_address_is_refused_and_not_quoted(caller: str) -> None
 
 
 def test_files_that_are_no_tls_are_said(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
     files = certificate(tmp_path)
     other = certificate(tmp_path.parent)[1]
+    locked = tmp_path / "locked.pem"
+    key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"1234")
+    locked.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
+    check(Tls(*map(str, files), str(files[0])))
     for wrong, words in (
         ((files[0], other), "no certificate and its key"),
         ((files[0], tmp_path / "none"), "none is not there"),
+        ((files[0], locked), "locked.pem has a passphrase"),
+        ((*files, files[1]), "no certificate and its key"),
+        ((*files, tmp_path / "none"), "none is not there"),
     ):
-        with listening(Place(port=0), {}) as found, serving(found, *wrong) as process:
-            _, errors = process.communicate(timeout=60)
-
-        assert "UsageError" in errors
-        assert words in errors
+        with pytest.raises(UsageError, match=words):
+            check(Tls(*map(str, wrong)))
 
 
 CONNECT = """

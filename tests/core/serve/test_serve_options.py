@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.core.serve.test_listening import certificate
 
 import mst.probe
 from mst import serial
@@ -37,9 +38,10 @@ def no_keys(tmp_path: Path) -> tuple[str, str]:
         (("--host", "0.0.0.0"), "heard beyond this machine"),
         (("--host", "::"), "heard beyond this machine"),
         (("--host", "0.0.0.0", "--api-keys", "off", *TLS), "let anybody ask"),
-        (("--host", "192.0.2.1", *TLS), "no address|can't be listened"),
+        (("--host", "192.0.2.1"), "no address|can't be listened"),
         (("--tls-cert", "c.pem"), "go together"),
         (("--tls-client-ca", "c.pem"), "goes with --tls-cert"),
+        (TLS, "c.pem is not there"),
         (("--port", "70000"), "from 0 to 65535"),
         (("--max-tokens", "0"), "above 0"),
         (("--header-seconds", "nan"), "above 0"),
@@ -63,6 +65,8 @@ def test_what_does_not_fit_is_refused(
     if "--host" in options and "192.0.2.1" in options:
         api_keys.add(tmp_path / "keys.json", "x")
         given += ["--keys-file", str(tmp_path / "keys.json")]
+        made = certificate(tmp_path)
+        given += ["--tls-cert", str(made[0]), "--tls-key", str(made[1])]
     elif "require" in options:
         given += no_keys
     code = main(["serve", "--port", "0", *given])

@@ -11,7 +11,7 @@ from pathlib import Path
 from mst import serial
 from mst.durable import seal_directory
 from mst.errors import EXIT_INTERRUPTED, Interrupted, ModelError, RunError
-from mst.launch import run_worker, worker_environment
+from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.quantities import gib
 from mst.seal.supply.model_files import check_model_files, pickles_of, read_bounded_json
 
@@ -111,11 +111,7 @@ def convert(job: ConversionJob, environ: Mapping[str, str]) -> ConversionReport:
         shutil.rmtree(part, ignore_errors=True)
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{job.source} was not converted.")
-    killed = " It was killed, as the kernel does when memory runs out." if code == 128 + 9 else ""
-    raise ModelError(
-        f"{job.source} was not converted: the reader ended with code {code}, its reason stands"
-        f" above.{killed} Nothing was written."
-    )
+    raise ModelError(f"{job.source} was not converted: {how_it_ended(code)}. Nothing was written.")
 
 
 def _weights(source: Path) -> tuple[tuple[str, ...], bool]:

@@ -93,15 +93,15 @@ def check_adapter_files(directory: Path, weights: str = "adapter_model.safetenso
         )
 
 
-def refuse_archive(path: Path, option: str) -> None:
+def refuse_archive(path: Path, typed: str) -> None:
     """Raise ModelError when a file is an archive.
 
     Args:
         path: a file.
-        option: that named it.
+        typed: how it was named: an option and its value, say.
     """
     if path.name.lower().endswith(ARCHIVES):
-        raise ModelError(f"{option} {path} is an archive. {_UNPACK}")
+        raise ModelError(f"{typed} is an archive. {_UNPACK}")
 
 
 def pickles_of(directory: Path) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from mst.data.special import read_json
 from mst.model.locate import locate
 from mst.plan import Plan
 from mst.request import TrainRequest
+from mst.runs import RUNS
 from mst.seal.keys.ring import NO_KEYS, KeyRing
 from mst.serve.engines import ModelToServe
 from mst.training.sealed_directory import MANIFEST
@@ -41,7 +42,7 @@ def model_to_serve(
             return name, ModelToServe(str(run.absolute()), "run")
         tuned = of_run(run, which, keys)
         return name, _of_directory(Path(tuned.weights), tuned.template)
-    source = locate(target, (), environ)
+    source = locate(target, (), environ, RUNS)
     if source.is_gguf:
         return source.name, ModelToServe(str(source.path.absolute()), "gguf")
     return source.name, _of_directory(source.path.absolute())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mst.serve.engine import Choice, Prompt, Token
+from mst.serve.engine import Choice, Prompt, SchemaRefused, Token
 from mst.serve.http.answers import (
     AnswerMessage,
     ChatChoice,
@@ -56,6 +56,7 @@ class _Answer:
     held: Held
     watch: Watch | None
     names: frozenset[str]
+    one_call: bool = False
     calls: tuple[FoundCall, ...] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
@@ -82,7 +83,8 @@ class _Answer:
     def _end(self, finish: Literal["stop", "length"]) -> str:
         rest = ""
         if self.watch is not None:
-            rest, self.calls = self.watch.end(self.names)
+            rest, calls = self.watch.end(self.names)
+            self.calls = calls[:1] if self.one_call else calls
         self.finish = "tool_calls" if self.calls else finish
         return rest
 
@@ -99,10 +101,19 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest) -> No
     ids = await asyncio.to_thread(chat_ids, service.reader, request)
     count_prompts(exchange, [ids])
     prompts = prompts_of(service, exchange, request, ids, _choice(service, request), adapter)
-    if request.stream:
-        await _stream(service, exchange, request, prompts)
-    else:
-        await _whole(service, exchange, request, prompts)
+    try:
+        if request.stream:
+            await _stream(service, exchange, request, prompts)
+        else:
+            await _whole(service, exchange, request, prompts)
+    except SchemaRefused as error:
+        raise wrong(str(error), _held_by(request)) from None
+
+
+def _held_by(request: ChatRequest) -> str:
+    """Return the field whose schema an answer is held to, if it is held to any."""
+    forced = isinstance(request.tool_choice, NamedTool) or request.tool_choice == "required"
+    return "tools" if request.tools and forced else "response_format"
 
 
 def _choice(service: Service, request: ChatRequest) -> Choice:
@@ -129,7 +140,7 @@ def _schema(request: ChatRequest) -> str | None:
         )
     except (ValueError, RecursionError):
         raise wrong(
-            "a schema has a number that JSON does not have, or is too deep.", "response_format"
+            "a schema has a number that JSON does not have, or is too deep.", _held_by(request)
         ) from None
 
 
@@ -138,7 +149,13 @@ def _answers(service: Service, request: ChatRequest) -> list[_Answer]:
     names = frozenset(each.function.name for each in tools or ())
     tokenizer = service.reader.tokenizer.tokenizer
     return [
-        _Answer(Decoder(tokenizer), Held(request.stops), Watch() if names else None, names)
+        _Answer(
+            Decoder(tokenizer),
+            Held(request.stops),
+            Watch() if names else None,
+            names,
+            one_call=request.parallel_tool_calls is False,
+        )
         for _ in range(request.n or 1)
     ]
 

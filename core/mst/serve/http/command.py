@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mst import serial
 from mst.errors import MstError
-from mst.launch import run_worker, worker_environment
+from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 from mst.seal.audit.told import recording
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.serve.http.job import ServeJob
@@ -39,10 +39,10 @@ def run(
         handles += [] if held is None else [held]
         arguments = [serial.dumps(job), *map(str, handles)]
         code = run_worker("mst.serve.http.worker", arguments, environment, handles)
-    if code == 128 + 9:
-        raise MstError(
-            "the worker was killed (SIGKILL); the kernel does that when memory runs out. What it"
-            " was answering is lost. Start it again, with a smaller --batch or --context where"
-            " memory is short."
+    if code == KILLED:
+        advice = (
+            "What it was answering is lost. Start it again, with a smaller --batch or --context"
+            " where memory is short"
         )
+        raise MstError(f"{how_it_ended(code, advice)}.")
     return 0 if code == TOLD_TO_END else code

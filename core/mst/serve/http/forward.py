@@ -181,7 +181,7 @@ def _message(message: ChatMessage, system: bool) -> dict[str, Any]:
     role = "system" if system and message.role == "developer" else message.role
     found: dict[str, Any] = {"role": role, "content": message.text()}
     if message.tool_calls:
-        found["tool_calls"] = [each.model_dump() for each in message.tool_calls]
+        found["tool_calls"] = [each.model_dump(exclude={"index"}) for each in message.tool_calls]
     for name in ("name", "tool_call_id", "reasoning_content"):
         if getattr(message, name) is not None:
             found[name] = getattr(message, name)

@@ -17,6 +17,7 @@ from mst.serve.engines.choose import AUTO
 from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.plan import plan_engine
 from mst.serve.http.limits import Limits
+from mst.serve.http.tls import Tls
 from mst.serve.job import EngineJob, prepare_engine
 from mst.training.sealed_directory import MANIFEST
 
@@ -35,18 +36,14 @@ class Access:
         any_address: a number may stand in place of a name.
         any_name: no name is looked at: it is a unix socket.
         keys_file: of API keys; None asks for none.
-        tls_certificate: PEM; None for plain HTTP.
-        tls_key: PEM.
-        tls_client_ca: PEM; None for any client.
+        tls: None for plain HTTP.
     """
 
     hosts: tuple[str, ...]
     any_address: bool = False
     any_name: bool = False
     keys_file: str | None = None
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,13 @@ def _bind_path(path: Path) -> socket.socket:
             " Choose a shorter path."
         )
     with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
-            path.unlink()  # left behind by a server that was killed
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            if not _left_behind(path):
+                raise UsageError(
+                    f"--socket {path} is in use by another program. End that, or choose another"
+                    " path."
+                )
+            path.unlink()
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # From the first moment nobody else may connect.
     before = os.umask(0o177)
@@ -158,14 +163,17 @@ def _bind_path(path: Path) -> socket.socket:
     return made
 
 
-def _answers(path: Path) -> bool:
+def _left_behind(path: Path) -> bool:
+    """Return whether nobody listens at a socket's path any more: its server was killed."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
         made.settimeout(1.0)
         try:
             made.connect(str(path))
-        except OSError:
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # it is another user's, or too many wait there already
             return False
-    return True
+    return False
 
 
 @contextlib.contextmanager

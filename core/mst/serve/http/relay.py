@@ -47,14 +47,19 @@ _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 class Relay:
     """Accepts connections and carries their bytes."""
 
-    def __init__(self, listener: socket.socket, server: str, users: frozenset[int]) -> None:
+    def __init__(
+        self, listener: socket.socket, server: str, users: frozenset[int], path: str | None = None
+    ) -> None:
         """Carry from `listener` to the unix socket at the path `server`.
 
         Args:
             listener: who connects to it waits until the server has said that it is ready.
             server: path of the server's socket.
             users: numbers of the users of this machine who may come in; empty for all.
+            path: of the listener, where that is a unix socket; it goes when nothing more is
+                accepted, so that another server's may take its place.
         """
+        self._path, self._own = path, _file_of(path)
         self._listener = listener
         self._server = server
         self._users = users
@@ -72,6 +77,11 @@ class Relay:
         """Accept nothing more; what is connected goes on."""
         if self._accepting is not None:
             self._accepting.cancel()
+        # While the socket is open no other file has its number.
+        if self._path is not None and self._own is not None and _file_of(self._path) == self._own:
+            with suppress(OSError):
+                os.unlink(self._path)
+        self._path = None
         self._listener.close()
 
     async def finish(self) -> None:
@@ -111,6 +121,15 @@ class Relay:
                     with suppress(asyncio.CancelledError):
                         await asking
                 await _linger(client)
+
+
+def _file_of(path: str | None) -> tuple[int, int] | None:
+    """Return what tells a file from all others while it is there."""
+    try:
+        found = os.lstat(path or "")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 async def _turn_away(client: socket.socket) -> None:
@@ -173,13 +192,17 @@ async def _linger(client: socket.socket) -> None:
 
 
 async def carry(
-    listener: socket.socket, control: int, server: str, users: frozenset[int] = frozenset()
+    listener: socket.socket,
+    control: int,
+    server: str,
+    users: frozenset[int] = frozenset(),
+    path: str | None = None,
 ) -> None:
     """Carry connections until the control pipe ends; `control` is its reading end, and the other
     arguments are `Relay`'s.
     """
     loop = asyncio.get_running_loop()
-    relay, ended = Relay(listener, server, users), asyncio.Event()
+    relay, ended = Relay(listener, server, users, path), asyncio.Event()
 
     def read() -> None:
         words = os.read(control, 64)
@@ -196,7 +219,7 @@ async def carry(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry connections; remove the socket's path in the end, which the jail may not."""
+    """Carry connections; remove the paths of both sockets, which the jail may not."""
     # Ctrl-C and SIGTERM are the server's to answer: streams are finished first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -205,12 +228,10 @@ def main(argv: Sequence[str]) -> int:
     with socket.socket(fileno=int(listener)) as made:
         made.setblocking(False)
         try:
-            asyncio.run(carry(made, int(control), server, known))
+            asyncio.run(carry(made, int(control), server, known, *path))
         finally:
-            for each in (server, *path):
-                with suppress(OSError):
-                    os.unlink(each)
             with suppress(OSError):
+                os.unlink(server)
                 os.rmdir(os.path.dirname(server))
     return 0
 

@@ -10,34 +10,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mst.errors import UsageError
+from mst.errors import MstError
 from mst.serve.http.limits import Limits
 from mst.serve.http.relay import READY, STOP
+from mst.serve.http.tls import Tls, told
 from mst.serve.http.wire import Receive, Send
 
 _HEAD_BYTES = 32 << 10
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Files of TLS.
-
-    Attributes:
-        certificate: of the server, with its chain, PEM.
-        key: private, PEM.
-        client_ca: whose clients alone may connect; None for any.
-    """
-
-    certificate: str
-    key: str
-    client_ca: str | None = None
 
 
 class Ending(Protocol):
@@ -124,6 +109,7 @@ def serve(
 
     Raises:
         UsageError: the files of TLS can't be used.
+        MstError: the relay has ended, so that nobody can come in any more.
     """
     # It would tell of callers' mistakes, and the application has its own log.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
@@ -149,13 +135,15 @@ def serve(
         h11_max_incomplete_event_size=_HEAD_BYTES,
         **given,
     )
-    _load(config, tls)
-    server = _Server(config)
+    with contextlib.nullcontext() if tls is None else told(tls):
+        config.load()
+    server, lost = _Server(config), False
 
     def begin() -> None:
         if began is not None:
             began()
-        os.write(control, READY)
+        with contextlib.suppress(OSError):
+            os.write(control, READY)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -171,25 +159,27 @@ def serve(
                 os.write(control, STOP)
             server.should_exit = True
 
+        def lose() -> None:
+            nonlocal lost
+            lost = True
+            loop.remove_reader(control)
+            end(signal.SIGTERM)
+
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, end, number)
+        # The end of a pipe that is written to has nothing to read but that nobody reads it.
+        loop.add_reader(control, lose)
+        if tls is not None:
+            # uvicorn leaves it at asyncio's minute.
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=limits.header_seconds
+            )
         loop.call_soon(begin)
         await server.serve(sockets=[listener])
 
     asyncio.run(run())
-
-
-def _load(config: uvicorn.Config, tls: Tls | None) -> None:
-    import ssl
-
-    try:
-        config.load()
-    except (OSError, ssl.SSLError):
-        assert tls is not None
-        files = [each for each in (tls.certificate, tls.key, tls.client_ca) if each]
-        missing = [each for each in files if not Path(each).is_file()]
-        what = f"{missing[0]} is not there" if missing else "they are no certificate and its key"
-        raise UsageError(
-            f"TLS can't be had with {', '.join(files)}: {what}. Pass PEM files that belong together"
-            " to --tls-cert and --tls-key, the key without a passphrase."
-        ) from None
+    if lost:
+        raise MstError(
+            "the relay, by which callers come in, has ended (somebody may have killed it). What was"
+            " being answered is lost. Start the server again."
+        )

@@ -57,6 +57,8 @@ class Call(Shape):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+    # Of a stream's pieces, which clients put together and send back.
+    index: int | None = None
 
 
 class ChatMessage(Shape):
@@ -211,6 +213,11 @@ class ChatRequest(Sampled):
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = Field(default=None, repr=False)
     service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = Field(default=None, repr=False)
+    prompt_cache_key: str | None = Field(default=None, repr=False)
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    prediction: None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:

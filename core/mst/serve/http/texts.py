@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mst.data.text_stream import TextStream
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -17,10 +19,7 @@ class Decoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Decode with this tokenizer; special tokens are left out, marks of tool calls kept."""
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = TextStream(tokenizer)
         marks = {tokenizer.token_to_id(text): text for text in (CALL_BEGIN, CALL_END)}
         added = tokenizer.get_added_tokens_decoder()
         self._marks = {
@@ -33,7 +32,7 @@ class Decoder:
         """Return what a token adds to the text."""
         if token in self._marks:
             return self._marks[token]
-        return self._stream.step(self._tokenizer, token) or ""
+        return self._stream.push(token)
 
 
 class Held:

@@ -25,7 +25,7 @@ from mst.serve.http.access import Keys, Names
 from mst.serve.http.app import App, log_line
 from mst.serve.http.job import ServeJob
 from mst.serve.http.prompts import Reader
-from mst.serve.http.server import Tls, serve
+from mst.serve.http.server import serve
 from mst.serve.http.service import Service
 from mst.serve.http.wire import Exchange
 from mst.worker_process import die_with_parent, guarded, say
@@ -142,10 +142,6 @@ def _serve(
 ) -> None:
     notes = Notes(pipe)
     app = application(job, engine, reader, notes)
-    access = job.access
-    tls = None
-    if access.tls_certificate is not None and access.tls_key is not None:
-        tls = Tls(access.tls_certificate, access.tls_key, access.tls_client_ca)
 
     def began() -> None:
         notes.every_hour()
@@ -155,7 +151,7 @@ def _serve(
 
     with socket.socket(fileno=listener) as made:
         try:
-            serve(app, made, job.limits, tls, control, began)
+            serve(app, made, job.limits, job.access.tls, control, began)
         finally:
             engine.close()
             notes.end(app)

@@ -18,8 +18,9 @@ from mst.data.template import load_template, render
 from mst.data.tokens import TextTokenizer
 from mst.serve.engine import Choice, Engine, EngineFailure, Prompt, Token
 from mst.serve.http.answers import ChatChunk, ChatChunkChoice, Delta, plain
-from mst.serve.http.chat import _head, _piece
+from mst.serve.http.chat import _answers, _head, _piece
 from mst.serve.http.generation import Asked
+from mst.serve.http.shapes import ChatRequest
 from mst.serve.http.wire import dumped
 
 TOOL = {
@@ -200,6 +201,21 @@ def test_a_tool_that_has_to_be_called_is_called(
     assert calls[0]["id"].startswith("call_")
 
 
+@pytest.mark.parametrize(("several", "count"), [(None, 2), (True, 2), (False, 1)])
+def test_one_call_is_given_where_several_are_not_wanted(
+    api: Caller, several: bool | None, count: int
+) -> None:
+    given = {"model": "tiny", "messages": HELLO, "tools": [TOOL], "parallel_tool_calls": several}
+    (answer,) = _answers(api.app.service, ChatRequest.model_validate(given))
+    call = '{"name": "weather", "arguments": {}}'
+    *ids, last = api.app.service.reader.tokenizer.encode(f"[{call}, {call}]").ids
+    for each in ids:
+        assert answer.push(Token(each), ends=False) == ""
+    answer.push(Token(last, finish="length"), ends=False)
+
+    assert len(answer.calls) == count
+
+
 def test_any_of_two_tools_has_to_be_called(api: Caller) -> None:
     other = {"type": "function", "function": {"name": "time"}}
     reply = api.chat(tools=[TOOL, other], tool_choice="required", max_tokens=200, temperature=1)
@@ -213,7 +229,7 @@ def test_any_of_two_tools_has_to_be_called(api: Caller) -> None:
 
 
 def test_the_results_of_tools_reach_the_template(api: Caller) -> None:
-    call = {"id": "c1", "type": "function",
+    call = {"id": "c1", "type": "function", "index": 0,
             "function": {"name": "weather", "arguments": '{"town": "Rome"}'}}  # fmt: skip
     messages = [
         {
@@ -224,7 +240,8 @@ def test_the_results_of_tools_reach_the_template(api: Caller) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
-    with_tools = api.chat(messages=messages, tools=[TOOL])
+    habits = {"modalities": ["text"], "safety_identifier": "x", "prompt_cache_key": "y"}
+    with_tools = api.chat(messages=messages, tools=[TOOL], **habits)
     without = api.chat(messages=messages, tools=[TOOL], tool_choice="none")
 
     assert with_tools.status == 200, with_tools.text

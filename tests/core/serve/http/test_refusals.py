@@ -56,6 +56,11 @@ PICTURE = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:1/{SECRE
                 "name": "x", "schema": {"type": SECRET}}}},
             "response_format", "schema",
         ),
+        (
+            {"tool_choice": "required", "tools": [{"type": "function", "function": {
+                "name": "x", "parameters": {"type": SECRET}}}]},
+            "tools", "schema",
+        ),
         ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [
             {"id": "1", "function": {"name": "f", "arguments": f"[{SECRET}"}}]}]},
          "messages", "arguments of a call"),
