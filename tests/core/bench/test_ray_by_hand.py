@@ -74,29 +74,33 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def test_a_cluster_that_was_started_by_hand_is_found_and_its_end_is_told_of(
     started: Started, tiny_model: Path, chat_rows: Path, tmp_path: Path
 ) -> None:
-    # Cells that are measured on such a cluster: test_two_hosts.py.
-    text = MATRIX.format(model=tiny_model, rows=chat_rows, lengths="48", devices="simchip")
-    (tmp_path / "matrix.yaml").write_text(text)
+    for name, devices in (("both", "cpu, simchip"), ("one", "simchip")):
+        text = MATRIX.format(model=tiny_model, rows=chat_rows, lengths="48", devices=devices)
+        (tmp_path / f"{name}.yaml").write_text(text)
 
-    def over(cluster: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def over(matrix: str, cluster: str, **more: str) -> subprocess.CompletedProcess[str]:
         return bench(
-            "matrix.yaml", "--ray", cluster, "--output-dir", cluster[:4],
+            f"{matrix}.yaml", "--ray", cluster, "--output-dir", f"{matrix}-{cluster[:4]}",
             cwd=tmp_path, environ=started.environ | more,
         )  # fmt: skip
 
-    done = {each: over(each) for each in ("auto", started.address)}
-    absent = {each: read_results(tmp_path / each[:4]).cells[0] for each in done}
+    auto, by_address = over("both", "auto"), over("one", started.address)
+    found = {each.cell.device: each for each in read_results(tmp_path / "both-auto").cells}
+    absent = read_results(tmp_path / f"one-{started.address[:4]}").cells[0]
     for each in started.running:
         end(each)
     began = time.monotonic()
     # Named, since Ray also looks for other clusters' processes.
-    alone = over("auto", RAY_ADDRESS=started.address)
+    alone = over("one", "auto", RAY_ADDRESS=started.address)
     seconds = time.monotonic() - began
 
-    for each, command in done.items():
-        assert command.returncode == 0, command.stdout + command.stderr
-        # Of the node that is no head.
-        assert "the cluster has cpu × 1" in absent[each].reason
+    assert auto.returncode == 0, auto.stdout + auto.stderr
+    assert {name: each.status for name, each in found.items()} == {
+        "cpu": "done", "simchip": "absent",
+    }, auto.stdout  # fmt: skip
+    assert (found["cpu"].machine and found["cpu"].machine.device) == "cpu:0"
+    assert by_address.returncode == 0, by_address.stdout + by_address.stderr
+    assert "the cluster has cpu × 1" in absent.reason
     assert alone.returncode == EXIT_FAILED
     assert f"--ray auto: no Ray head answers at {started.address}" in alone.stderr
     assert seconds < 20

@@ -73,7 +73,7 @@ def test_killed_runs_end_byte_identical(tiny_model: Path, chat_rows: Path, tmp_p
     options = [
         "--model", str(tiny_model), "--dataset", str(chat_rows), "--label-accuracy", "off",
         "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "1",
-        "--max-steps", "600", "--save-steps", "3", "--eval-steps", "50", "--val-size", "4",
+        "--max-steps", "1000", "--save-steps", "3", "--eval-steps", "50", "--val-size", "4",
         "--lora-dropout", "0.1", "--dtype", "float32", "--threads", "1",
     ]  # fmt: skip
     subprocess.run([*mst, *options, "--output-dir", str(whole)], check=True, capture_output=True)
@@ -94,7 +94,7 @@ def test_killed_runs_end_byte_identical(tiny_model: Path, chat_rows: Path, tmp_p
     assert rundir.state_of(killed) == "done"
     for name in ("adapter_model.safetensors", checkpoint.OPTIMIZER, checkpoint.RANDOM):
         one, other = (
-            checkpoint.checkpoint_path(run / "checkpoints", 600) / name for run in (whole, killed)
+            checkpoint.checkpoint_path(run / "checkpoints", 1000) / name for run in (whole, killed)
         )
         assert one.read_bytes() == other.read_bytes(), name
     losses = [
