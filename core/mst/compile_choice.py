@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.candidates import Candidate, memory_of
+from mst.candidates import memory_of
 from mst.configuration import Configuration
 from mst.errors import PlanError
 from mst.memory_bounds import lacks
 from mst.plan import Reason, TimeForecast
+from mst.ranking import Candidate
 from mst.space import Space
 
 # Of a step, on a CPU alone: docs/time.md. SmolLM2-135M with LoRA in bfloat16, two AMX cores. On

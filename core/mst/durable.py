@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 
 # What a disk that can't be written answers; a limit on a file's size is one of them.
@@ -96,5 +97,7 @@ def why_unwritten(error: BaseException | None) -> str:
 
     if isinstance(error, OSError) and error.errno in _UNWRITTEN:
         return os.strerror(error.errno)
-    written = isinstance(error, SafetensorError) and "while serializing" in str(error)
-    return str(error) if written else ""
+    if not isinstance(error, SafetensorError) or "while serializing" not in str(error):
+        return ""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else str(error)

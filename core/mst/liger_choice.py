@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mst.candidates import Candidate
 from mst.errors import PlanError
 from mst.plan import Reason
+from mst.ranking import Candidate
 from mst.space import Space
 
 # Architectures whose gradients with Liger's kernels (0.8.5) were those of the plain layers within

@@ -8,19 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from mst.candidates import (
-    GLOBAL_BATCH_ROWS,
-    Candidate,
-    alternative,
-    candidates,
-    order,
-    ways,
-    within,
-)
+from mst.candidates import GLOBAL_BATCH_ROWS, candidates, ways, within
 from mst.configuration import Configuration
 from mst.memory_bounds import usable_words
 from mst.offloading_choice import offloading_obstacle
 from mst.plan import Alternative
+from mst.ranking import Candidate, alternative, order
 from mst.reasons import budget_warning
 from mst.shortfall import LENGTH_STEP, last_holding, nothing_fits
 from mst.space import Space
@@ -91,7 +84,7 @@ def longest_rows(space: Space) -> LongestRows:
     if not any(length for length, _ in found):
         shortest = at(lengths[0])
         raise nothing_fits(shortest, candidates(shortest))
-    found.sort(key=lambda each: (-each[0], *order(each[1], space)))
+    found.sort(key=lambda each: (-each[0], *order(each[1])))
     return LongestRows(
         limits=tuple(LengthLimit(length, alternative(one, space.model)) for length, one in found),
         context=context,

@@ -25,7 +25,7 @@ DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # The tokenizer's files, the card and the manifest: 34 MB for the largest tokenizer known to us
 # (Gemma 3's tokenizer.json).
-_SIDE_FILES_BYTES = 50_000_000
+SIDE_FILES_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def prepare_merge(
     _check_bitsandbytes(source)
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     facts = facts_of(source, keys)
-    chosen = _dtype(facts, source, plan) if dtype == "auto" else dtype
-    needed = facts.parameters * DTYPES[chosen] + _SIDE_FILES_BYTES
+    chosen = stored_dtype(facts, source, plan, dtype)
+    needed = facts.parameters * DTYPES[chosen] + SIDE_FILES_BYTES
     check_space(target.parent, needed, "the merged model")
     return MergeJob(
         run=str(run.absolute()),
@@ -239,7 +239,20 @@ def check_space(directory: Path, needed: int, what: str) -> None:
         )
 
 
-def _dtype(facts: ModelFacts, source: TunedModel, plan: Plan) -> str:
+def stored_dtype(facts: ModelFacts, source: TunedModel, plan: Plan, asked: str) -> str:
+    """Return the torch name of the dtype that merged weights are stored in.
+
+    Args:
+        facts: of `source`.
+        source: what is merged.
+        plan: of the run.
+        asked: as `--dtype` has it.
+
+    Raises:
+        RunError: it is "auto", and the base stores its weights in a dtype that mst can't write.
+    """
+    if asked != "auto":
+        return asked
     if source.adapter is None:
         return plan.compute_dtype
     if facts.dtype not in _SAFETENSORS:

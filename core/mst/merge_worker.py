@@ -15,6 +15,7 @@ from mst import rundir, serial
 from mst.data.rows import Message
 from mst.data.template import ChatTemplate, load_template, render
 from mst.data.tokens import TOKENIZER_FILES, TextTokenizer, load_tokenizer
+from mst.durable import why_unwritten
 from mst.errors import Interrupted, ModelError, RunError
 from mst.extensions import hide_extensions, hide_packages
 from mst.merge import REPORT, Agreement, MergeJob, MergeReport
@@ -27,7 +28,7 @@ from mst.seal.supply.bill import write_bill
 from mst.training.adapters import load_model, merge_and_unload
 from mst.training.checkpoint import write_weights
 from mst.training.quantization import compute_in_float32
-from mst.training.sealed_directory import write_sealed
+from mst.training.sealed_directory import empty, seal
 from mst.tuned import load, load_dequantized
 from mst.worker_process import StopAsked, die_with_parent, guarded
 
@@ -49,10 +50,20 @@ def work(job: MergeJob, keys: KeyRing = NO_KEYS) -> None:
         MstError: it can't be read or written, or it does not agree with its source.
         Interrupted: the user stopped it.
     """
+    from safetensors import SafetensorError
+
     target = Path(job.output_dir)
     part = target.with_name(f".{target.name}.part")
     try:
-        write_sealed(target, lambda directory: _fill(directory, job, keys))
+        empty(part)
+        _fill(part, job, keys)
+        seal(part, target, NO_KEYS)
+    except (OSError, SafetensorError) as error:
+        reason = why_unwritten(error) or getattr(error, "strerror", None) or str(error)[:200]
+        raise RunError(
+            f"cannot write {job.output_dir}: {reason}. Nothing was left there. Free some space, or"
+            " pass another --output-dir."
+        ) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written.") from None
     finally:
@@ -61,7 +72,6 @@ def work(job: MergeJob, keys: KeyRing = NO_KEYS) -> None:
 
 def _fill(directory: Path, job: MergeJob, keys: KeyRing) -> None:
     import torch
-    from safetensors import SafetensorError
 
     torch.set_num_threads(job.threads)
     device = torch.device("cpu")
@@ -78,15 +88,8 @@ def _fill(directory: Path, job: MergeJob, keys: KeyRing) -> None:
         parameter.data = parameter.data.to(getattr(torch, job.dtype))
     cast = logits(model, tokens)
     _set_stop_tokens(model, template, tokenizer)
-    try:
-        write_weights(model, directory)
-        _copy_tokenizer(tokenizer_dir, directory, template)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)[:200]
-        raise RunError(
-            f"cannot write {job.output_dir}: {reason}. Nothing was left there. Free some space, or"
-            " pass another --output-dir."
-        ) from None
+    write_weights(model, directory)
+    _copy_tokenizer(tokenizer_dir, directory, template)
     del model
     reloaded = logits(load_model(directory, job.dtype, job.attention, device), tokens)
     _check(compare(cast, reloaded), RELOADED_AGREEMENT, "the written model", "the one in memory")

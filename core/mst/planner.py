@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mst.candidates import Candidate, alternative, candidates, choose, memory_of, within
+from mst.candidates import candidates, memory_of, within
 from mst.compile_choice import compiled_time, compiling
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts, torch_names
@@ -15,6 +15,7 @@ from mst.liger_choice import fusing
 from mst.memory.runtime import heap_environment
 from mst.model.facts import ModelFacts, lora_parameters, lora_targets
 from mst.plan import Plan, Reason
+from mst.ranking import Candidate, alternative, choose
 from mst.reasons import (
     batch_reasons,
     budget_reason,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mst.candidates import Candidate
 from mst.configuration import Configuration, checkpointing_option
 from mst.memory_bounds import budget_binds, scarcest, usable_words
 from mst.plan import Reason
 from mst.quantities import gib
+from mst.ranking import Candidate
 from mst.space import Space
 from mst.workload import mean_length
 

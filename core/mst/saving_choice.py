@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mst.candidates import Candidate, memory_of
+from mst.candidates import memory_of
 from mst.configuration import ZERO_STAGES, Configuration
 from mst.errors import PlanError
 from mst.memory_bounds import lacks
 from mst.plan import Reason
 from mst.quantities import gib
+from mst.ranking import Candidate
 from mst.space import Space
 
 

@@ -11,7 +11,7 @@ from mst.training.prefixes import LEAST_SHARED
 from mst.workload import DataFacts
 
 if TYPE_CHECKING:
-    from mst.candidates import Candidate
+    from mst.ranking import Candidate
     from mst.space import Space
 
 # Architectures whose gradients were those of rows run alone within 1e-5 in float32 (transformers

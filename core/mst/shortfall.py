@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mst.candidates import Candidate, alternative, candidates, choose
+from mst.candidates import candidates
 from mst.catalogue import known_chips
 from mst.configuration import checkpointing_option
 from mst.errors import PlanError
 from mst.memory_bounds import MEMORY_SHARE, budget_binds, scarcest, usable_bytes
 from mst.plan import Alternative, MemoryForecast
 from mst.quantities import gib
+from mst.ranking import Candidate, alternative, choose
 from mst.reasons import way
 from mst.space import Space
 from mst.training.batches import layout_of

@@ -73,16 +73,16 @@ def mst_export_check(request: ExportRequest) -> ExportPlan:
         raise PlanError("--format gguf needs the package gguf. Run: python -m pip install gguf")
     gguf_job.check()
     facts = read_facts(model)
-    written = int(_BYTES[kind] * facts.parameters)
     return ExportPlan(
         scheme=f"llama.cpp's {kind}",
         bounds=BOUNDS[kind],
-        # The file that is quantized lies beside the result for a while.
-        disk_bytes=written + (4 * facts.parameters if kind == "Q4_K_M" else 0),
+        disk_bytes=int(_BYTES[kind] * facts.parameters),
         # What is compared, twice, and what is read back.
         memory_bytes=12 * facts.parameters,
         reasons=_reasons(request, kind, facts),
         serve=(f"llama-server -m {{path}}/{_file(kind)}",),
+        # The file that is quantized.
+        work_bytes=4 * facts.parameters if kind == "Q4_K_M" else 0,
     )
 
 

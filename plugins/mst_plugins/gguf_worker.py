@@ -6,6 +6,7 @@ Runs with the packages of `mst_plugins.gguf_job.PACKAGES_DIR` in front of mst's 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -48,9 +49,12 @@ def work(job: GgufJob) -> None:
         _convert(source, file, job.kind.lower())
     else:
         whole = Path(job.work_dir) / "whole.gguf"
-        _convert(source, whole, "auto")
-        _quantize(whole, file, number, job.threads)
-        whole.unlink()
+        try:
+            _convert(source, whole, "auto")
+            _quantize(whole, file, number, job.threads)
+        finally:
+            # Nothing goes on from it, and on a full disk it would take what is left.
+            whole.unlink(missing_ok=True)
     checked = _checked(source, file, job)
     report = GgufReport(versions=pinned() | {"llama.cpp": _llama_version()}, checked=checked)
     os.write(job.report, serial.dumps(report).encode())
@@ -68,7 +72,11 @@ def _convert(source: Path, file: Path, kind: str) -> None:
         if error.code:
             raise ModelError(_unknown(source, "it ended without a reason")) from None
     except OSError as error:
-        if reason := why_unwritten(error):
+        reason = why_unwritten(error)
+        # numpy.ndarray.tofile says no more of a disk that takes a part.
+        if error.errno is None and str(error).endswith(" written"):
+            reason = os.strerror(errno.ENOSPC)
+        if reason:
             raise RunError(_unwritten(file, reason)) from None
         # A file of the tokenizer that it reads and others don't.
         missing = Path(str(error.filename or str(error).rpartition("/")[2])).name

@@ -7,6 +7,7 @@ Source of the rules: lmdeploy 0.18.0, `lmdeploy/cli/serve.py` and `cli/utils.py`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mst.hookspecs import hookimpl
@@ -18,11 +19,7 @@ from mst.serve.engines import (
     ModelToServe,
     Serves,
 )
-from mst.serve.engines.environment import (
-    installed_version,
-    requirements_version,
-    venv_command,
-)
+from mst.serve.engines.environment import pinned_environment, venv_command
 from mst_plugins import turbomind
 
 _HERE = Path(__file__).parent
@@ -87,19 +84,12 @@ def mst_engine_fault(model: ModelToServe, backend: str) -> str:
 @hookimpl
 def mst_engine_environment(directory: str, backend: str) -> EngineEnvironment:
     """Return which LMDeploy is there, and the command for this backend."""
-    requirements = _REQUIREMENTS.get(backend, _REQUIREMENTS["cuda"])
-    version = installed_version(directory, "lmdeploy")
-    wanted = requirements_version(_REQUIREMENTS["cuda"], "lmdeploy")
-    reason = ""
-    if not version:
-        reason = f"LMDeploy is not in {directory}"
-    elif version != wanted:
-        reason = f"mst's rules are those of lmdeploy {wanted}"
-    command = venv_command(directory, requirements)
-    if backend == "ascend":
-        # setup.py of LMDeploy: without it, CUDA's libraries are required and TurboMind is built.
-        command = f"export LMDEPLOY_TARGET_DEVICE=ascend && {command}"
-    return EngineEnvironment(command, version, reason)
+    found = pinned_environment(directory, "LMDeploy", _REQUIREMENTS["cuda"], "lmdeploy")
+    if backend != "ascend":
+        return found
+    command = venv_command(directory, _REQUIREMENTS["ascend"])
+    # setup.py of LMDeploy: without it, CUDA's libraries are required and TurboMind is built.
+    return replace(found, command=f"export LMDEPLOY_TARGET_DEVICE=ascend && {command}")
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
 from mst.export.loaded import loaded_weights
 from mst.hookspecs import hookimpl
+from mst.memory import FLOAT_BYTES
 from mst.model.facts import read_facts
 from mst.plan import Reason
 
@@ -42,7 +43,7 @@ def mst_export_check(request: ExportRequest) -> ExportPlan:
     return ExportPlan(
         scheme="merged in float32, then cast",
         bounds=_BOUNDS,
-        disk_bytes=4 * facts.parameters,
+        disk_bytes=FLOAT_BYTES[request.dtype] * facts.parameters,
         memory_bytes=4 * facts.parameters,
         reasons=unused,
         serve=(
@@ -51,6 +52,7 @@ def mst_export_check(request: ExportRequest) -> ExportPlan:
             "vllm serve {path}",
             "lmdeploy serve api_server {path}",
         ),
+        shares_merge=True,
     )
 
 

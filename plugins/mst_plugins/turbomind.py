@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,16 +57,7 @@ def mst_export_check(request: ExportRequest) -> ExportPlan:
     if importlib.util.find_spec("lmdeploy") is not None:
         why = "its engine needs a CUDA device, and loading it here is not done yet"
     not_checked = {f"loaded by TurboMind (rules of lmdeploy {LMDEPLOY})": why}
-    return ExportPlan(
-        scheme=f"{scheme.layout}: {made.scheme}",
-        bounds=made.bounds,
-        disk_bytes=made.disk_bytes,
-        memory_bytes=made.memory_bytes,
-        calibrated=made.calibrated,
-        reasons=made.reasons,
-        not_checked=not_checked,
-        serve=made.serve,
-    )
+    return replace(made, scheme=f"{scheme.layout}: {made.scheme}", not_checked=not_checked)
 
 
 def _scheme(request: ExportRequest) -> tuple[Scheme, tuple[Reason, ...]]:

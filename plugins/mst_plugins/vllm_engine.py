@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mst.data.special import read_json
@@ -21,11 +22,7 @@ from mst.serve.engines import (
     ModelToServe,
     Serves,
 )
-from mst.serve.engines.environment import (
-    installed_version,
-    requirements_version,
-    venv_command,
-)
+from mst.serve.engines.environment import pinned_environment
 
 _HERE = Path(__file__).parent
 # Backend to the distribution and what pip installs it by.
@@ -78,16 +75,11 @@ def mst_engine_fault(model: ModelToServe, backend: str) -> str:
 def mst_engine_environment(directory: str, backend: str) -> EngineEnvironment:
     """Return which vLLM is there, and the command for the build of this backend."""
     name, requirements = _BUILDS.get(backend, _BUILDS["cuda"])
-    version = installed_version(directory, name, "vllm")
-    wanted = requirements_version(requirements, name)
-    reason = ""
-    if not version:
-        reason = f"vLLM is not in {directory}"
-        if backend == "cpu" and sys.version_info < (3, 11):
-            reason += ", and wants Python 3.11 or later in the place of this one"
-    elif version != wanted:
-        reason = f"mst's rules are those of vLLM {wanted}"
-    return EngineEnvironment(venv_command(directory, requirements), version, reason)
+    found = pinned_environment(directory, "vLLM", requirements, name, "vllm")
+    if not found.version and backend == "cpu" and sys.version_info < (3, 11):
+        more = ", and wants Python 3.11 or later in the place of this one"
+        return replace(found, reason=found.reason + more)
+    return found
 
 
 @hookimpl

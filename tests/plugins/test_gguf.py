@@ -121,6 +121,29 @@ def test_four_bits_of_the_real_model_are_k_quants_within_their_bound(tmp_path: P
 
 @needs_packages
 @pytest.mark.slow
+def test_a_full_disk_keeps_nothing_of_the_file_that_is_quantized(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, directory, work = write_model(tmp_path / "llama"), tmp_path / "out", tmp_path / "work"
+    directory.mkdir()
+    work.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "mst-test", str(work)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    request = ExportRequest(
+        str(source), str(directory), str(work), bits=4, environ=dict(os.environ)
+    )
+    try:
+        with pytest.raises(MstError, match="was not written as GGUF"):
+            gguf.mst_export(request)
+        assert "whole.gguf: No space left on device. Free some space" in capfd.readouterr().err
+        assert [*work.iterdir(), *directory.iterdir()] == []
+    finally:
+        subprocess.run(["umount", str(work)], check=True)
+
+
+@needs_packages
+@pytest.mark.slow
 def test_a_run_becomes_a_file_that_passes(tmp_path: Path, chat_rows: Path) -> None:
     source, run = write_model(tmp_path / "llama"), tmp_path / "run"
     mst(

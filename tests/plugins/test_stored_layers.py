@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,9 +16,6 @@ from mst_plugins.repacking import repack
 from mst_plugins.rtn import round_model
 from mst_plugins.stored_layers import stored_layers
 from mst_plugins.weights import unpacked_weights
-
-if TYPE_CHECKING:
-    import torch
 
 GPTQ = Scheme("gptq", 4, 32, True)
 COMPRESSED = Scheme("compressed-tensors", 4, 32, True)
@@ -75,17 +72,21 @@ def move(directory: Path, name: str, before: str, after: str) -> None:
     save_file(target | {name: moved}, directory / after, metadata={"format": "pt"})
 
 
-def tensors() -> list[torch.Tensor]:
-    """Return all tensors that something still holds."""
-    import torch
-
+@pytest.fixture
+def others_set_aside() -> Iterator[None]:
+    """Keep what other tests have left out of collections: to look through it takes a second."""
     gc.collect()
-    return [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def alive() -> int:
-    """Return the bytes of all tensors that something still holds."""
-    held = [each.untyped_storage() for each in tensors()]
+    """Return the bytes of all tensors that something holds, but for those that are set aside."""
+    import torch
+
+    gc.collect()
+    held = [each.untyped_storage() for each in gc.get_objects() if type(each) is torch.Tensor]
     return sum({each.data_ptr(): each.nbytes() for each in held}.values())
 
 
@@ -119,17 +120,12 @@ def test_its_weights_and_its_codes_in_another_layout_are_those_of_the_whole_mode
     assert all((tmp_path / each).is_file() for each in index["weight_map"].values())
 
 
+@pytest.mark.usefixtures("others_set_aside")
 def test_one_weight_is_in_memory_at_a_time(split: Path) -> None:
     # Its codes are four bits; scales and zero points are small beside them.
     at_most = 1.3 * 128 * 64 * (4 + 4 / 8)
-    # What other tests left may be freed at any time; held, it counts the same throughout.
-    left = tensors()
-    before = alive()
     for name, weight in unpacked_weights(split):
-        held = alive() - before
-
-        assert weight.nbytes <= held <= at_most, name
-    del left
+        assert weight.nbytes <= alive() <= at_most, name
 
 
 def test_a_layer_that_is_not_packed_is_a_fault(source: Path, whole: Path) -> None:

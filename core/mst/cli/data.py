@@ -76,6 +76,7 @@ def _run_check(args: argparse.Namespace) -> int:
         "skip",
         args.dataset_info,
         keys=ring_given(args),
+        option="PATH",
     )
     said = Console(stderr=True, highlight=False, markup=False)
     encoder, max_length = _encoder(args, said)

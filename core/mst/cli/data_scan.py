@@ -70,7 +70,7 @@ def _files(specs: list[str]) -> list[Path]:
 
     files: list[Path] = []
     for spec in specs:
-        source = find_source(spec)
+        source = find_source(spec, option="PATH")
         if source.selection.rows is not None:
             raise DataError(f"{spec}: a file is searched as a whole. Leave out what follows '#'.")
         files += source.files

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from mst.data.encode import Example, encode
@@ -148,7 +148,8 @@ def check_data(
     val_seen: set[bytes] = set()
     files = tuple(_checked_files(specs, reading, tally, seen))
     tally.known = tally.answers.labels()
-    val_files = tuple(_checked_files(val_specs, reading, tally, val_seen))
+    held_out = replace(reading, option="--val-dataset")
+    val_files = tuple(_checked_files(val_specs, held_out, tally, val_seen))
     return DataCheck(
         files=files,
         val_files=val_files,
@@ -183,7 +184,7 @@ def _checked_files(
     specs: Sequence[str], reading: Reading, tally: _Tally, seen: set[bytes]
 ) -> Iterator[FileCheck]:
     for spec in specs:
-        source = find_source(spec, reading.dataset_info)
+        source = find_source(spec, reading.dataset_info, reading.option)
         # A sample is drawn from all rows, so all must be fit to be trained on.
         left = None if source.selection.sampled else source.selection.rows
         for path in source.files:

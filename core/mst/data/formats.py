@@ -16,7 +16,7 @@ from mst.data.rows import DataSet, FileFacts, Row
 from mst.data.selection import Selection, select
 from mst.data.shapes.row import make_row
 from mst.data.shapes.turns import USUAL, Tags
-from mst.data.sources import Source, find_source
+from mst.data.sources import OPTION, Source, find_source
 from mst.data.text_files import json_line
 from mst.errors import DataError
 from mst.privacy.units import unit_value
@@ -34,6 +34,7 @@ class Reading:
         seed: of samples.
         keys: open encrypted files.
         unit: column that says to whom a row belongs; None where nobody asks.
+        option: that the user has named the data by.
     """
 
     columns: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class Reading:
     seed: int = 42
     keys: KeyRing = field(default=NO_KEYS, repr=False)
     unit: str | None = None
+    option: str = OPTION
 
 
 _AS_USUAL = Reading()
@@ -102,10 +104,9 @@ def read(specs: Sequence[str], reading: Reading = _AS_USUAL) -> DataSet:
             quotes a row.
     """
     if not specs:
-        raise DataError("A data set is needed, but none was given. Pass --dataset FILE.")
-    return _joined(
-        [_read_source(find_source(spec, reading.dataset_info), reading) for spec in specs]
-    )
+        raise DataError(f"A data set is needed, but none was given. Pass {reading.option} FILE.")
+    sources = [find_source(spec, reading.dataset_info, reading.option) for spec in specs]
+    return _joined([_read_source(source, reading) for source in sources])
 
 
 def check_columns_used(reading: Reading, columns: Iterable[Sequence[str]]) -> None:
@@ -127,7 +128,7 @@ def check_columns_used(reading: Reading, columns: Iterable[Sequence[str]]) -> No
 def iter_rows(
     spec: str, reading: Reading = _AS_USUAL, refusals: Refusals | None = None
 ) -> Iterator[Row]:
-    """Yield the rows of one --dataset argument, holding a line or a batch of records at a time.
+    """Yield the rows that one argument names, holding a line or a batch of records at a time.
 
     A .json file is held whole while it is read, and a sample (`#~N`) until it is drawn.
 
@@ -139,7 +140,7 @@ def iter_rows(
     Raises:
         DataError: as `read`, while rows are taken.
     """
-    source = find_source(spec, reading.dataset_info)
+    source = find_source(spec, reading.dataset_info, reading.option)
     kept = Refusals(reading.on_bad_row) if refusals is None else refusals
 
     def rows_of(path: Path) -> Iterator[Row]:
@@ -238,7 +239,7 @@ def _begin(file: FileReading, opened: Records) -> tuple[RowReader, Iterator[Reco
     raise DataError(
         f"{file.path} was given as a data set, but it holds no rows"
         + (f" that can be used (refused: {bad})" if bad else " (it is empty)")
-        + ". Add at least one row, or pass another --dataset."
+        + f". Add at least one row, or pass another {file.reading.option}."
     )
 
 
@@ -288,7 +289,7 @@ def _read_file(path: Path, source: Source, reading: Reading, limit: int | None) 
     if not rows:
         raise DataError(
             f"{path}: none of its rows can be used, for example because: {refused[0]}. Mend them, "
-            "or pass another --dataset."
+            f"or pass another {reading.option}."
         )
     assert file.reader is not None
     facts = FileFacts(

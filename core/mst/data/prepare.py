@@ -164,7 +164,7 @@ def parted(
         train_at, val_at = split(len(units), request.val_size, request.seed)
         held_out = DataSet(tuple(found.rows[i] for unit in val_at for i in units[unit]), ())
         return tuple(found.rows[i] for unit in train_at for i in units[unit]), held_out
-    held_out = read(request.val_dataset, reading)
+    held_out = read(request.val_dataset, replace(reading, option="--val-dataset"))
     answers = label_set(found.rows) if request.task == "sft" else None
     if answers and request.label_accuracy != "off":
         held_out = with_known_answers(held_out, answers, request.on_bad_row)

@@ -1,4 +1,4 @@
-"""From what --dataset says to files: paths, directories, globs, `#N`, and registered names."""
+"""From what --dataset and its like say to files: paths, globs, `#N`, and registered names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from mst.data.records import ACCEPTED_SUFFIXES, kind_of
 from mst.data.selection import Selection, split_spec
 from mst.errors import DataError
 from mst.seal.container.layout import SUFFIX
+
+# What most data is named by.
+OPTION = "--dataset"
 
 # Lies beside data in most directories, and holds no rows.
 _DOCUMENTS = re.compile(
@@ -40,12 +43,13 @@ class Source:
     registered: Registered = field(default_factory=Registered)
 
 
-def find_source(spec: str, dataset_info: str | None = None) -> Source:
-    """Return the files that one --dataset argument names.
+def find_source(spec: str, dataset_info: str | None = None, option: str = OPTION) -> Source:
+    """Return the files that one argument of --dataset, or of an option like it, names.
 
     Args:
         spec: a file, a directory, a glob or a name of `dataset_info`, also with `#N` or `#~N`.
         dataset_info: LLaMA-Factory's dataset_info.json, or its directory.
+        option: that the user has typed.
 
     Raises:
         DataError: nothing is there, or something that holds no rows.
@@ -56,10 +60,10 @@ def find_source(spec: str, dataset_info: str | None = None) -> Source:
         if found is not None:
             if selection.rows is None and found.num_samples is not None:
                 selection = Selection(found.num_samples)
-            return Source(_files(str(found.path)), selection, found)
+            return Source(_files(str(found.path), option), selection, found)
         if not Path(path).expanduser().exists() and "/" not in path and not kind_of(Path(path)):
             _refuse_unregistered(dataset_info, path)
-    return Source(_files(path), selection)
+    return Source(_files(path, option), selection)
 
 
 def absolute_spec(spec: str, dataset_info: str | None = None) -> str:
@@ -75,10 +79,10 @@ def _divided(spec: str) -> tuple[str, Selection]:
     return (spec, Selection()) if Path(spec).expanduser().exists() else split_spec(spec)
 
 
-def _files(text: str) -> tuple[Path, ...]:
+def _files(text: str, option: str) -> tuple[Path, ...]:
     path = Path(text).expanduser()
     if path.is_dir():
-        return tuple(each.resolve() for each in _inside(path))
+        return tuple(each.resolve() for each in _inside(path, option))
     if path.exists():
         return (path.resolve(),)
     if glob.has_magic(text):
@@ -92,7 +96,7 @@ def _files(text: str) -> tuple[Path, ...]:
     raise DataError(f"No data file at {path}{_neighbours(path)}. Check the path.")
 
 
-def _inside(directory: Path) -> list[Path]:
+def _inside(directory: Path, option: str) -> list[Path]:
     """Return a directory's data files, those of its own directories too, sorted by path."""
     found = [
         each
@@ -108,7 +112,7 @@ def _inside(directory: Path) -> list[Path]:
             f"mean, for example {directory}/*.jsonl (accepted: {ACCEPTED_SUFFIXES})."
         )
     if not found:
-        raise DataError(f"{directory} holds no {ACCEPTED_SUFFIXES} file. Pass another --dataset.")
+        raise DataError(f"{directory} holds no {ACCEPTED_SUFFIXES} file. Pass another {option}.")
     twice = [name for name in names if name + SUFFIX in names]
     if twice:
         raise DataError(
@@ -117,10 +121,11 @@ def _inside(directory: Path) -> list[Path]:
         )
     held_out = [name for name in names if _HELD_OUT.search(name) and not _TRAIN.search(name)]
     if held_out and any(_TRAIN.search(name) for name in names):
+        others = ", and the others as --val-dataset" if option == OPTION else ""
         raise DataError(
             f"{directory} holds files to train on and files to test with ({_shown(held_out)}); "
-            "training on both would spoil the test. Pass the ones you mean as a path or a glob, "
-            "and the others as --val-dataset."
+            f"training on both would spoil the test. Pass the ones you mean as a path or a glob"
+            f"{others}."
         )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mst.data.encode import Example
 from mst.data.formats import Reading, read
@@ -85,7 +85,7 @@ def stream(
     val_files: tuple[FileFacts, ...] = ()
     held_out = 0
     if request.val_dataset:
-        found = read(request.val_dataset, reading)
+        found = read(request.val_dataset, replace(reading, option="--val-dataset"))
         val, val_files = found.rows, found.files
     else:
         held_out = held_out_rows(len(files), request.val_size)

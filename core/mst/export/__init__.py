@@ -37,6 +37,7 @@ class ExportRequest:
         environ: the process's environment, for a target that starts processes.
         tell: shows the user a line about what is being done.
         options: the target's own options as text, as in `--option name=value`.
+        dtype: torch name of the merged model's, in which weights that stay whole are stored.
     """
 
     model_dir: str
@@ -50,6 +51,7 @@ class ExportRequest:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     tell: Callable[[str], None] = field(default=_silent, repr=False)
     options: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ class ExportPlan:
     Attributes:
         scheme: in a few words, for people: "4 bits, groups of 64, GPTQ".
         bounds: that the result is held against.
-        disk_bytes: that it takes.
+        disk_bytes: of the artefact.
         memory_bytes: that making it takes at the peak, beside the libraries.
         calibrated: rows are needed.
         reasons: choices that were left open, and why each was made so.
         not_checked: what nobody can check here, to why: "loaded by TurboMind": "no GPU".
         serve: commands that serve the result, with {path} in the place of its directory.
+        work_bytes: that lie beside the artefact on the disk while it is made, at the most.
+        shares_merge: its weights are the merged model's files under a second name, so that they
+            take the disk once.
     """
 
     scheme: str
@@ -102,6 +107,8 @@ class ExportPlan:
     reasons: tuple[Reason, ...] = ()
     not_checked: Mapping[str, str] = field(default_factory=dict)
     serve: tuple[str, ...] = ()
+    work_bytes: int = 0
+    shares_merge: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.merge import (
     DTYPES,
     REPORT,
+    SIDE_FILES_BYTES,
     MergeReport,
     check_space,
     claimed,
     merge_claimed,
     prepare_merge,
+    stored_dtype,
 )
 from mst.model.facts import read_facts
 from mst.plan import Plan
@@ -121,9 +123,10 @@ def prepare_export(
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     place = Path(options.output_dir or run / "export").absolute()
     facts = read_facts(Path(source.weights))
+    dtype = stored_dtype(facts, source, plan, options.dtype)
     targets = []
     for name in dict.fromkeys(options.formats):
-        request = request_for(options, source.weights)
+        request = request_for(options, source.weights, dtype=dtype)
         made = ask(registry, name, "mst_export_check", request=request)
         if not isinstance(made, ExportPlan):
             raise MstError(f"the export target {name!r} answered with no ExportPlan.")
@@ -131,14 +134,14 @@ def prepare_export(
         refuse_existing(directory)
         targets.append(TargetJob(name, made, str(directory)))
     # Two copies in float32 are compared, whatever the target is, and the merge as it is stored.
-    stored = facts.weight_bytes
-    if options.dtype in DTYPES:
-        stored = DTYPES[options.dtype] * facts.parameters
+    stored = DTYPES[dtype] * facts.parameters
     comparing = 8 * facts.parameters + stored
     making = max(each.plan.memory_bytes for each in targets)
-    disk = sum(each.plan.disk_bytes for each in targets)
     free = _free_memory(max(comparing, making), registry)
-    check_space(place, disk, "the export")
+    # Whether it is whole is asked when it is needed: that reads all of it.
+    merge = 0 if (place / MERGED / REPORT).is_file() else stored + SIDE_FILES_BYTES
+    what = "the export with the merge that it is made of" if merge else "the export"
+    check_space(place, merge + _disk_bytes([each.plan for each in targets]), what)
     absolute = _absolute(options)
     # What stands in the way of the rows is said before the merge; the worker reads them again.
     rows = rows_of(
@@ -161,6 +164,12 @@ def prepare_export(
         threads=plan.threads,
         beside=free is not None and comparing + making <= free,
     )
+
+
+def _disk_bytes(plans: Sequence[ExportPlan]) -> int:
+    """Return what artefacts, made one after another, take of the disk beside the merge."""
+    artefacts = sum(0 if each.shares_merge else each.disk_bytes for each in plans)
+    return artefacts + max(each.work_bytes for each in plans)
 
 
 def request_for(options: ExportOptions, model_dir: str, **others: Any) -> ExportRequest:

@@ -75,19 +75,28 @@ def outputs(model: Any, passes: Sequence[Pass], go_on: GoOn) -> Iterator[Any]:
         go_on()
         with torch.inference_mode():
             if each.begins:
-                found = model(input_ids=each.ids, use_cache=True)
+                found = _read_beginning(model, each)
                 start = getattr(found, _CACHE)
             elif start is None:
                 found = model(input_ids=each.ids, attention_mask=each.mask, use_cache=False)
             else:
-                cache = copy.deepcopy(start)
-                cache.batch_repeat_interleave(len(each.ids))
-                before = each.mask.new_ones(len(each.ids), start.get_seq_length())
-                mask = torch.cat([before, each.mask], dim=1)
-                found = model(
-                    input_ids=each.ids, attention_mask=mask, past_key_values=cache, use_cache=True
-                )
+                found = _read_after(model, start, each)
         yield found
+
+
+def _read_beginning(model: Any, begin: Pass) -> Any:
+    return model(input_ids=begin.ids, use_cache=True)
+
+
+def _read_after(model: Any, start: Any, rest: Pass) -> Any:
+    """Return what a model answers to rows after what they begin with, whose cache stays."""
+    import torch
+
+    cache = copy.deepcopy(start)
+    cache.batch_repeat_interleave(len(rest.ids))
+    before = rest.mask.new_ones(len(rest.ids), start.get_seq_length())
+    mask = torch.cat([before, rest.mask], dim=1)
+    return model(input_ids=rest.ids, attention_mask=mask, past_key_values=cache, use_cache=True)
 
 
 def _shared(rows: Sequence[Example]) -> int:
@@ -110,11 +119,11 @@ def _as_alone(model: Any, begin: Pass, rows: Sequence[Example]) -> bool:
     length = begin.ids.shape[1]
     row = max(rows, key=lambda each: len(each.input_ids))
     with torch.inference_mode():
-        if not parts_by_row(getattr(model(input_ids=begin.ids, use_cache=True), _CACHE, None)):
+        start = getattr(_read_beginning(model, begin), _CACHE, None)
+        if not parts_by_row(start):
             return False
-    whole, rest = _pass([row], 0), _pass([row], length)
-    (alone,) = outputs(model, [whole], lambda: None)
-    *_, apart = outputs(model, [begin, rest], lambda: None)
+        apart = _read_after(model, start, _pass([row], length))
+    (alone,) = outputs(model, [_pass([row], 0)], lambda: None)
     own = alone[0][:, length:]
     return bool((apart[0] - own).abs().max() <= _AS_ALONE * own.abs().max())
 

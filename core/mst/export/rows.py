@@ -87,14 +87,17 @@ def rows_of(
             " rows that were held out."
         )
     train: Sequence[Example] = prepared.train.examples
-    if calibration:
-        found = read(calibration, reading_of(request, keys))
-        train = encode(
-            found.rows, prepared.tokenizer, prepared.template, prepared.max_length
-        ).examples
     drawn = _drawn(train, count, request.seed)
     held_out = prepared.val.examples if prepared.val else ()
     judged = _up_to(held_out or drawn, JUDGED_TOKENS)
+    if calibration:
+        reading = replace(reading_of(request, keys), option="--calibration")
+        found = read(calibration, reading)
+        # Nothing is learnt from them: a row needs no answer, and a long one has a beginning.
+        given = encode(
+            found.rows, prepared.tokenizer, prepared.template, prepared.max_length, "all", "right"
+        )
+        drawn = _drawn(given.examples, count, request.seed)
     source = f"held out in {run.name}" if held_out else "the run's training rows: it held out none"
     answers = prepared.answers or ()
     if any(each.images for each in (*drawn, *judged)):

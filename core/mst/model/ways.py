@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mst.candidates import candidates, choose
+from mst.candidates import candidates
 from mst.errors import MstError
 from mst.facts import BackendReport, Capabilities, DeviceFacts, MachineFacts
 from mst.model.facts import ModelFacts
+from mst.ranking import choose
 from mst.request import TrainRequest
 from mst.space import open_space
 from mst.workload import DataFacts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mst.cache import cache_dir
@@ -11,7 +12,7 @@ from mst.configuration import ZERO_STAGES
 from mst.data.prepare import has_images
 from mst.errors import TrainingError
 from mst.rundir import CHECKPOINTS
-from mst.training.batches import layout_of
+from mst.training.batches import Layout, layout_of
 from mst.training.compilation import compile_layers
 from mst.training.deepspeed_config import DEEPSPEED
 from mst.training.faults import named
@@ -22,6 +23,8 @@ from mst.training.session import logits_in, make_session
 from mst.training.tensor_kind import tensor_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mst.training.loss import Logits
     from mst.training.session import Session
     from mst.training.task import Training
@@ -121,30 +124,19 @@ def _shares(training: Training, logits: Logits) -> bool:
 
 def _fuse(training: Training, packing: bool, logits: Logits) -> None:
     """Put Liger's kernels into the model, or say why it is left as it is."""
-    import torch
-
-    plan, objective = training.plan, training.prepared.objective
+    scores = training.prepared.objective.scores
+    layout = layout_of(packing and not scores, training.plan.attention)
     with (
         training.console.status("compiling Liger's kernels"),
         named(training.device, "while Liger's kernels were compared with the model's layers"),
     ):
-        reason = fuse_layers(
-            training.model,
-            training.device,
-            getattr(torch, plan.compute_dtype),
-            layout_of(packing and not objective.scores, plan.attention),
-            logits,
-            objective.scores,
-            cache_dir(),
-        )
+        reason = _changed(fuse_layers, training, layout, logits)
     if reason:
         training.console.print(f"note    the layers run without Liger's kernels: {reason}")
 
 
 def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
     """Compile the model's layers, or say why they run as they are."""
-    import torch
-
     plan, objective = training.plan, training.prepared.objective
     layout = layout_of(packing and not objective.scores, plan.attention, compiled=True)
     kind = tensor_kind(
@@ -154,18 +146,24 @@ def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -
         training.console.status("compiling the model's layers"),
         named(training.device, "while the model's layers were compiled"),
     ):
-        reason = compile_layers(
-            training.model,
-            training.device,
-            getattr(torch, plan.compute_dtype),
-            layout,
-            kind,
-            logits,
-            objective.scores,
-            cache_dir(),
-        )
+        reason = _changed(partial(compile_layers, kind=kind), training, layout, logits)
     if reason:
         training.console.print(
             f"note    the layers run uncompiled, and slower than was forecast: {reason}"
         )
     return not reason
+
+
+def _changed(change: Callable[..., str], training: Training, layout: Layout, logits: Logits) -> str:
+    """Let `fuse_layers` or `compile_layers` change the model; return why it is left as it was."""
+    import torch
+
+    return change(
+        model=training.model,
+        device=training.device,
+        dtype=getattr(torch, training.plan.compute_dtype),
+        layout=layout,
+        how=logits,
+        scores=training.prepared.objective.scores,
+        cache=cache_dir(),
+    )

@@ -174,8 +174,13 @@ def test_a_column_that_no_file_has_is_named_after_what_they_have(
     assert "--columns sytem=system: no data file uses such a column" in out
 
 
-def test_an_action_or_path_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
+def test_an_action_or_path_that_is_not_there_is_named(
+    jsonl: Jsonl, check: Check, tmp_path: Path
+) -> None:
     assert cli.main(["data"]) == 2
+    (tmp_path / "empty.jsonl").write_text("")
+    _, out = check(jsonl(chat("q")), "--val-dataset", str(tmp_path / "empty.jsonl"))
+    assert "Add at least one row, or pass another --val-dataset." in out
     code, out = check(str(tmp_path / "none.jsonl"))
 
     assert code == 1

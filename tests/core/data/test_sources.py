@@ -13,10 +13,12 @@ import pytest
 
 from mst.data.compressed import opened
 from mst.data.formats import Reading, iter_rows, read, row_reader
+from mst.data.prepare import parted
 from mst.data.refusals import RowError
 from mst.data.rows import Row
 from mst.data.sources import absolute_spec, find_source
 from mst.data.text_files import lines
+from mst.request import TrainRequest
 
 Refuses = Callable[..., str]
 Jsonl = Callable[..., str]
@@ -211,6 +213,21 @@ def test_bad_rows_are_skipped_counted_and_reported(jsonl: Jsonl, refuses: Refuse
         "none of its rows",
         "row 1",
     )
+
+
+def test_a_fault_names_the_option_that_was_typed(tmp_path: Path, refuses: Refuses) -> None:
+    empty, bad = tmp_path / "empty.jsonl", tmp_path / "bad.jsonl"
+    empty.write_text("")
+    write(bad, [{"query": "q", "response": " "}])
+    (tmp_path / "none").mkdir()
+    reading = Reading(on_bad_row="skip", option="--calibration")
+    for path in (empty, bad, tmp_path / "none"):
+        refuses(lambda path=path: read([str(path)], reading), "another --calibration.")
+
+    refuses(lambda: read([], reading), "Pass --calibration FILE")
+    good = read([str(write(tmp_path / "good.jsonl", pairs(2)))])
+    request = TrainRequest(val_dataset=(str(empty),))
+    refuses(lambda: parted(request, good, Reading()), "another --val-dataset.")
 
 
 def test_a_line_alone_is_read_as_with_its_file(tmp_path: Path) -> None:

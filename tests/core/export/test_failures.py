@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import signal
 import subprocess
@@ -18,14 +19,14 @@ from mst.cli import main
 ROUNDED = ("--format", "gptq", "--bits", "8", "--method", "rtn")
 
 
-def started(*arguments: object, blocks: int | None = None) -> subprocess.Popen[str]:
+def started(*arguments: object, blocks: int | None = None, **environ: str) -> subprocess.Popen[str]:
     """Start `mst` in a process group of its own; files are of so many 512 bytes at most."""
     command = [sys.executable, "-m", "mst", *map(str, arguments)]
     if blocks is not None:
         command = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh", *command]
     return subprocess.Popen(
         command,
-        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -50,7 +51,7 @@ def wait_for(process: subprocess.Popen[str], reached: Callable[[], object]) -> N
 
 
 @pytest.mark.slow
-def test_two_at_once_ctrl_c_and_a_full_disk_each_leave_the_next_export_whole(
+def test_two_at_once_ctrl_c_a_kill_and_a_full_disk_each_leave_the_next_export_whole(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "out"
@@ -72,6 +73,13 @@ def test_two_at_once_ctrl_c_and_a_full_disk_each_leave_the_next_export_whole(
     assert (code, os.listdir(place)) == (130, [".merged"])
     assert "was not exported. The same command goes on" in said
 
+    killed = started(*arguments)
+    wait_for(killed, (place / ".gptq.part").is_dir)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=60)
+
+    assert not (place / "gptq").exists()
+
     # The merge of the tiny model is there; its embeddings alone are larger.
     code, said = ended(started(*arguments, blocks=2000))
 
@@ -86,13 +94,16 @@ def test_two_at_once_ctrl_c_and_a_full_disk_each_leave_the_next_export_whole(
 
 
 @pytest.mark.slow
-def test_a_full_disk_and_ctrl_c_while_quantizing_leave_what_to_go_on_from(
+def test_a_full_disk_and_ctrl_c_while_quantizing_leave_what_to_go_on_from_and_no_row(
     finished_run: Path, tmp_path: Path
 ) -> None:
     if not list(importlib.metadata.distributions(name="gptqmodel")):
         pytest.skip("wants the extra gptq")
     place = tmp_path / "out"
-    arguments = ("export", finished_run, "--output-dir", place, "--format", "gptq")
+    arguments: tuple[object, ...] = ("export", finished_run, "--output-dir", place)
+    arguments += ("--format", "gptq", "--calibration-rows", 30)
+    # tokenicer, which gptqmodel imports, makes this one wherever TMPDIR points.
+    before = set(Path("/tmp").glob("tokenicer*"))
     code, said = ended(started(*arguments[:4]))
 
     assert (code, said) == (0, "")
@@ -112,10 +123,18 @@ def test_a_full_disk_and_ctrl_c_while_quantizing_leave_what_to_go_on_from(
     assert (code, sorted(os.listdir(place))) == (130, [".gptq.work", ".merged", "merged"])
     assert "The same command goes on" in said
 
-    # On random weights GPTQ may or may not beat rounding.
-    code, said = ended(started(*arguments))
+    code, said = ended(started(*arguments, TMPDIR=str(tmp_path)))
+    manifest = json.loads((place / "gptq/manifest.json").read_text())
 
-    assert code in (0, 3)
+    # On random weights GPTQ may or may not beat rounding: either is said, and all else is right.
+    assert code == (0 if manifest["status"] == "passed" else 3), said
+    assert all("plain rounding" in each for each in manifest["faults"])
+    assert manifest["calibration_rows"] == 30
+    assert manifest["versions"]["gptqmodel"] == "7.6.0"
+    assert manifest["quality"]["rounding"] is not None
     assert sorted(os.listdir(place)) == [".merged", "gptq", "merged"]
     # gptqmodel writes logs where it runs.
     assert not list(Path.cwd().glob("logs/gptq_log_*"))
+    assert set(Path("/tmp").glob("tokenicer*")) == before
+    for path in (each for each in tmp_path.rglob("*") if each.is_file()):
+        assert b"my card is" not in path.read_bytes()

@@ -10,6 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from mst.serve.engines import EngineEnvironment
+
 
 def environment_dir(engine: str, backend: str) -> Path:
     """Return where the environment of an engine lies unless `--engine-dir` says otherwise.
@@ -23,6 +25,27 @@ def environment_dir(engine: str, backend: str) -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("mst") / "engines" / f"{engine}-{backend}"
+
+
+def pinned_environment(
+    directory: str, engine: str, requirements: Path, *names: str
+) -> EngineEnvironment:
+    """Return what an environment holds, held against the version that the engine's rules are of.
+
+    Args:
+        directory: of a virtual environment; it need not be there.
+        engine: as its makers spell it.
+        requirements: file for pip, which pins the first of `names`.
+        names: of distributions that have the engine.
+    """
+    version = installed_version(directory, *names)
+    wanted = requirements_version(requirements, names[0])
+    reason = ""
+    if not version:
+        reason = f"{engine} is not in {directory}"
+    elif version != wanted:
+        reason = f"mst's rules are those of {engine} {wanted}"
+    return EngineEnvironment(venv_command(directory, requirements), version, reason)
 
 
 def installed_version(directory: str, *names: str) -> str:
