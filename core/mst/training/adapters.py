@@ -167,6 +167,8 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
     else:
         from peft import get_peft_model
 
+        from mst.training.fused_adapters import fuse_adapters
+
         if config.target_modules == "all-linear":
             config.target_modules = _all_linear(model)
         elif has_towers(model):
@@ -175,6 +177,7 @@ def prepare_model(model: torch.nn.Module, config: LoraConfig | None = None) -> t
             model = get_peft_model(model, config)
         for _, parameter in trained_parameters(model):  # a reward model's head is not an adapter
             parameter.data = parameter.data.float()
+        fuse_adapters(model)
     model.train()
     return model
 

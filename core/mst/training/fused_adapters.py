@@ -1,0 +1,65 @@
+"""A LoRA layer's two products summed up before the one rounding that both share.
+
+PEFT adds an adapter's product to that of its frozen weight, which is in bfloat16 by then. What the
+first steps learn is less than half the distance to the next bfloat16 number, so that the sum is the
+frozen weight's own product again: not noise, but a part of the adapter that no token meets. Here
+the adapter's product is what the larger one is added to, in float32, before it is rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fuse_adapters(model: torch.nn.Module) -> None:
+    """Have a model's LoRA layers add their products before rounding, under autocast.
+
+    It is what PEFT computes but for rounding. Layers on quantized weights, with DoRA, and all that
+    are no linear layers stay PEFT's own, and so do passes with the adapter switched off or merged.
+
+    Args:
+        model: of PEFT, or one without adapters, which stays as it is.
+    """
+    from peft.tuners.lora import Linear
+    from torch import nn
+
+    for layer in model.modules():
+        if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+            layer.__class__ = _fused(Linear)
+
+
+_made: dict[type[Any], type[Any]] = {}
+
+
+def _fused(layer_type: type[Any]) -> type[Any]:
+    """Return a subclass of PEFT's layer; a subclass, so that a copied model's use its weights."""
+    import torch
+
+    plain = layer_type.forward
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        active = self.active_adapters
+        if (
+            args or kwargs or self.disable_adapters or self.merged
+            or not torch.is_autocast_enabled(x.device.type)
+            or hasattr(self.base_layer.weight, "ds_id")  # DeepSpeed gathers what its layers read
+            or len(active) != 1 or active[0] not in self.lora_A or active[0] in self.lora_variant
+        ):  # fmt: skip
+            found: torch.Tensor = plain(self, x, *args, **kwargs)
+            return found
+        (name,) = active
+        down, up = self.lora_A[name], self.lora_B[name]
+        update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
+        base = self.base_layer
+        if base.bias is not None:
+            update = update + base.bias
+        product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), base.weight.t())
+        return product.view(update.shape)
+
+    if layer_type not in _made:
+        names = {"__module__": layer_type.__module__, "__qualname__": layer_type.__qualname__}
+        _made[layer_type] = type(layer_type.__name__, (layer_type,), {"forward": forward, **names})
+    return _made[layer_type]
