@@ -117,7 +117,9 @@ def test_the_micro_batch_shrinks_to_fit_unless_it_was_asked_for() -> None:
     assert roomy.per_device_train_batch_size == thrifty.per_device_train_batch_size == 16
     assert (roomy.heap, thrifty.heap) == ("roomy", "tight")
     assert roomy.environment["MALLOC_MMAP_THRESHOLD_"] == str(2**25)
+    assert int(roomy.environment["MALLOC_TRIM_THRESHOLD_"]) > 2**39  # never
     assert thrifty.environment["MALLOC_MMAP_THRESHOLD_"] == str(2**20)
+    assert thrifty.environment["MALLOC_TRIM_THRESHOLD_"] == str(2**20)
     assert found.per_device_train_batch_size < 16
     assert found.per_device_train_batch_size * found.gradient_accumulation_steps == 16
     with pytest.raises(PlanError, match="micro-batch 16"):

@@ -2,8 +2,9 @@
 
 torch's own kernel for CPUs (2.13.0) multiplies small tiles: in bfloat16 it reached 65 GFLOPS on a
 core whose products reach 200 (AMD EPYC, Zen 4), and took a quarter of a step of SmolLM2-135M. Here
-a block's queries meet, in one product for all heads that share a key, the positions between the
-first and the last that any of them sees.
+a block's queries meet the keys that any of them sees, and no others: their own rows, and what these
+share with other rows at their beginning. Those of many blocks meet in one product, for a step of
+short rows is otherwise spent on starting small ones.
 """
 
 from __future__ import annotations
@@ -15,65 +16,171 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# Queries of a block, and how many scores of several lines are computed at a time.
+from mst.training.batches import rounded
+
+# Queries of a block, and of long lines, whose blocks see many keys of others' too.
 BLOCK = 64
-SCORES = 2**19
+LONG_BLOCK, LONG = 128, 2048
+QUERIES_MULTIPLE = 16
+# How many scores are computed at a time, of blocks whose numbers of keys are filled up to a
+# multiple, and by so much to the most that one of them has, with keys that none of it sees.
+SCORES = 2**20
+KEYS_MULTIPLE = 32
+FILLED = 1.25
+# Of all lines' squares: so much is laid out once for all layers.
+KEPT_SQUARES = 2**22
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Queries of some lines, and the keys between the first and the last that they see.
+class _Blocks:
+    """Some blocks, of all heads that share a key, and the keys that they see.
 
     Attributes:
-        lines: of the tensors.
-        queries: positions.
-        keys: positions.
-        added: (lines or 1, 1, queries, keys) 0 where a key is seen, the lowest number elsewhere.
+        some: of all blocks, which lie block by block, and line by line within that.
+        keys: (blocks * shared * keys,) places in all keys, (lines * length * shared, width).
+        added: (blocks, 1, queries, 1, keys) 0 where a key is seen, the lowest number elsewhere.
+        slots: (blocks * shared * keys,) places in `keys`, by the key that lies there.
+        bags: where each key's begin in `slots`, up to the last key that is there.
     """
 
-    lines: slice
-    queries: slice
-    keys: slice
+    some: slice
+    keys: Tensor
     added: Tensor
+    slots: Tensor
+    bags: Tensor
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """Return keys or values of each block: (blocks * shared, keys, width)."""
+        picked = tensor.transpose(1, 2).flatten(0, 2).index_select(0, self.keys)
+        return picked.view(-1, self.added.shape[-1], tensor.shape[-1])
+
+    def add_to(self, sums: Tensor, values: Tensor) -> None:
+        """Add what `of_keys` has the shape of to (lines, length, shared, width), key by key."""
+        values = values.flatten(0, 1)
+        found = functional.embedding_bag(self.slots, values, self.bags, mode="sum")
+        sums.view(-1, sums.shape[-1])[: len(found)] += found
 
 
-def _blocks(query: Tensor, mask: Tensor | None) -> Iterator[_Block]:
-    lines, heads, length, _ = query.shape
+class _Sight:
+    """Which places see which, known by the mask's memory, which it keeps from being used anew."""
+
+    def __init__(self, query: Tensor, shared: int, mask: Tensor | None) -> None:
+        self.mask, self.dtype = mask, query.dtype
+        self.lines, self.heads, self.length = query.shape[:3]
+        self.shared = shared
+        self.known: tuple[Any, ...] = (self.lines, self.heads, self.length, shared, query.dtype)
+        if mask is not None:
+            self.known += (mask.data_ptr(), mask._version, mask.shape, mask.stride())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Sight) and self.known == other.known
+
+    def __hash__(self) -> int:
+        return hash(self.known)
+
+
+def _blocks(query: Tensor, shared: int, mask: Tensor | None) -> Iterator[_Blocks]:
+    """Return all blocks, those of the last masks without a look at them."""
+    lines, _, length, _ = query.shape
+    if mask is not None and mask.is_inference():  # it may change unseen
+        mask = mask.clone()
+    sight = _Sight(query, shared, mask)
+    return iter(_kept(sight)) if lines * length**2 <= KEPT_SQUARES else _laid_out(sight)
+
+
+# Some models have layers of two kinds, each with a mask of its own.
+@functools.lru_cache(maxsize=2)
+def _kept(sight: _Sight) -> tuple[_Blocks, ...]:
+    return tuple(_laid_out(sight))
+
+
+def _laid_out(sight: _Sight) -> Iterator[_Blocks]:
+    lines, shared, length = sight.lines, sight.shared, sight.length
+    mask = sight.mask
     if mask is None:
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    together = max(1, SCORES // (heads * BLOCK * length))
-    least = torch.finfo(query.dtype).min
-    for line in range(0, lines, together):
-        some = slice(line, min(line + together, lines))
-        seen = mask[some, 0] if len(mask) > 1 else mask[:, 0]
-        starts = range(0, length, BLOCK)
-        anywhere = torch.stack([seen[:, start : start + BLOCK].any(1).any(0) for start in starts])
-        firsts = anywhere.byte().argmax(1).tolist()
-        after = anywhere.flip(1).byte().argmax(1).tolist()
-        for start, first, unseen in zip(starts, firsts, after, strict=True):
-            queries, keys = slice(start, min(start + BLOCK, length)), slice(first, length - unseen)
-            added = torch.zeros((), dtype=query.dtype).where(seen[:, queries, keys], least)
-            yield _Block(some, queries, keys, added[:, None])
+    size, count = _cut(length)
+    seen = functional.pad(mask[:, 0], (0, 0, 0, count * size - length)).expand(lines, -1, -1)
+    seen = seen.unflatten(1, (count, size)).transpose(0, 1)
+    anywhere = seen.any(2).flatten(0, 1)
+    starts = torch.arange(lines).view(-1, 1, 1) * length * shared + torch.arange(shared)[:, None]
+    least = torch.finfo(sight.dtype).min
+    for some, keys in _groups(anywhere.sum(1).tolist(), size * sight.heads, length):
+        # Those that are seen come first.
+        places = anywhere[some].byte().argsort(dim=1, descending=True, stable=True)[:, :keys]
+        blocks = range(count * lines)[some]
+        rows = torch.stack([seen[each // lines, each % lines] for each in blocks])
+        visible = rows.gather(2, places[:, None].expand(-1, size, -1))
+        added = torch.zeros((), dtype=sight.dtype).where(visible, least)
+        found = starts[[each % lines for each in blocks]] + places[:, None] * shared
+        flat = found.flatten()
+        counts = flat.bincount()
+        yield _Blocks(
+            some,
+            flat,
+            added[:, None, :, None],
+            flat.argsort(stable=True),
+            counts.cumsum(0) - counts,
+        )
 
 
-def _by_key(tensor: Tensor, shared: int) -> Tensor:
-    """Return queries by the key that they share: (lines * shared, group * length, width)."""
-    lines, heads, length, width = tensor.shape
-    return tensor.reshape(lines * shared, heads // shared * length, width)
+def _cut(length: int) -> tuple[int, int]:
+    """Return the queries of a block, and how many blocks a line of this length has."""
+    count = -(-length // (BLOCK if length < LONG else LONG_BLOCK))
+    return rounded(-(-length // count), QUERIES_MULTIPLE), count
 
 
-def _by_head(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the queries of `_by_key` as (lines, length, heads, width), as `like` has them."""
-    lines, length, heads, _ = like.shape
-    return tensor.view(lines, heads, length, -1).transpose(1, 2)
+def _groups(counts: list[int], queries: int, length: int) -> Iterator[tuple[slice, int]]:
+    """Yield blocks that are computed together, and how many keys each of them has.
+
+    Args:
+        counts: keys that each block sees.
+        queries: of a block, in all heads.
+        length: of a line.
+    """
+    start, own, most = 0, 0, 0
+    for place, count in enumerate(counts):
+        keys = min(rounded(max(count, 1), KEYS_MULTIPLE), length)
+        blocks, more = place + 1 - start, max(most, keys)
+        if blocks > 1 and (
+            blocks * queries * more > SCORES or blocks * more > FILLED * (own + keys)
+        ):
+            yield slice(start, place), most
+            start, own, more = place, 0, keys
+        own, most = own + keys, more
+    yield slice(start, len(counts)), most
 
 
-def _weights(query: Tensor, key: Tensor, block: _Block) -> Tensor:
-    """Return softmax(query @ key.T + added), (lines * shared, queries, keys)."""
+def _by_block(tensor: Tensor, shared: int) -> Tensor:
+    """Return (lines, heads, length, width) as (blocks * lines, shared, queries * group, width).
+
+    The last block is filled up with zeros. A group is the heads that share a key. Contiguous.
+    """
+    _, heads, length, width = tensor.shape
+    size, count = _cut(length)
+    if extra := size * count - length:
+        tensor = functional.pad(tensor, (0, 0, 0, extra))
+    cut = tensor.unflatten(1, (shared, -1)).unflatten(3, (count, size))
+    rows = size * heads // shared
+    return cut.permute(3, 0, 1, 4, 2, 5).reshape(-1, shared, rows, width).contiguous()
+
+
+def _by_line(blocks: Tensor, lines: int, length: int) -> Tensor:
+    """Return what `_by_block` has cut as (lines, length, heads, width), contiguous."""
+    _, shared, rows, width = blocks.shape
+    size, count = _cut(length)
+    cut = blocks.view(count, lines, shared, size, rows // size, width)
+    whole = cut.permute(1, 0, 3, 2, 4, 5).reshape(lines, count * size, -1, width)
+    return whole[:, :length].contiguous()
+
+
+def _weights(query: Tensor, key: Tensor, some: _Blocks) -> Tensor:
+    """Return softmax(query @ key.T + added), (blocks * shared, queries, keys)."""
     scores = torch.bmm(query, key.mT)
-    lines, queries, keys = block.lines, *block.added.shape[2:]
-    scores.view(lines.stop - lines.start, -1, queries, keys).add_(block.added)
+    blocks, _, queries, _, keys = some.added.shape
+    scores.view(blocks, -1, queries, query.shape[1] // queries, keys).add_(some.added)
     return torch.softmax(scores, -1)
 
 
@@ -96,17 +203,14 @@ def block_attention(
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
     """
-    lines, heads, length, _ = query.shape
+    lines, _, length, _ = query.shape
     shared = key.shape[1]
-    found = query.new_empty(lines, length, heads, value.shape[-1])
-    query, key, value = query * scale, key.contiguous(), value.contiguous()
-    for block in _blocks(query, mask):
-        some, rows, columns = block.lines, block.queries, block.keys
-        keys, values = (each[some, :, columns].flatten(0, 1) for each in (key, value))
-        weights = _weights(_by_key(query[some, :, rows], shared), keys, block)
-        place = found[some, rows]
-        place.copy_(_by_head(torch.bmm(weights, values), place))
-    return found
+    cut = _by_block(query * scale, shared)
+    found = cut.new_empty(*cut.shape[:3], value.shape[-1])
+    for each in _blocks(query, shared, mask):
+        weights = _weights(cut[each.some].flatten(0, 1), each.of_keys(key), each)
+        torch.bmm(weights, each.of_keys(value), out=found[each.some].flatten(0, 1))
+    return _by_line(found, lines, length)
 
 
 @block_attention.register_fake
@@ -120,30 +224,30 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; nothing but these was kept."""
-    lines, heads, length, width = query.shape
+    lines, _, length, _ = query.shape
     shared = key.shape[1]
-    of_query = query.new_empty(lines, length, heads, width)
+    cut, slopes_cut = _by_block(query * scale, shared), _by_block(gradient.transpose(1, 2), shared)
+    of_query = torch.empty_like(cut)
     # In float32: several blocks add to one key.
-    of_key, of_value = (each.new_zeros(each.shape, dtype=torch.float32) for each in (key, value))
-    query, key, value = query * scale, key.contiguous(), value.contiguous()
-    for block in _blocks(query, mask):
-        some, rows, columns = block.lines, block.queries, block.keys
-        keys, values = (each[some, :, columns].flatten(0, 1) for each in (key, value))
-        own = _by_key(query[some, :, rows], shared)
-        slopes = _by_key(gradient[some, rows].transpose(1, 2), shared)
-        weights = _weights(own, keys, block)
-        place = of_value[some, :, columns]
-        place += torch.bmm(weights.mT, slopes).view_as(place)
+    of_key, of_value = (
+        torch.zeros_like(
+            each.transpose(1, 2), dtype=torch.float32, memory_format=torch.contiguous_format
+        )
+        for each in (key, value)
+    )
+    for each in _blocks(query, shared, mask):
+        keys, values = each.of_keys(key), each.of_keys(value)
+        own, slopes = (whole[each.some].flatten(0, 1) for whole in (cut, slopes_cut))
+        weights = _weights(own, keys, each)
+        each.add_to(of_value, torch.bmm(weights.mT, slopes))
         of_weights = torch.bmm(slopes, values.mT)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        place = of_key[some, :, columns]
-        place += torch.bmm(of_scores.mT, own).view_as(place)
-        place = of_query[some, rows]
-        place.copy_(_by_head(torch.bmm(of_scores, keys), place))
+        each.add_to(of_key, torch.bmm(of_scores.mT, own))
+        torch.bmm(of_scores, keys, out=of_query[each.some].flatten(0, 1))
     return (
-        of_query.mul_(scale).transpose(1, 2),
-        of_key.to(key.dtype),
-        of_value.to(value.dtype),
+        _by_line(of_query, lines, length).mul_(scale).transpose(1, 2),
+        of_key.to(key.dtype).transpose(1, 2),
+        of_value.to(value.dtype).transpose(1, 2),
     )
 
 
@@ -151,9 +255,9 @@ def _backward(
 def _(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lines, heads, length, width = query.shape
-    of_query = query.new_empty(lines, length, heads, width).transpose(1, 2)
-    return of_query, key.new_empty(key.shape), value.new_empty(value.shape)
+    found = (each.new_empty(each.transpose(1, 2).shape) for each in (query, key, value))
+    of_query, of_key, of_value = (each.transpose(1, 2) for each in found)
+    return of_query, of_key, of_value
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

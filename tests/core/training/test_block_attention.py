@@ -72,6 +72,8 @@ def drawn(lines: int, heads: int, shared: int, length: int, width: int) -> list[
         (6, 2, 200, [branched(), packed(10, 120, 70)]),
         (4, 4, 2 * BLOCK, [packed(*[1] * 2 * BLOCK)]),
         (4, 2, 2 * BLOCK, [causal(2 * BLOCK), packed(BLOCK, BLOCK)]),
+        # A long line, whose blocks are larger and laid out anew for each layer.
+        (2, 1, 2100, [packed(700, 1400)]),
     ],
 )
 def test_results_and_gradients_are_torchs_own(
@@ -106,6 +108,18 @@ def test_many_lines_are_computed_some_at_a_time() -> None:
     ]
 
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-6, rtol=0)
+
+
+def test_a_mask_that_is_changed_in_place_is_looked_at_again() -> None:
+    query, key, value = (each.detach() for each in drawn(1, 4, 2, 130, 16))
+    mask = causal(130)[None, None].clone()
+    first = block_attention(query, key, value, mask, 0.5)
+    mask.copy_(packed(50, 80)[None, None])
+    second = block_attention(query, key, value, mask, 0.5)
+
+    assert torch.equal(second, block_attention(query, key, value, mask.clone(), 0.5))
+    assert (second - first)[:, :50].abs().max() < 1e-5
+    assert (second - first)[:, 50:].abs().max() > 1e-2
 
 
 def test_torch_knows_the_operator() -> None:
