@@ -103,7 +103,7 @@ def _laid_out(sight: _Sight) -> Iterator[_Blocks]:
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     size, count = _cut(length)
     seen = functional.pad(mask[:, 0], (0, 0, 0, count * size - length)).expand(lines, -1, -1)
-    seen = seen.unflatten(1, (count, size)).transpose(0, 1)
+    seen = seen.view(lines, count, size, length).transpose(0, 1)
     anywhere = seen.any(2).flatten(0, 1)
     starts = torch.arange(lines).view(-1, 1, 1) * length * shared + torch.arange(shared)[:, None]
     least = torch.finfo(sight.dtype).min
@@ -158,11 +158,11 @@ def _by_block(tensor: Tensor, shared: int) -> Tensor:
 
     The last block is filled up with zeros. A group is the heads that share a key. Contiguous.
     """
-    _, heads, length, width = tensor.shape
+    lines, heads, length, width = tensor.shape
     size, count = _cut(length)
     if extra := size * count - length:
         tensor = functional.pad(tensor, (0, 0, 0, extra))
-    cut = tensor.unflatten(1, (shared, -1)).unflatten(3, (count, size))
+    cut = tensor.reshape(lines, shared, -1, count, size, width)
     rows = size * heads // shared
     return cut.permute(3, 0, 1, 4, 2, 5).reshape(-1, shared, rows, width).contiguous()
 
