@@ -246,8 +246,9 @@ def _backward(
         torch.bmm(of_scores, keys, out=of_query[each.some].flatten(0, 1))
     return (
         _by_line(of_query, lines, length).mul_(scale).transpose(1, 2),
-        of_key.to(key.dtype).transpose(1, 2),
-        of_value.to(value.dtype).transpose(1, 2),
+        # As they lay before: layers that torch compiled then are kept, and would not take others.
+        of_key.to(key.dtype).transpose(1, 2).contiguous(),
+        of_value.to(value.dtype).transpose(1, 2).contiguous(),
     )
 
 
@@ -255,9 +256,9 @@ def _backward(
 def _(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = (each.new_empty(each.transpose(1, 2).shape) for each in (query, key, value))
-    of_query, of_key, of_value = (each.transpose(1, 2) for each in found)
-    return of_query, of_key, of_value
+    lines, heads, length, width = query.shape
+    of_query = query.new_empty(lines, length, heads, width).transpose(1, 2)
+    return of_query, key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
