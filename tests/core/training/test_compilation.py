@@ -234,11 +234,18 @@ def test_a_model_without_layers_that_transformers_names_is_left_alone(cache: Pat
     assert reason == "transformers does not say which of this model's modules are its layers"
 
 
-def test_kernels_are_kept_where_nobody_else_may_write(tmp_path: Path) -> None:
+def test_kernels_are_kept_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = kernel_cache(tmp_path)
 
     assert found.stat().st_mode & 0o077 == 0
     assert kernel_cache(tmp_path) == found
+    changed = tmp_path / "operators.py"
+    changed.write_text("# operators of another version of mst")
+    with monkeypatch.context() as patch:
+        patch.setattr("mst.training.compilation._OPERATORS", changed)
+        assert kernel_cache(tmp_path) != found
     found.chmod(0o777)
     with pytest.raises(
         MstError, match=rf"others than you may write to it. Remove it \(rm -r {found}"
