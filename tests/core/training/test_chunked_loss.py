@@ -13,6 +13,7 @@ from mst.training import batches
 from mst.training.adapters import prepare_model
 from mst.training.batches import Batch, collate
 from mst.training.checkpoint import TrainState
+from mst.training.chunked_loss import chunked_log_probs
 from mst.training.loop import run
 from mst.training.loss import Logits, compute_in, token_log_probs
 from mst.training.output_head import HeadForm, head_form
@@ -134,6 +135,28 @@ def test_bfloat16_is_as_near_to_float32_as_all_logits_are(
 
     assert errors[HeadForm()][0] <= 1.1 * errors["all"][0]
     assert errors[HeadForm()][1] <= 1.1 * errors["all"][1]
+
+
+def test_a_likely_label_of_large_logits_is_hardly_rounded_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 6400, bias=False)
+    targets = torch.arange(64)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(6400, 64).bfloat16())
+        # Logits of the labels are about 30, and those of a rival each about as large.
+        head.weight[64:128] = (head.weight[:64] + 0.02 * torch.randn(64, 64)).bfloat16()
+        states = (head.weight[:64] * 0.5).bfloat16()
+        exact = -torch.nn.functional.cross_entropy(
+            states.double() @ head.weight.double().t(), targets, reduction="none"
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            found = chunked_log_probs(states, head, targets, HeadForm())
+            plain = -torch.nn.functional.cross_entropy(
+                head(states).float(), targets, reduction="none"
+            )
+
+    assert float((plain - exact).abs().mean()) > 0.02
+    assert float((found - exact).abs().mean()) < 0.002
 
 
 def test_no_tensor_of_all_labels_and_the_vocabulary_is_made(examples: list[Example]) -> None:
