@@ -15,6 +15,7 @@ from mst.evaluate.labels import LabelAnswer, label_answers, questions
 from mst.evaluate.likelihood import row_losses
 from mst.evaluate.text_metrics import TEXT_METRICS
 from mst.seal.keys.ring import KeyRing
+from mst.waiting import told_while
 
 if TYPE_CHECKING:
     import torch
@@ -77,10 +78,10 @@ def measure(
     from mst.training.faults import free_memory, named
 
     began = time.perf_counter()
-    with console.status(f"loading {subject.name}") as status:
+    with told_while(console, f"loading {subject.name}") as show:
 
         def tell(doing: str, rows: int) -> Callable[[int], None]:
-            return lambda done: status.update(f"{subject.name}: {doing}, {done} of {rows} rows")
+            return lambda done: show(f"{subject.name}: {doing}, {done} of {rows} rows")
 
         device = _device(job)
         with named(device, f"while {subject.name} was being loaded"):

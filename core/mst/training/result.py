@@ -21,6 +21,7 @@ from mst.training import zero as sharded
 from mst.training.faults import free_memory, named
 from mst.training.reference import as_before
 from mst.training.sealed_directory import write_sealed
+from mst.waiting import told_while
 
 if TYPE_CHECKING:
     import torch
@@ -139,10 +140,10 @@ def _measure(
     rows = chosen_rows([each.row for each in prepared.val.examples])
     device = next(model.parameters()).device
     doing = f"while the accuracy was being measured {when} training"
-    with console.status(f"measuring {when}") as status, named(device, doing):
+    with told_while(console, f"measuring {when}") as tell, named(device, doing):
 
         def show(done: int) -> None:
-            status.update(f"measuring {when}: {done} of {len(rows)} held-out rows")
+            tell(f"measuring {when}: {done} of {len(rows)} held-out rows")
 
         found = label_accuracy(
             model,
