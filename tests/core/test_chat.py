@@ -162,7 +162,7 @@ def test_the_target_is_a_run_a_model_or_the_newest_run(
     )
     with pytest.raises(RunError, match="is failed"):
         choose_model("unfinished", None, {}, runs)
-    with pytest.raises(ModelError, match="not on this machine"):
+    with pytest.raises(ModelError, match="no run or model is called nothing here"):
         choose_model("nothing", None, {"HOME": str(tmp_path)}, runs)
 
 
