@@ -311,7 +311,7 @@ def test_files_that_are_no_tls_are_said(tmp_path: Path) -> None:
     locked.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     )
-    check(Tls(*map(str, files), str(files[0])))
+    check(Tls(str(files[0]), str(files[1]), client_ca=str(files[0])))
     for wrong, words in (
         ((files[0], other), "no certificate and its key"),
         ((files[0], tmp_path / "none"), "none is not there"),
