@@ -8,6 +8,7 @@ the adapter's product is what the larger one is added to, in float32, before it 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,38 +29,37 @@ def fuse_adapters(model: torch.nn.Module) -> None:
 
     for layer in model.modules():
         if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
-            layer.__class__ = _fused(Linear)
+            layer.__class__ = _fused_linear()
 
 
-_made: dict[type[Any], type[Any]] = {}
-
-
-def _fused(layer_type: type[Any]) -> type[Any]:
+@functools.cache
+def _fused_linear() -> type[Any]:
     """Return a subclass of PEFT's layer; a subclass, so that a copied model's use its weights."""
     import torch
+    from peft.tuners.lora import Linear
 
-    plain = layer_type.forward
+    class Fused(Linear):
+        def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            active = self.active_adapters
+            if (
+                args or kwargs or self.disable_adapters or self.merged
+                or not torch.is_autocast_enabled(x.device.type)
+                or hasattr(self.base_layer.weight, "ds_id")  # DeepSpeed gathers what layers read
+                or len(active) != 1 or active[0] not in self.lora_A
+                or active[0] in self.lora_variant
+            ):  # fmt: skip
+                found: torch.Tensor = Linear.forward(self, x, *args, **kwargs)
+                return found
+            (name,) = active
+            down, up = self.lora_A[name], self.lora_B[name]
+            update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
+            base = self.base_layer
+            if base.bias is not None:
+                update = update + base.bias
+            product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), base.weight.t())
+            return product.view(update.shape)
 
-    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        active = self.active_adapters
-        if (
-            args or kwargs or self.disable_adapters or self.merged
-            or not torch.is_autocast_enabled(x.device.type)
-            or hasattr(self.base_layer.weight, "ds_id")  # DeepSpeed gathers what its layers read
-            or len(active) != 1 or active[0] not in self.lora_A or active[0] in self.lora_variant
-        ):  # fmt: skip
-            found: torch.Tensor = plain(self, x, *args, **kwargs)
-            return found
-        (name,) = active
-        down, up = self.lora_A[name], self.lora_B[name]
-        update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
-        base = self.base_layer
-        if base.bias is not None:
-            update = update + base.bias
-        product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), base.weight.t())
-        return product.view(update.shape)
-
-    if layer_type not in _made:
-        names = {"__module__": layer_type.__module__, "__qualname__": layer_type.__qualname__}
-        _made[layer_type] = type(layer_type.__name__, (layer_type,), {"forward": forward, **names})
-    return _made[layer_type]
+    # What prints or names a layer's kind goes on with PEFT's name.
+    Fused.__name__, Fused.__qualname__ = Linear.__name__, Linear.__qualname__
+    Fused.__module__ = Linear.__module__
+    return Fused
