@@ -16,12 +16,12 @@ from mst.errors import EXIT_INTERRUPTED, Interrupted, MstError, RunError
 from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 from mst.model.facts import ModelFacts
 from mst.plan import Plan
-from mst.quantities import gib
+from mst.quantities import FLOAT_BYTES, gib
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.tuned import TunedModel, facts_of, of_run
 
 REPORT = "merge.json"
-DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = ("bfloat16", "float16", "float32")
 _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # The tokenizer's files, the card and the manifest: 34 MB for the largest tokenizer known to us
 # (Gemma 3's tokenizer.json).
@@ -122,7 +122,7 @@ def prepare_merge(
     plan = rundir.read_document(Plan, run, rundir.PLAN)
     facts = facts_of(source, keys)
     chosen = stored_dtype(facts, source, plan, dtype)
-    needed = facts.parameters * DTYPES[chosen] + SIDE_FILES_BYTES
+    needed = facts.parameters * FLOAT_BYTES[chosen] + SIDE_FILES_BYTES
     check_space(target.parent, needed, "the merged model")
     return MergeJob(
         run=str(run.absolute()),
@@ -164,7 +164,7 @@ def merge_claimed(
             return serial.load(MergeReport, target / REPORT)
         need = ""
         if code == KILLED:
-            held_bytes = facts_of(job.source, keys).parameters * DTYPES["float32"]
+            held_bytes = facts_of(job.source, keys).parameters * FLOAT_BYTES["float32"]
             need = f"Merging holds the weights in float32: {gib(held_bytes)}"
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)

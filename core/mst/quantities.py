@@ -1,10 +1,13 @@
-"""Amounts in words: bytes and seconds as a person reads them."""
+"""Bytes of a number, and amounts in words: bytes and seconds as a person reads them."""
 
 from __future__ import annotations
 
 import re
 
 from mst.errors import UsageError
+
+# Bytes of a weight, by torch's name of its dtype.
+FLOAT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 # A letter alone is binary, as for Docker, Slurm's --mem and GNU's tools.
 _UNITS = {

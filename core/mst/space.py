@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from mst.errors import PlanError
 from mst.facts import Capabilities, DeviceFacts
-from mst.memory import FLOAT_BYTES, StepShape
+from mst.memory import StepShape
 from mst.model.facts import ModelFacts
 from mst.offloading_choice import check_offloading
 from mst.privacy.confine import check_unused, confined
-from mst.quantities import size_bytes
+from mst.quantities import FLOAT_BYTES, size_bytes
 from mst.request import TrainRequest
 from mst.sharing_choice import counted_on
 from mst.time_forecast import Timer, step_timer

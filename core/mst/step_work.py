@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
-from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, lora_targets
+from mst.quantities import FLOAT_BYTES
 from mst.training.batches import TOKENS_MULTIPLE
 
 # Kernels that a decoder layer of transformers starts in a forward pass (norms, rotations,

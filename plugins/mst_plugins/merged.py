@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
 from mst.export.loaded import loaded_weights
 from mst.hookspecs import hookimpl
-from mst.memory import FLOAT_BYTES
 from mst.model.facts import read_facts
 from mst.plan import Reason
+from mst.quantities import FLOAT_BYTES
 
 if TYPE_CHECKING:
     import torch

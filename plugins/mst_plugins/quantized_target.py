@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from mst.errors import PlanError
 from mst.export import Bounds, ExportPlan, ExportReport, ExportRequest
-from mst.memory import FLOAT_BYTES
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import Reason
+from mst.quantities import FLOAT_BYTES
 from mst_plugins import gptqmodel_job
 from mst_plugins.layouts.groups import GROUP_SIZES, choose_group_size
 from mst_plugins.layouts.layout import LAYOUTS

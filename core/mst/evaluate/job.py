@@ -18,12 +18,12 @@ from mst.evaluate.report import EvalReport
 from mst.facts import Capabilities, DeviceFacts, torch_names
 from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.plan import Plan
+from mst.quantities import FLOAT_BYTES
 from mst.request import TrainRequest
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.tuned import TunedModel, base_model, facts_of, fingerprint_of
 
 BASE = "base"
-_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _subject(
             " it is not installed here. Install it: python -m pip install 'mst-train[qlora]'"
         )
     facts = facts_of(model, keys)
-    loss_tokens, answer_tokens = token_budget(facts, device.memory_free_bytes, _DTYPE_BYTES[dtype])
+    loss_tokens, answer_tokens = token_budget(facts, device.memory_free_bytes, FLOAT_BYTES[dtype])
     return Subject(
         name=name,
         model=model,

@@ -14,7 +14,6 @@ from mst.export import ExportPlan, ExportRequest
 from mst.export.rows import check_calibration, rows_of
 from mst.launch import how_it_ended, run_worker, worker_environment
 from mst.merge import (
-    DTYPES,
     REPORT,
     SIDE_FILES_BYTES,
     MergeReport,
@@ -27,7 +26,7 @@ from mst.merge import (
 from mst.model.facts import read_facts
 from mst.plan import Plan
 from mst.probe import host_facts
-from mst.quantities import gib
+from mst.quantities import FLOAT_BYTES, gib
 from mst.registry import Registry, guarded
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.training import checkpoint
@@ -134,7 +133,7 @@ def prepare_export(
         refuse_existing(directory)
         targets.append(TargetJob(name, made, str(directory)))
     # Two copies in float32 are compared, whatever the target is, and the merge as it is stored.
-    stored = DTYPES[dtype] * facts.parameters
+    stored = FLOAT_BYTES[dtype] * facts.parameters
     comparing = 8 * facts.parameters + stored
     making = max(each.plan.memory_bytes for each in targets)
     free = _free_memory(max(comparing, making), registry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mst.configuration import Configuration, recomputed_layers
-from mst.memory.activations import FLOAT_BYTES, Scheme
+from mst.memory.activations import Scheme
 from mst.memory.layer import decoder_layer
 from mst.memory.phases import Phase, Step, offloaded_bytes, step_phases
 from mst.memory.runtime import (
@@ -19,10 +19,11 @@ from mst.memory.shape import StepShape, logit_columns, mask_values
 from mst.memory.states import States, held
 from mst.model.facts import ModelFacts, lora_targets
 from mst.plan import MemoryForecast
+from mst.quantities import FLOAT_BYTES
 from mst.training.batches import chunk_rows
 
 __all__ = [
-    "FLOAT_BYTES", "LIBRARIES_BYTES", "StepShape", "forecast", "logit_columns", "mask_values",
+    "LIBRARIES_BYTES", "StepShape", "forecast", "logit_columns", "mask_values",
 ]  # fmt: skip
 
 

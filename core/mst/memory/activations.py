@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from mst.memory.layer import DecoderLayer
 from mst.memory.shape import StepShape, mask_values, row_width
 
-FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
 
 @dataclass(frozen=True)
 class Scheme:

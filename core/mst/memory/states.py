@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mst.configuration import ZERO_STAGES, Configuration
-from mst.memory.activations import FLOAT_BYTES
 from mst.model.facts import LinearShape, ModelFacts, lora_parameters
 from mst.model.quantized import quantized_linears
+from mst.quantities import FLOAT_BYTES
 
 # Dettmers et al. 2023, "QLoRA", section 3: blocks of 64 values share an 8-bit constant, and 256
 # constants a float32 one (functional.quantize_4bit of bitsandbytes 0.50.2).
