@@ -55,66 +55,74 @@ def load_model(
             here; says why.
     """
     import torch
-    from transformers import AutoConfig, GenerationConfig
     from transformers.utils import logging
 
     untyped: Any = logging
     untyped.disable_progress_bar()
     if score_pad_token_id is not None:
         untyped.set_verbosity_error()  # it warns that the head is new, as it must be
-    model: Any
-    arguments: dict[str, Any] = {
-        "dtype": getattr(torch, dtype),
-        "local_files_only": True,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-    }
+    arguments = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     if quantization != "none":
-        if "quantization_config" in read_config(directory):
-            raise ModelError(
-                f"{directory} is quantized already. Give the model that it was made from."
-            )
-        arguments["quantization_config"] = quantization_config(quantization, compute_dtype or dtype)
+        arguments |= _quantizing(directory, quantization, compute_dtype or dtype)
         arguments["device_map"] = {"": device}
     try:
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        auto = auto_class(config)
-        if score_pad_token_id is not None:
-            auto = score_class(config)
-            config.num_labels, config.pad_token_id = 1, score_pad_token_id
-            arguments["config"] = config
-        if quantization != "none" and config.model_type in NOT_QUANTIZED:
-            left = [*NOT_QUANTIZED[config.model_type], "lm_head"]
-            arguments["quantization_config"].llm_int8_skip_modules = left
-        source = None if keys.key_files else directory
-        if source is None:
-            auto, config = _class_of(auto, config)
-            arguments |= {"config": config, "state_dict": read_weights(directory, keys)}
-        try:
-            model = auto.from_pretrained(source, attn_implementation=attention, **arguments)
-        except ValueError as error:
-            if "attn_implementation" not in str(error) and "attention" not in str(error):
-                raise
-            model = auto.from_pretrained(source, attn_implementation="eager", **arguments)
-        if source is None and (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory)
+        model = _from_files(directory, arguments, score_pad_token_id, keys)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
             f"cannot load the model in {directory}: {lines[0][:300]}."
             " Check that transformers knows the architecture and that every file is whole."
         ) from None
-    loaded: torch.nn.Module = model
-    if quantization == "none":
-        loaded = loaded.to(device)
-        # On a device of its own kind torch moves each tensor alone: tied weights come apart, and
-        # full tuning would train an output head that the saved model does not have.
-        cast("Any", loaded).tie_weights()
-        return loaded
-    hold_still(loaded)
-    return loaded
+    if quantization != "none":
+        hold_still(model)
+        return model
+    model = model.to(device)
+    # On a device of its own kind torch moves each tensor alone: tied weights come apart, and
+    # full tuning would train an output head that the saved model does not have.
+    cast("Any", model).tie_weights()
+    return model
+
+
+def _quantizing(directory: Path, quantization: str, compute_dtype: str) -> dict[str, Any]:
+    """Return what transformers is told in order to quantize linear layers as it reads them."""
+    found = read_config(directory)
+    if "quantization_config" in found:
+        raise ModelError(f"{directory} is quantized already. Give the model that it was made from.")
+    config = quantization_config(quantization, compute_dtype)
+    if kept := NOT_QUANTIZED.get(found.get("model_type", "")):
+        config.llm_int8_skip_modules = [*kept, "lm_head"]
+    return {"quantization_config": config}
+
+
+def _from_files(
+    directory: Path, arguments: dict[str, Any], score_pad_token_id: int | None, keys: KeyRing
+) -> torch.nn.Module:
+    """Have transformers read a model; eager attention where it has none of the kind asked for."""
+    from transformers import AutoConfig, GenerationConfig
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(directory, **local)
+    auto = auto_class(config)
+    arguments = arguments | local | {"use_safetensors": True}
+    if score_pad_token_id is not None:
+        auto = score_class(config)
+        config.num_labels, config.pad_token_id = 1, score_pad_token_id
+        arguments["config"] = config
+    source = None if keys.key_files else directory
+    if source is None:
+        auto, config = _class_of(auto, config)
+        arguments |= {"config": config, "state_dict": read_weights(directory, keys)}
+    model: Any
+    try:
+        model = auto.from_pretrained(source, **arguments)
+    except ValueError as error:
+        if "attn_implementation" not in str(error) and "attention" not in str(error):
+            raise
+        model = auto.from_pretrained(source, **arguments | {"attn_implementation": "eager"})
+    if source is None and (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    found: torch.nn.Module = model
+    return found
 
 
 def _class_of(auto: Any, config: Any) -> tuple[Any, Any]:
