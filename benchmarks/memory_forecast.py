@@ -90,8 +90,9 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as checkpoints:
         session = make_session(
-            model, device, case.packing, rows, (), 0, plan, request, Path(checkpoints),
-            Losses(), lambda: False, compiled=made.compiled,
+            model, device, plan, request, packing=case.packing, train=rows, pad_token_id=0,
+            checkpoints=Path(checkpoints), reporter=Losses(), stop_asked=lambda: False,
+            compiled=made.compiled,
         )  # fmt: skip
         reset_peak(device)
         loop.run(session, TrainState())

@@ -114,8 +114,9 @@ def session_of(
     torch.manual_seed(request.seed)
     held_out = prepared.val.examples if prepared.val else ()
     return make_session(
-        model, cpu, packing, prepared.train.examples, held_out, prepared.tokenizer.pad_token_id,
-        plan, request, checkpoints, Clock(), lambda: False,
+        model, cpu, plan, request, packing=packing, train=prepared.train.examples, val=held_out,
+        pad_token_id=prepared.tokenizer.pad_token_id, checkpoints=checkpoints, reporter=Clock(),
+        stop_asked=lambda: False,
     )  # fmt: skip
 
 

@@ -196,8 +196,8 @@ def measured_seconds(case: Case, steps: int) -> list[float]:
     clock = Clock()
     with tempfile.TemporaryDirectory() as checkpoints:
         session = make_session(
-            model, cpu, True, examples, (), 0, made, request, Path(checkpoints), clock,
-            lambda: False,
+            model, cpu, made, request, packing=True, train=examples, pad_token_id=0,
+            checkpoints=Path(checkpoints), reporter=clock, stop_asked=lambda: False,
         )  # fmt: skip
         run(session, TrainState())
     return [rows * length / rate for rate in clock.rates[WARM_UP:]]

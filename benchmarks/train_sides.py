@@ -128,9 +128,9 @@ def run_mst(
     clock.count(rows_of_steps(prepared, task), task.batch)
     with tempfile.TemporaryDirectory() as checkpoints:
         session = make_session(
-            model, cpu, packing, prepared.train.examples, (), prepared.tokenizer.pad_token_id,
-            made, request, Path(checkpoints), clock, lambda: False, compiled=made.compiled,
-            shares=shares,
+            model, cpu, made, request, packing=packing, train=prepared.train.examples,
+            pad_token_id=prepared.tokenizer.pad_token_id, checkpoints=Path(checkpoints),
+            reporter=clock, stop_asked=lambda: False, compiled=made.compiled, shares=shares,
         )  # fmt: skip
         with profiled or contextlib.nullcontext():
             run(session, TrainState())

@@ -34,58 +34,14 @@ def session_of(training: Training) -> Session:
     """Return the loop's session, with a reporter that says nothing yet."""
     import torch
 
-    prepared, request, plan = training.prepared, training.request, training.plan
-    zero_config = None
-    if ZERO_STAGES[plan.strategy]:
-        zero_config = json.loads((training.run / DEEPSPEED).read_text(encoding="utf-8"))
-
-    def apart() -> bool:
-        with named(training.device, "in a first forward pass"):
-            vocabulary = prepared.tokenizer.vocab_size
-            # FlashAttention gets one line: see `layout_of`.
-            lines = 1 if layout_of(True, plan.attention) == "line" else 2
-            return rows_stay_apart(training.model, vocabulary, training.device, lines)
-
-    # Positions of images are the model's own: they can't restart within a line. With privacy each
-    # row's gradient is taken by itself.
-    private = plan.privacy is not None
-    padded = prepared.objective.scores or has_images(prepared) or private
-    padded = padded or request.padding_free == "off"
+    plan, padded = training.plan, _padded(training)
     # ZeRO-3 puts the weights on the device first.
     late = plan.strategy == "zero3" and not padded
-    packing = not (late or padded) and apart()
-    with named(training.device, "in a first forward pass"):
-        logits = logits_in(training.model, training.device, plan)
-    shares = packing and plan.prefix_sharing and _shares(training, logits)
-    compiled = plan.compiled and _compiled(training, packing, shares, logits)
-    if plan.liger:
-        _fuse(training, packing, logits)
-    with named(training.device, "while the optimizer was being made"):
-        session = make_session(
-            training.model,
-            training.device,
-            packing,
-            prepared.train.examples,
-            prepared.val.examples if prepared.val else (),
-            prepared.tokenizer.pad_token_id,
-            plan,
-            request,
-            training.run / CHECKPOINTS,
-            Reporters(),
-            training.stop,
-            training.group,
-            zero_config,
-            prepared.objective,
-            prepared.tokenizer,
-            prepared.template.images,
-            training.keys,
-            compiled,
-            shares,
-            logits,
-        )
+    packing = not (late or padded) and _apart(training)
+    session = _session(training, packing)
     if late:
-        session = replace(session, layout=layout_of(apart(), plan.attention))
-    if request.packing and session.layout == "padded":
+        session = replace(session, layout=layout_of(_apart(training), plan.attention))
+    if session.layout == "padded" and training.request.packing:
         raise TrainingError(
             "--packing was asked for, but this model does not keep packed rows apart: each would"
             " see those before it. Leave --packing out."
@@ -96,8 +52,68 @@ def session_of(training: Training) -> Session:
             " the longest; steps take longer and more memory than was forecast"
         )
     # Each rank drops other activations; the adapters were drawn before, alike on all.
-    torch.manual_seed(request.seed + training.group.rank)
+    torch.manual_seed(training.request.seed + training.group.rank)
     return session
+
+
+def _padded(training: Training) -> bool:
+    """Return whether each row lies in a line of its own whatever the model can do.
+
+    Positions of images are the model's own: they can't restart within a line. With privacy each
+    row's gradient is taken by itself.
+    """
+    prepared = training.prepared
+    return (
+        prepared.objective.scores
+        or has_images(prepared)
+        or training.plan.privacy is not None
+        or training.request.padding_free == "off"
+    )
+
+
+def _apart(training: Training) -> bool:
+    """Return whether the model keeps rows apart that lie in one line; FlashAttention gets one."""
+    lines = 1 if layout_of(True, training.plan.attention) == "line" else 2
+    vocabulary = training.prepared.tokenizer.vocab_size
+    with named(training.device, "in a first forward pass"):
+        return rows_stay_apart(training.model, vocabulary, training.device, lines)
+
+
+def _session(training: Training, packing: bool) -> Session:
+    """Change the model's layers as the plan says, and make the optimizer."""
+    prepared, plan = training.prepared, training.plan
+    with named(training.device, "in a first forward pass"):
+        logits = logits_in(training.model, training.device, plan)
+    shares = packing and plan.prefix_sharing and _shares(training, logits)
+    compiled = plan.compiled and _compiled(training, packing, shares, logits)
+    if plan.liger:
+        _fuse(training, packing, logits)
+    zero_config = None
+    if ZERO_STAGES[plan.strategy]:
+        zero_config = json.loads((training.run / DEEPSPEED).read_text(encoding="utf-8"))
+    with named(training.device, "while the optimizer was being made"):
+        return make_session(
+            training.model,
+            training.device,
+            plan,
+            training.request,
+            packing=packing,
+            train=prepared.train.examples,
+            val=prepared.val.examples if prepared.val else (),
+            pad_token_id=prepared.tokenizer.pad_token_id,
+            checkpoints=training.run / CHECKPOINTS,
+            reporter=Reporters(),
+            stop_asked=training.stop,
+            group=training.group,
+            zero_config=zero_config,
+            objective=prepared.objective,
+            tokenizer=prepared.tokenizer,
+            processor=prepared.template.images,
+            keys=training.keys,
+            compiled=compiled,
+            shares=shares,
+            logits=logits,
+        )
 
 
 def _shares(training: Training, logits: Logits) -> bool:

@@ -225,8 +225,8 @@ def test_a_model_whose_experts_gather_tokens_is_refused(tmp_path: Path) -> None:
     model = prepare_model(made, lora_config(request))
     plan = tiny_plan(tmp_path)
     session = make_session(
-        model, torch.device("cpu"), False, ROWS, (), 0, plan, request, tmp_path / "c", Record(),
-        lambda: False,
+        model, torch.device("cpu"), plan, request, packing=False, train=ROWS, pad_token_id=0,
+        checkpoints=tmp_path / "c", reporter=Record(), stop_asked=lambda: False,
     )  # fmt: skip
     with pytest.raises(TrainingError, match="--target-modules that only its attention has"):
         check_row_gradients(session, RowGradients(model))

@@ -207,15 +207,15 @@ def begin(
         return make_session(
             model,
             torch.device("cpu"),
-            packing,
-            examples if train is None else train,
-            val,
-            0,
             plan,
             request,
-            tmp_path / "checkpoints",
-            record,
-            stop,
+            packing=packing,
+            train=examples if train is None else train,
+            pad_token_id=0,
+            checkpoints=tmp_path / "checkpoints",
+            reporter=record,
+            stop_asked=stop,
+            val=val,
             shares=shares,
         )
 
