@@ -81,12 +81,63 @@ def _protocol(head_seconds: float) -> type[H11Protocol]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with signals that end it and nothing else."""
+    """uvicorn behind the relay, with signals that end it and nothing else.
+
+    Attributes:
+        lost: the relay has ended first.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Ending, control: int) -> None:
+        """Take what is told that the server ends, and the pipe to the relay."""
+        super().__init__(config)
+        self.lost = False
+        self._service = service
+        self._control = control
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `serve`: uvicorn raises them again, and would not return 0."""
+        """Leave the signals to `run_behind_relay`: uvicorn raises them again, and returns not 0."""
         yield
+
+    async def run_behind_relay(
+        self, listener: socket.socket, handshake_seconds: float | None, began: Callable[[], None]
+    ) -> None:
+        """Take requests until a signal, or the relay's end, and tell the relay of both."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+        # The end of a pipe that is written to has nothing to read but that nobody reads it.
+        loop.add_reader(self._control, self._lose, loop)
+        if handshake_seconds is not None:
+            # uvicorn leaves it at asyncio's minute.
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=handshake_seconds
+            )
+        loop.call_soon(self._begin, began)
+        await self.serve(sockets=[listener])
+
+    def _begin(self, began: Callable[[], None]) -> None:
+        began()
+        self._tell(READY)
+
+    def _end(self, number: int) -> None:
+        if self._service.stopping:
+            # A second SIGTERM says nothing new: systemd sends one to each process of a service,
+            # and those above hand theirs on.
+            self.force_exit = self.force_exit or number == signal.SIGINT
+            return
+        self._service.stopping = True
+        self._tell(STOP)
+        self.should_exit = True
+
+    def _lose(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.lost = True
+        loop.remove_reader(self._control)
+        self._end(signal.SIGTERM)
+
+    def _tell(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._control, what)
 
 
 def serve(
@@ -95,7 +146,7 @@ def serve(
     limits: Limits,
     tls: Tls | None,
     control: int,
-    began: Callable[[], None] | None = None,
+    began: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; answers under way are finished within the grace period.
 
@@ -113,6 +164,20 @@ def serve(
     """
     # It would tell of callers' mistakes, and the application has its own log.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
+    config = _config(app, limits, tls)
+    with contextlib.nullcontext() if tls is None else told(tls):
+        config.load()
+    server = _Server(config, app.service, control)
+    handshake = None if tls is None else limits.header_seconds
+    asyncio.run(server.run_behind_relay(listener, handshake, began))
+    if server.lost:
+        raise MstError(
+            "the relay, by which callers come in, has ended (somebody may have killed it). What was"
+            " being answered is lost. Start the server again."
+        )
+
+
+def _config(app: Application, limits: Limits, tls: Tls | None) -> uvicorn.Config:
     given: dict[str, Any] = {}
     if tls is not None:
         import ssl
@@ -120,7 +185,7 @@ def serve(
         given = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
         if tls.client_ca is not None:
             given |= {"ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=_protocol(limits.header_seconds),
         ws="none",
@@ -135,51 +200,3 @@ def serve(
         h11_max_incomplete_event_size=_HEAD_BYTES,
         **given,
     )
-    with contextlib.nullcontext() if tls is None else told(tls):
-        config.load()
-    server, lost = _Server(config), False
-
-    def begin() -> None:
-        if began is not None:
-            began()
-        with contextlib.suppress(OSError):
-            os.write(control, READY)
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-
-        def end(number: int) -> None:
-            if app.service.stopping:
-                # A second SIGTERM says nothing new: systemd sends one to each process of a
-                # service, and those above hand theirs on.
-                server.force_exit = server.force_exit or number == signal.SIGINT
-                return
-            app.service.stopping = True
-            with contextlib.suppress(OSError):
-                os.write(control, STOP)
-            server.should_exit = True
-
-        def lose() -> None:
-            nonlocal lost
-            lost = True
-            loop.remove_reader(control)
-            end(signal.SIGTERM)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end, number)
-        # The end of a pipe that is written to has nothing to read but that nobody reads it.
-        loop.add_reader(control, lose)
-        if tls is not None:
-            # uvicorn leaves it at asyncio's minute.
-            loop.create_server = partial(  # type: ignore[method-assign]
-                loop.create_server, ssl_handshake_timeout=limits.header_seconds
-            )
-        loop.call_soon(begin)
-        await server.serve(sockets=[listener])
-
-    asyncio.run(run())
-    if lost:
-        raise MstError(
-            "the relay, by which callers come in, has ended (somebody may have killed it). What was"
-            " being answered is lost. Start the server again."
-        )
