@@ -1,9 +1,10 @@
 """What `mst ui` costs a run that it shows, and how soon it shows a thousand runs.
 
-`python -m benchmarks.live_page` prints one JSON line a case. "training": in each of `--pairs`
-rounds the same run of SmolLM2-135M is trained twice, alone and watched, each round beginning with
-the other; a ratio is the median over the rounds. Beside it stands what the page's processes used of
-the processors meanwhile, which a busy machine changes little. `--viewer chromium` watches in a
+`python -m benchmarks.live_page` prints one JSON line a case. "training": a run of SmolLM2-135M, in
+which every other stretch of steps is watched (alone, watched, watched, alone, …), so that what else
+moves a machine's speed meets both sides alike; a ratio is that of two neighbours' tokens a second.
+Beside it stands what the page's processes used of the
+processors while they watched, which a busy machine changes little. `--viewer chromium` watches in a
 headless Chromium on the same machine, whose own time is told apart; `stream` takes the stream as a
 browser does, and draws nothing. "first_paint": `--runs` runs of `--points` steps in Chromium, until
 the first paint, until the list is there, and until the curves of a run are drawn.
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ from mst import rundir
 from mst.ui.index import id_of
 
 QUIET = 0.05
+# Steps at the beginning of a stretch that are not counted.
+OPENING = 2
 AXE = Path(__file__).parents[1] / "tests/core/ui/node_modules/axe-core/axe.min.js"
 SCREENS = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "height": 900}}
 PARTS = ("", "run/{}", "start", "machine")
+Watch = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Server:
@@ -126,39 +130,45 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def train(run: Path, steps: int) -> float:
-    """Train, and return the tokens a second of the run's own manifest."""
-    subprocess.run(
-        [sys.executable, "-m", "mst", "train", "--output-dir", str(run), "--device", "cpu",
-         "--max-steps", str(steps), "--label-accuracy", "off", "--val-size", "0"],
-        stdout=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
-    return rundir.read_manifest(run).results["tokens_per_second"]
+def training_command(run: Path, steps: int) -> list[str]:
+    """Return the command that trains the demo's model."""
+    return [
+        sys.executable, "-m", "mst", "train", "--output-dir", str(run), "--device", "cpu",
+        "--max-steps", str(steps), "--label-accuracy", "off", "--val-size", "0",
+        "--logging-steps", "1",
+    ]  # fmt: skip
 
 
-def watched(home: Path, run: Path, steps: int, viewer: str) -> dict[str, float]:
-    """Train while the run is looked at; return its speed and the shares of the processors."""
-    server = Server(run.parent, home)
-    with contextlib.ExitStack() as held:
-        if viewer == "stream":
-            held.enter_context(streaming(server, run))
-        else:
-            page = held.enter_context(chromium()).new_page()
-            page.goto(server.link)
-            page.locator("#main h1").wait_for()
-            # It says that the run isn't there, until it is.
-            page.evaluate("id => { location.hash = `#/run/${id}`; }", id_of(run))
-        before = server.seconds()
-        browsers = _browser_seconds()
-        began = time.monotonic()
-        speed = train(run, steps)
-        seconds = (time.monotonic() - began) * (os.cpu_count() or 1)
-        found = {
-            "tokens_per_second": speed,
-            "server_share": (server.seconds() - before) / seconds,
-            "browser_share": (_browser_seconds() - browsers) / seconds,
-        }
-    server.end()
+@contextlib.contextmanager
+def viewers(server: Server, run: Path, viewer: str) -> Iterator[Watch]:
+    """Yield what watches a run for as long as it is entered."""
+    if viewer == "stream":
+        yield lambda: streaming(server, run)
+        return
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(server.link)
+        page.locator("#main h1").wait_for()
+
+        @contextlib.contextmanager
+        def shown() -> Iterator[None]:
+            page.goto(f"{server.base}#/run/{id_of(run)}")
+            yield
+            page.goto("about:blank")
+
+        page.goto("about:blank")
+        yield shown
+
+
+def speeds(lines: list[dict[str, Any]], length: int) -> list[float]:
+    """Return each stretch's tokens a second, without its first steps: there the page is opened."""
+    before = [0, *(each["tokens"] for each in lines)]
+    tokens = [each["tokens"] - earlier for each, earlier in zip(lines, before, strict=False)]
+    found = []
+    for first in range(0, len(lines), length):
+        part = range(first + OPENING, first + length)
+        seconds = sum(tokens[step] / lines[step]["tokens_per_second"] for step in part)
+        found.append(sum(tokens[step] for step in part) / seconds)
     return found
 
 
@@ -167,27 +177,63 @@ def _browser_seconds() -> float:
     return processor_seconds(psutil.Process().children(recursive=True), "chrom")
 
 
-def training(pairs: int, steps: int, viewer: str) -> dict[str, Any]:
-    """Return the figures of training alone and watched."""
-    rounds: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        for number in range(pairs):
-            sides = {"alone": 0.0, "watched": 0.0}
-            for side in sorted(sides, reverse=number % 2 == 1):
-                run = home / f"runs-{number}-{side}" / "run"
-                run.parent.mkdir()
-                if side == "alone":
-                    sides[side] = train(run, steps)
-                else:
-                    found = watched(home, run, steps, viewer)
-                    sides[side] = found.pop("tokens_per_second")
-            rounds.append({**sides, **found, "ratio": sides["watched"] / sides["alone"]})
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(exist_ok=True)
-    medians = {each: statistics.median(one[each] for one in rounds) for each in rounds[0]}
-    return {"case": "training", "viewer": viewer, "pairs": pairs, "steps": steps, **medians,
-            "ratios": [round(each["ratio"], 4) for each in rounds]}  # fmt: skip
+def training(pairs: int, length: int, viewer: str) -> dict[str, Any]:
+    """Return the figures of a run that is watched in one stretch of each pair."""
+    watched = [number % 4 in (1, 2) for number in range(2 * pairs)]
+    used = {"server": 0.0, "browser": 0.0}
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as held:
+        home, run = Path(name), Path(name) / "runs" / "run"
+        run.parent.mkdir()
+        server = Server(run.parent, home)
+        held.callback(server.end)
+        watch = held.enter_context(viewers(server, run, viewer))
+        warm = length
+        steps = warm + length * len(watched)
+        worker = subprocess.Popen(training_command(run, steps), stdout=subprocess.DEVNULL)
+        held.callback(worker.terminate)
+        curve = run / rundir.METRICS
+        _wait_for(curve, warm, worker)
+        for number, looks in enumerate(watched):
+            end = warm + (number + 1) * length
+            if not looks:
+                _wait_for(curve, end, worker)
+                continue
+            before, began = (server.seconds(), _browser_seconds()), time.monotonic()
+            with watch():
+                _wait_for(curve, end, worker)
+                seconds += (time.monotonic() - began) * (os.cpu_count() or 1)
+                used["server"] += server.seconds() - before[0]
+                used["browser"] += _browser_seconds() - before[1]
+        if worker.wait():
+            raise SystemExit(f"the run ended with {worker.returncode}")
+        found = speeds(_lines(curve)[:steps], length)[1:]
+    sides = {
+        side: [speed for speed, looks in zip(found, watched, strict=True) if looks == at]
+        for side, at in (("alone", False), ("watched", True))
+    }
+    ratios = [one / other for one, other in zip(sides["watched"], sides["alone"], strict=True)]
+    return {
+        "case": "training", "viewer": viewer, "pairs": pairs, "steps_a_stretch": length,
+        **{side: statistics.median(each) for side, each in sides.items()},
+        **{f"{name}_share": each / seconds for name, each in used.items()},
+        "ratio": statistics.mean(ratios),
+        "ratio_standard_error": statistics.stdev(ratios) / pairs**0.5,
+        "ratios": [round(each, 4) for each in ratios],
+    }  # fmt: skip
+
+
+def _lines(curve: Path) -> list[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError):
+        # The last line may be half-written.
+        return [json.loads(line) for line in curve.read_text().split("\n")[:-1]]
+    return []
+
+
+def _wait_for(curve: Path, step: int, worker: subprocess.Popen[bytes]) -> None:
+    """Wait until a run has taken so many steps, with as little work as can be."""
+    while len(_lines(curve)) < step and worker.poll() is None:
+        time.sleep(0.5)
 
 
 def make_runs(root: Path, source: Path, runs: int, points: int) -> None:
@@ -216,7 +262,7 @@ def first_paint(runs: int, points: int) -> dict[str, Any]:
     """Return the seconds until the first paint, the list, and a run's curves."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        train(home / "source", 2)
+        subprocess.run(training_command(home / "source", 2), stdout=subprocess.DEVNULL, check=True)
         make_runs(home / "runs", home / "source", runs, points)
         server = Server(home / "runs", home)
         with chromium() as browser:
@@ -250,7 +296,8 @@ def accessibility() -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        train(home / "runs" / "run", 4)
+        command = training_command(home / "runs" / "run", 4)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         server = Server(home / "runs", home)
         with chromium() as browser:
             page = browser.new_page()
@@ -281,8 +328,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     cases = ("training", "first_paint", "accessibility")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases[:2])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="of each stretch")
     parser.add_argument("--viewer", choices=("stream", "chromium"), default="chromium")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--points", type=int, default=10_000)
