@@ -61,14 +61,6 @@ export function minutes(seconds) {
   return `${number(parts[0], 2)} ${parts[1]}`;
 }
 
-// Figures that are shares of something.
-const SHARES = new Set([
-  "accuracy_restricted", "accuracy_free", "accuracy_baseline", "accuracy_before_restricted",
-  "accuracy_before_free", "accuracy_after_restricted", "accuracy_after_free", "label_accuracy",
-  "label_accuracy_free", "exact_match", "exact_match_folded", "json_valid", "json_equal",
-  "agreement", "label_share",
-]);
-
 // A figure's name in words; one that isn't known keeps its own.
 export function called(name) {
   return words[`figure_${name}`] ?? name;
@@ -76,7 +68,7 @@ export function called(name) {
 
 // A figure with its unit.
 export function figure(name, value) {
-  if (SHARES.has(name)) return percent(value);
+  if (settings.shares.includes(name)) return percent(value);
   if (name.endsWith("_bytes")) return gib(value);
   if (!name.endsWith("_seconds") || value === null || value === undefined) return number(value);
   return value < 90 ? `${number(value)} s` : minutes(value);
