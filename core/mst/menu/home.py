@@ -234,7 +234,7 @@ def _leaves(session: Session) -> bool:
     try:
         choices = [
             ("leave", session.words("home.leave")),
-            ("stay", session.words("home.stay")),
+            (BACK, session.words("home.stay")),
         ]
         asked = session.words("home.interrupted")
         return session.asking.choose(asked, [Choice(*each) for each in choices], "leave") == "leave"
