@@ -236,6 +236,7 @@ def test_the_first_screen_fits_80_columns_and_24_rows(place: Path, language: str
     assert all(cells(each.rstrip()) <= 80 for each in lines)
     assert len(lines) <= 24
     assert "$ mst menu" in raw
+    assert ("中文" if language == "en" else "English") in raw
 
 
 def test_what_the_menu_runs_here_is_told_in_its_language(
