@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mst.menu.screen import say, shortened, visible, width, wrapped
@@ -92,7 +93,8 @@ def plainly(words: Words) -> Asking:
 def _forget() -> None:
     import termios
 
-    termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    with suppress(termios.error):  # of a terminal that is gone, as the next question tells
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def _folded(label: str, columns: int) -> str:

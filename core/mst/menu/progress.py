@@ -17,10 +17,10 @@ from mst.menu.words import Words, duration_words
 from mst.translation import translated_lines
 
 _CURVE_ROWS = 9
-# Steps whose mean says how long the others take.
-_PACE_STEPS = 20
 _CURVE_COLUMNS = 60
 _LINES = 8
+# Steps whose mean says how long the others take.
+_PACE_STEPS = 20
 _OF_STEPS = {"step", "loss", "learning_rate", "tokens", "tokens_per_second"}
 _ASCII = str.maketrans("•◆│└─█…", "*o|+-#.")
 
