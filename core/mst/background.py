@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.durable import write_text
-from mst.errors import MstError, UsageError
+from mst.errors import EXIT_INTERRUPTED, MstError, UsageError
 from mst.last_lines import last_lines
 from mst.request import TASKS
 
@@ -237,6 +237,11 @@ def run_of(work: Work) -> Path | None:
         if name in ("--output-dir", "--output_dir"):
             return work.cwd / (rest if equals else value)
     return None
+
+
+def was_stopped(work: Work) -> bool:
+    """Return whether a work has ended because it was asked to."""
+    return work.exit_code == EXIT_INTERRUPTED
 
 
 def _beginning(directory: Path, process: Mapping[str, Any]) -> bool:

@@ -102,7 +102,7 @@ def choose_model(
     """
     run = run_of(target, runs)
     if run is not None:
-        return rundir.read_manifest(run).model + f", tuned in {run}", of_run(run, which, keys)
+        return f"{rundir.read_manifest(run).model}, tuned in {run}", of_run(run, which, keys)
     named = named_model(TrainRequest(model=target), environ, runs=runs)
     return named.source.name, of_model(named.directory)
 

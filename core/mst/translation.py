@@ -135,13 +135,17 @@ def _catalogue(language: str) -> tuple[dict[str, str], tuple[_Template, ...]]:
 
 def sentences(language: str) -> dict[str, str]:
     """Return the sentences of the catalogue by the English ones."""
+    plain = tables(Path(__file__).with_name(f"translation.{language}.toml"))
+    return {english: str(text) for table in plain.values() for english, text in table.items()}
+
+
+def tables(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the tables of a TOML file of texts."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    file = Path(__file__).with_name(f"translation.{language}.toml")
-    plain: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
-    return {english: str(text) for table in plain.values() for english, text in table.items()}
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def encodes(encoding: str, text: str) -> bool:

@@ -433,6 +433,8 @@ def _say_next(root: str, place: str, manifest: "dict[str, Any]") -> None:
     target = manifest["target"]
     say("installed", place)
     mst = shlex.quote(os.path.join(place, "bin", "mst"))
+    activate = shlex.quote(os.path.join(place, "bin", "activate"))
+    say("to use it", f". {activate}    (then `mst` is a command; alone, it opens the menu)")
     models = [os.path.join(root, each["path"]) for each in manifest["models"]]
     for each in models:
         say("model", each)

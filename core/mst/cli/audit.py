@@ -152,7 +152,7 @@ def _pack(directory: Path, args: argparse.Namespace) -> int:
     said = partial(translated, language=language_asked(args))
     print(said(f"wrote   {target}: {len(members)} files, signed with the audit log's key"))
     if missing:
-        print(said(f"lacks   {', '.join(missing)}; index.html in it says why"))
+        print(said(f"lacks   {', '.join(map(said, missing))}; index.html in it says why"))
     print(said("It holds names, paths and figures, and no row. Whoever gets it types:"))
     print(f"  mst audit verify --pack {shlex.quote(target.name)} --public-key key.pub")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mst.menu.screen import say, shortened, visible, width, wrapped
@@ -31,16 +32,20 @@ class Asking:
     Attributes:
         choose: takes the question, the choices and the value of the one that Enter takes; returns
             the value that was taken. Esc, or "b", takes `BACK` where that is a choice.
-        ask: takes a question, a text that Enter takes, and whether it is a path; returns the line.
+        ask: takes a question, a text that Enter takes, and whether it is a path; returns the line,
+            or None for Esc.
         animated: the terminal can be written over, and a text that is given can be changed.
         in_words: returns the same way to ask in another language; None where it says nothing of
             its own.
+        forget: drops the keys that were pressed while something else went on; they answer no
+            question that was yet to be seen.
     """
 
     choose: Callable[[str, Sequence[Choice], str], str]
-    ask: Callable[[str, str, bool], str]
+    ask: Callable[[str, str, bool], str | None]
     animated: bool
     in_words: Callable[[Words], Asking] | None = None
+    forget: Callable[[], None] = lambda: None
 
 
 def asking_of(words: Words, environ: Mapping[str, str], plain: bool) -> Asking:
@@ -82,7 +87,14 @@ def plainly(words: Words) -> Asking:
     def ask(question: str, given: str, is_path: bool) -> str:
         return input(f"{question} [{given}] " if given else f"{question} ").strip() or given
 
-    return Asking(choose, ask, animated=False, in_words=plainly)
+    return Asking(choose, ask, animated=False, in_words=plainly, forget=_forget)
+
+
+def _forget() -> None:
+    import termios
+
+    with suppress(termios.error):  # of a terminal that is gone, as the next question tells
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def _folded(label: str, columns: int) -> str:
@@ -115,6 +127,13 @@ def with_arrows(words: Words) -> Asking:
         def enter(event: KeyPressEvent) -> None:
             event.key_processor.feed(KeyPress(Keys.ControlM, "\r"), first=True)
 
+        # The list would take a number beyond its end for the last, which leads back.
+        for number in range(len(values) + 1, 10):
+
+            @keys.add(str(number), eager=True)
+            def pass_over(event: KeyPressEvent) -> None:
+                return None
+
         @keys.add("c-d")
         def leave(event: KeyPressEvent) -> None:
             event.app.exit(exception=EOFError())
@@ -128,17 +147,33 @@ def with_arrows(words: Words) -> Asking:
         )
         return listed.prompt()
 
-    def ask(question: str, given: str, is_path: bool) -> str:
-        from prompt_toolkit import prompt
+    def ask(question: str, given: str, is_path: bool) -> str | None:
+        from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import PathCompleter
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
-        found = prompt(
+        keys = KeyBindings()
+
+        @keys.add("escape")
+        def go_back(event: KeyPressEvent) -> None:
+            event.app.exit(result=None)
+
+        line: PromptSession[str | None] = PromptSession(
             f"{question} ",
-            default=given,
             completer=PathCompleter(expanduser=True) if is_path else None,
             complete_while_typing=False,
             reserve_space_for_menu=4 if is_path else 0,
+            key_bindings=keys,
         )
-        return found.strip()
+        found = line.prompt(default=given)
+        return None if found is None else found.strip()
 
-    return Asking(choose, ask, animated=True, in_words=with_arrows)
+    def forget() -> None:
+        from prompt_toolkit.application.current import get_app_session
+        from prompt_toolkit.input.typeahead import clear_typeahead
+
+        _forget()
+        clear_typeahead(get_app_session().input)  # what came in one piece with an answer
+
+    return Asking(choose, ask, animated=True, in_words=with_arrows, forget=forget)

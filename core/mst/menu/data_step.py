@@ -51,6 +51,8 @@ def _take_own(session: Session) -> bool:
     key_file = None
     if path.endswith(".mst"):
         asked = session.edited(words("data.key_file"), session.draft.key_file or "", True)
+        if asked is None:
+            return False
         key_file = os.path.abspath(os.path.expanduser(asked)) if asked else None
     check = ["data", "check", path]
     if key_file:

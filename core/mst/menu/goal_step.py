@@ -92,6 +92,8 @@ def _change(session: Session, name: str) -> None:
     say(f"{name}: " + words(f"options.{name}"))
     say(words("settings.default", value=_shown_default(session, name)))
     text = session.edited(f"{name} =", options.pop(name, ""), False)
+    if text is None:
+        return
     if text:
         try:
             convert(name, text, f"--{name.replace('_', '-')}")

@@ -21,6 +21,7 @@ from mst.menu.words import words_of
 from mst.translation import language_of
 
 _WORK = "work:"
+_CHINESE = "中文 (Chinese)"
 # Of the works that ended while nobody looked, the newest.
 _UNSEEN = 3
 _PAGE = 8
@@ -39,8 +40,11 @@ def home(session: Session) -> bool:
     if any(each.state == "running" for each in offered):
         say(words("home.still_running"))
     choices = [(f"{_WORK}{each.name}", title_of(words, each)) for each in offered]
-    ways = ("tune", "runs", "ask", "machine", "works", "language")
+    ways = ("tune", "runs", "ask", "machine", "works")
     choices += [(each, words(f"home.{each}")) for each in ways]
+    # Who can't read English looks for these two characters.
+    in_chinese = words.language == "en" and not session.ascii
+    choices.append(("language", _CHINESE if in_chinese else words("home.language")))
     default = choices[0][0] if offered else "tune"
     chosen = session.choose(words("home.question"), choices, default, "home.leave")
     if chosen == BACK:
@@ -234,7 +238,7 @@ def _leaves(session: Session) -> bool:
     try:
         choices = [
             ("leave", session.words("home.leave")),
-            ("stay", session.words("home.stay")),
+            (BACK, session.words("home.stay")),
         ]
         asked = session.words("home.interrupted")
         return session.asking.choose(asked, [Choice(*each) for each in choices], "leave") == "leave"

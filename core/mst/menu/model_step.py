@@ -54,7 +54,7 @@ def _take(session: Session, found: list[FoundModel], chosen: str) -> bool:
     words = session.words
     if chosen == _OWN:
         path = session.edited(words("model.path"), session.draft.model or "", True)
-        return bool(path) and _take_path(session, path)
+        return _take_path(session, path) if path else False
     model = next(each for each in found if _value(each) == chosen)
     if model.problem:
         say(words.said(model.problem))

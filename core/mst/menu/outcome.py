@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mst import background
-from mst.background import Work, run_of
+from mst.background import Work, run_of, was_stopped
 from mst.errors import MstError
 from mst.menu.reports import report_of
 from mst.menu.screen import say
@@ -21,13 +21,14 @@ _LINES = 14
 
 def show_outcome(words: Words, work: Work) -> None:
     """Print how a work has ended, or that it goes on."""
-    say(words(f"outcome.{work.state}", code=work.exit_code))
+    stopped = was_stopped(work)
+    say(words("outcome.stopped" if stopped else f"outcome.{work.state}", code=work.exit_code))
     run = run_of(work)
     lines = figures(words, run) if run is not None else report_of(words, work)
     if work.state == "done" and (run is not None or lines):
         for line in lines:
             say(line)
-    elif work.state != "running":
+    elif work.state != "running" and not stopped:
         show_output(words, work)
         for line in lines if run is None else ():
             say(line)

@@ -30,6 +30,7 @@ def plan_and_start(session: Session) -> str:
     found = json_of(words, ["plan", *asked])
     if found is not None:
         say_plan(session, found)
+    session.asking.forget()
     while True:
         names = (_START, _QUICK, _WHY, _SETTINGS) if found is not None else (_SETTINGS,)
         choices = [(each, words(f"plan.{each}")) for each in names]

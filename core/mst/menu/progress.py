@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mst.background import Work, output, run_of
+from mst.background import Work, output, run_of, was_stopped
 from mst.menu.screen import command_line, shortened, width
 from mst.menu.words import Words, duration_words
 from mst.translation import translated_lines
@@ -18,6 +19,9 @@ from mst.translation import translated_lines
 _CURVE_ROWS = 9
 _CURVE_COLUMNS = 60
 _LINES = 8
+# Steps whose mean says how long the others take.
+_PACE_STEPS = 20
+_OF_STEPS = {"step", "loss", "learning_rate", "tokens", "tokens_per_second"}
 _ASCII = str.maketrans("•◆│└─█…", "*o|+-#.")
 
 
@@ -41,7 +45,7 @@ def title_of(words: Words, work: Work) -> str:
     began = work.started[11:16]
     with suppress(ValueError):
         began = datetime.fromisoformat(work.started).astimezone().strftime("%m-%d %H:%M")
-    state = words(f"state.{work.state}")
+    state = words("state.interrupted" if was_stopped(work) else f"state.{work.state}")
     return f"{state}  {began}  {_what(words, work)}"
 
 
@@ -91,7 +95,7 @@ def _of_output(words: Words, work: Work) -> Progress:
 def _of_run(words: Words, run: Path) -> Progress | None:
     """Return a run's progress, or None before its first step."""
     lines = _metrics(run)
-    steps = [each for each in lines if "loss" in each and "tokens_per_second" in each]
+    steps = [each for each in lines if each.keys() >= _OF_STEPS]
     if not steps:
         return None
     from mst.curve import draw
@@ -115,7 +119,7 @@ def _of_run(words: Words, run: Path) -> Progress | None:
         rate=f"{newest['learning_rate']:.2g}",
         speed=f"{newest['tokens_per_second']:.0f}",
     )
-    left = _seconds_left(run, newest["step"], total)
+    left = _seconds_left(steps, total)
     if left is not None:
         line += words("watch.left", time=duration_words(words, left))
     return Progress(line, tuple(drawn.splitlines()), int(newest["step"]))
@@ -140,10 +144,17 @@ def _total_steps(run: Path) -> int:
     return 0
 
 
-def _seconds_left(run: Path, step: int, total: int) -> float | None:
-    """Return how long the other steps take at the pace so far; None when it can't be told."""
-    with suppress(OSError):
-        began = (run / "plan.json").stat().st_mtime
-        if 0 < step < total and time.time() > began:
-            return (time.time() - began) / step * (total - step)
-    return None
+def _seconds_left(steps: Sequence[Mapping[str, Any]], total: int) -> float | None:
+    """Return how long the other steps take at the pace of the newest; None when it can't be told.
+
+    The first step is none to go by: it compiles, and touches all memory for the first time.
+    """
+    known = steps[-_PACE_STEPS - 1 :]
+    seconds, taken = 0.0, known[-1]["step"] - known[0]["step"]
+    for before, each in pairwise(known):
+        if each["tokens_per_second"] <= 0:
+            return None
+        # Of the last step of these alone, which stands for all where not each is logged.
+        seconds += (each["tokens"] - before["tokens"]) / each["tokens_per_second"]
+    rest = total - known[-1]["step"]
+    return seconds / taken * rest if min(taken, seconds, rest) > 0 else None

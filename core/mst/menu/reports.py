@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mst.background import Work
+from mst.figure_names import shares
 from mst.menu.words import Words
 
 # Of `mst eval`, in a run's directory; the page looks for it there too.
 EVALUATION = "eval.json"
-# Figures that are shares of the rows.
-_SHARES = (
-    "label_accuracy", "label_accuracy_free", "exact_match", "exact_match_folded", "json_valid",
-    "json_equal",
-)  # fmt: skip
 
 
 def report_of(words: Words, work: Work) -> list[str]:
@@ -92,4 +88,4 @@ def _export(words: Words, manifest: Any, directory: Path) -> Iterator[str]:
 def _shown(name: str, value: float | None) -> str:
     if value is None:
         return "?"
-    return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return f"{value:.1%}" if name in shares() else f"{value:.4g}"

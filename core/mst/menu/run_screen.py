@@ -78,6 +78,8 @@ def _work_of(run: Path) -> Work | None:
 
 def _do(session: Session, run: Path, shown: str, action: str) -> None:
     key = _key_options(session, run) if action in _WITH_KEY else []
+    if key is None:
+        return
     if action == "serve":
         serve_and_ask(session, run, key)
     elif action == "watch":
@@ -101,8 +103,8 @@ def _do(session: Session, run: Path, shown: str, action: str) -> None:
         run_here(arguments, session.words)
 
 
-def _key_options(session: Session, run: Path) -> list[str]:
-    """Return what names the key of an encrypted run, as the person says."""
+def _key_options(session: Session, run: Path) -> list[str] | None:
+    """Return what names the key of an encrypted run, as the person says; None for Esc."""
     from mst.seal.keys.run_key import RUN_KEY
 
     if not (run / RUN_KEY).is_file():
@@ -110,6 +112,8 @@ def _key_options(session: Session, run: Path) -> list[str]:
     # That of the data is a guess: the run may be older, with another key.
     given = session.draft.key_file or ""
     file = session.asking.ask(session.words("run.key_file"), given, True)
+    if file is None:
+        return None
     return ["--key-file", file] if file else []
 
 
@@ -120,7 +124,8 @@ def _export(session: Session, shown: str, key: list[str]) -> None:
     words = session.words
     names = sorted(load().exports, key=lambda each: (each != "merged", each))
     known = [each for each in names if f"formats.{each}" in words.texts]
-    choices = [(each, f"{each}  {words(f'formats.{each}')}") for each in known]
+    longest = max(map(len, names), default=0)
+    choices = [(each, f"{each:<{longest}}  {words(f'formats.{each}')}") for each in known]
     choices += [(each, each) for each in names if each not in known]
     heading(words("run.export_title"))
     show_command(["export", shown])

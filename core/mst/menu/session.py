@@ -60,17 +60,17 @@ class Session:
         last = Choice(BACK, self.words(back))
         return self.asking.choose(question, [*(Choice(*each) for each in choices), last], default)
 
-    def edited(self, question: str, given: str, is_path: bool) -> str:
-        """Return a text that begins as it is given, where it can be changed; nothing is nothing.
+    def edited(self, question: str, given: str, is_path: bool) -> str | None:
+        """Return a text that begins as it is given, where it can be changed; None for Esc.
 
         On a plain terminal Enter would take what is given, and nothing could not be said.
         """
         return self.asking.ask(question, given if self.asking.animated else "", is_path)
 
     def confirmed(self, question: str) -> bool:
-        """Return whether the answer is yes; Enter alone is no."""
-        choices = [Choice("no", self.words("asking.no")), Choice("yes", self.words("asking.yes"))]
-        return self.asking.choose(question, choices, "no") == "yes"
+        """Return whether the answer is yes; Enter alone is no, and so is Esc."""
+        choices = [Choice(BACK, self.words("asking.no")), Choice("yes", self.words("asking.yes"))]
+        return self.asking.choose(question, choices, BACK) == "yes"
 
     def facts(self) -> MachineFacts:
         """Return what is known of this machine; asked once, in about a second."""

@@ -49,6 +49,7 @@ def watch(session: Session, work: Work) -> Work:
             ended = _until_left(session, work, shown)
         except KeyboardInterrupt:
             ended = None
+    session.asking.forget()  # a key that meant to leave, as the work ended
     if ended is None:
         shown.clear()
         say(words("watch.goes_on"))

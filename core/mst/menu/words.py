@@ -1,14 +1,16 @@
-"""The menu's texts, in one TOML file a language. English is ASCII, for terminals without UTF-8."""
+"""The menu's texts, in one TOML file a language. English is ASCII, for terminals without UTF-8.
+
+Figures have their names from `mst.figure_names`, as on the page.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mst.translation import encodes, translated, translated_error
+from mst.figure_names import figure_names
+from mst.translation import encodes, tables, translated, translated_error
 
 _UTF8 = ("utf-8", "utf8")
 
@@ -40,12 +42,8 @@ class Words:
 
 def words_of(language: str) -> Words:
     """Return the texts of a language."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    file = Path(__file__).with_name(f"{language}.toml")
-    plain: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
+    plain = tables(Path(__file__).with_name(f"{language}.toml"))
+    plain["figures"] = figure_names(language)
     texts = {
         f"{table}.{key}": str(text) for table, keys in plain.items() for key, text in keys.items()
     }

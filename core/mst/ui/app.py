@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from mst.errors import MstError
+from mst.figure_names import shares
 from mst.seal.redaction import bug_report
 from mst.serve.http.access import Names, check_names
 from mst.serve.http.page import language_of
@@ -130,7 +131,12 @@ class App:
 
     def _settings(self) -> dict[str, Any]:
         job = self._job
-        return {"samples": job.samples, "actions": job.actions, "places": len(job.places.runs)}
+        return {
+            "samples": job.samples,
+            "actions": job.actions,
+            "places": len(job.places.runs),
+            "shares": sorted(shares()),
+        }
 
     async def _enter(self, exchange: Exchange) -> None:
         asked = await _body(exchange, routes.Token)

@@ -153,7 +153,7 @@ def _reports(path: Path) -> Iterator[dict[str, Any]]:
             "created": report.created,
             "rows_of": report.rows_of,
             "rows": report.rows,
-            "model": report.model.name,
+            "judged": report.model.name,
             "compared_with": None if compared is None else compared.name,
             "figures": [
                 {

@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from mst.figure_names import figure_names
 from mst.serve.http.page import HEADERS, language_of
 from mst.serve.http.wire import Exchange, answer_text
 
@@ -39,7 +40,7 @@ _PAGE_HEADERS = {**HEADERS, "X-Frame-Options": "DENY", "Vary": "Accept-Language,
 def texts(language: str) -> dict[str, str]:
     """Return every text of the page in "en" or "zh"."""
     found: dict[str, str] = json.loads(_file("words.json"))[language]
-    return found
+    return found | {f"figure_{name}": text for name, text in figure_names(language).items()}
 
 
 async def answer_file(exchange: Exchange) -> None:

@@ -10,8 +10,8 @@ from mst.translation import translated, translated_lines
 # Fields that hold a sentence, or sentences; what a person has written stands in no field of these.
 _SENTENCES = frozenset(
     {
-        "faults", "health", "help", "message", "not_checked", "notes", "problem", "problems",
-        "reason", "warnings", "why",
+        "compared_with", "faults", "health", "help", "judged", "message", "not_checked", "notes",
+        "problem", "problems", "reason", "warnings", "why",
     }
 )  # fmt: skip
 _PRINTED = "output"

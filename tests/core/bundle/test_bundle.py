@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,8 +168,9 @@ def test_one_command_installs_it_without_a_network(
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     program = tmp_path / ".venv" / "bin" / "mst"
     assert f"next       {program} train --model {bundle}/models/tiny-llama" in done.stdout
+    (activate,) = re.findall(r"^to use it  (\. \S+)", done.stdout, re.MULTILINE)
     version = subprocess.run(
-        [str(program), "--version"], capture_output=True, text=True, check=True
+        ["sh", "-c", f"{activate} && mst --version"], capture_output=True, text=True, check=True
     )
     assert version.stdout.startswith("mst 0.1.0")
     receipt = tmp_path / ".venv" / install.RECEIPT

@@ -15,6 +15,7 @@ import pexpect
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>78()][0AB]?")
 DOWN = "\x1b[B"
 ENTER = "\r"
+ESC = "\x1b"
 
 
 class Terminal:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.core.menu.scripted import scripted
-from tests.core.menu.terminal import ESCAPES, Terminal
+from tests.core.menu.terminal import ENTER, ESC, ESCAPES, Terminal
 
 from mst.errors import RunError
 from mst.menu.asking import plainly
@@ -236,6 +236,7 @@ def test_the_first_screen_fits_80_columns_and_24_rows(place: Path, language: str
     assert all(cells(each.rstrip()) <= 80 for each in lines)
     assert len(lines) <= 24
     assert "$ mst menu" in raw
+    assert ("中文" if language == "en" else "English") in raw
 
 
 def test_what_the_menu_runs_here_is_told_in_its_language(
@@ -250,6 +251,23 @@ def test_what_the_menu_runs_here_is_told_in_its_language(
     assert "不是训练：" in told
     assert "`mstrunslist目录`列出一个目录中的训练。" in told
     assert in_language(words_of("en"), ["doctor"]) == ["doctor"]
+
+
+def test_esc_in_a_line_goes_back_and_a_number_beyond_the_list_moves_nothing(place: Path) -> None:
+    menu = Terminal(place)
+    menu.sees("7. Leave the menu")
+    menu.press("9", ENTER)
+    menu.sees("Which model")
+    menu.press("2", ENTER)
+    menu.sees("nothing goes back):")
+    menu.press("/no-such", ESC)
+    menu.sees("Which model")
+    menu.press(ESC)
+    menu.sees("What would you like to do?")
+    menu.child.sendeof()
+
+    assert menu.ends() == 0
+    assert "no-such does not exist" not in menu.seen
 
 
 def test_a_work_that_vanishes_leads_to_an_error_and_not_to_an_end(place: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mst.background import Work
+from mst.errors import EXIT_INTERRUPTED
 from mst.menu.outcome import show_outcome
 from mst.menu.progress import progress_of, title_of
 from mst.menu.words import words_of
@@ -103,6 +105,39 @@ def test_a_work_is_told_by_what_it_does_with_which_run(tmp_path: Path) -> None:
     assert told == [
         "训练  a", "对比  b", "导出  gptq, c", "训练  options.yaml", "models pull ORG/NAME",
     ]  # fmt: skip
+
+
+def test_the_time_left_follows_the_newest_steps_and_not_what_came_before(tmp_path: Path) -> None:
+    work = work_of(tmp_path, "", 0, "train", "--output-dir", "runs/a")
+    run = tmp_path / "runs/a"
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text('{"total_steps": 100}')
+    os.utime(run / "plan.json", (0, 0))
+    # A first step of 60 s, then 3 of 2 s.
+    lines = [
+        {"step": step, "loss": 2.5, "learning_rate": 1e-4, "tokens": 600 * step,
+         "tokens_per_second": 10.0 if step == 1 else 300.0}
+        for step in (1, 2, 3, 4)
+    ]  # fmt: skip
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(json.dumps(lines[0]) + "\n")
+
+    assert "left" not in progress_of(words_of("en"), work, False).line
+
+    metrics.write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+    assert progress_of(words_of("en"), work, False).line.endswith("   about 3.2 minutes left")
+
+
+def test_a_work_that_was_stopped_has_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "Interrupted: stopped after step 9 of 75; everything is saved. Go on with: mst train"
+    work = work_of(tmp_path, told, EXIT_INTERRUPTED, "train", "--output-dir", "runs/a")
+    show_outcome(words_of("en"), work)
+
+    assert capsys.readouterr().out == "It was stopped.\n"
+    assert title_of(words_of("en"), work).startswith("stopped ")
 
 
 def test_before_its_first_step_a_run_shows_what_is_known_in_the_language(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_who_accepts_the_defaults_has_a_served_answer_after_twelve_keys(
     for question in ("home", "model", "data", "goal", "settings"):
         menu.sees(words(f"{question}.question"))
         menu.press(ENTER)
+    menu.sees(words("plan.making")[:20])
+    menu.child.send(ENTER)  # of somebody who grows impatient: it starts nothing
     menu.sees(words("plan.question"))
     menu.press("2", ENTER)  # a quick try
     menu.sees(words("outcome.done"))

@@ -151,8 +151,8 @@ def test_a_finished_run_says_what_next_and_its_figures_have_names_and_units(
     results = page.locator("table").filter(has_text="内存峰值").inner_text()
 
     assert page.get_by_text("接下来，在终端中").is_visible()
-    assert re.search(r"内存峰值\s+[\d.]+ GiB", results)
-    assert re.search(r"训练用时\s+[\d.]+ s", results)
+    assert re.search(r"内存峰值\s+[\d.]+\sGiB", results)
+    assert re.search(r"训练用时\s+[\d.]+\ss", results)
     assert "peak_memory_bytes" not in results
     assert page.get_by_text("mst export RUN").count() == 0
     assert page.get_by_text(f"mst export {ui.runs / 'first'}").count() == 1

@@ -49,8 +49,8 @@ def check_names(names: Names, exchange: Exchange) -> None:
     if not names.any_name and not _is_ours(names, host):
         raise Refusal(
             403,
-            "the Host of this request is no name of this server. Ask it as 127.0.0.1 or localhost,"
-            " or start it with --server-name NAME.",
+            "the Host of this request is no name of this server. Ask it as 127.0.0.1 or localhost;"
+            " `mst serve --server-name NAME` adds a name.",
             code="host_not_allowed",
         )
     origin = exchange.headers.get("origin")

@@ -18,7 +18,7 @@ function devices(found) {
   return [
     facts([[words.system, found.platform], [words.memory_free,
       `${gib(found.host.memory_free_bytes)} / ${gib(found.host.memory_total_bytes)}`]]),
-    table(words.devices, [words.device, words.product, words.state, words.memory_free,
+    table(words.device, [words.device, words.product, words.state, words.memory_free,
       words.temperature, words.power, words.throttled], rows),
     ...(health.length ? health : [make("p", {}, `✓ ${words.healthy}`)]),
     ...missing.map((each) => make("p", {}, `${each.name}: ${

@@ -44,8 +44,13 @@ export function percent(value) {
     .format(value);
 }
 
+// A number and its unit, which no line parts.
+function unit(text, name) {
+  return `${text}\u00a0${name}`;
+}
+
 export function gib(bytes) {
-  return bytes === null || bytes === undefined ? "–" : `${number(bytes / 2 ** 30, 3)} GiB`;
+  return bytes === null || bytes === undefined ? "–" : unit(number(bytes / 2 ** 30, 3), "GiB");
 }
 
 export function time(text) {
@@ -56,18 +61,10 @@ export function time(text) {
 
 export function minutes(seconds) {
   if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 90) return `${number(Math.round(seconds))} s`;
+  if (seconds < 90) return unit(number(Math.round(seconds)), "s");
   const parts = seconds < 5400 ? [seconds / 60, "min"] : [seconds / 3600, "h"];
-  return `${number(parts[0], 2)} ${parts[1]}`;
+  return unit(number(parts[0], 2), parts[1]);
 }
-
-// Figures that are shares of something.
-const SHARES = new Set([
-  "accuracy_restricted", "accuracy_free", "accuracy_baseline", "accuracy_before_restricted",
-  "accuracy_before_free", "accuracy_after_restricted", "accuracy_after_free", "label_accuracy",
-  "label_accuracy_free", "exact_match", "exact_match_folded", "json_valid", "json_equal",
-  "agreement", "label_share",
-]);
 
 // A figure's name in words; one that isn't known keeps its own.
 export function called(name) {
@@ -76,10 +73,10 @@ export function called(name) {
 
 // A figure with its unit.
 export function figure(name, value) {
-  if (SHARES.has(name)) return percent(value);
+  if (settings.shares.includes(name)) return percent(value);
   if (name.endsWith("_bytes")) return gib(value);
   if (!name.endsWith("_seconds") || value === null || value === undefined) return number(value);
-  return value < 90 ? `${number(value)} s` : minutes(value);
+  return value < 90 ? unit(number(value), "s") : minutes(value);
 }
 
 export function state(name) {
@@ -92,11 +89,18 @@ export function heading(level, text) {
   return make(`h${level}`, {}, text);
 }
 
+// A text whose long names and paths may be broken behind _ and /, and at no other letter.
+function breakable(text) {
+  return String(text).split(/(?<=[_/])(?=\w)/).flatMap((each, index) =>
+    (index ? [make("wbr"), each] : [each]));
+}
+
 // A table that scrolls by itself where it is too wide, and that the keyboard can scroll.
 export function table(caption, columns, rows) {
-  const head = make("tr", {}, ...columns.map((each) => make("th", { scope: "col" }, each)));
+  const head = make("tr", {}, ...columns.map((each) =>
+    make("th", { scope: "col" }, ...breakable(each))));
   const body = rows.map((cells) => make("tr", {}, ...cells.map((cell, place) =>
-    make(place ? "td" : "th", place ? {} : { scope: "row" }, cell ?? "–"))));
+    make(place ? "td" : "th", place ? {} : { scope: "row" }, ...breakable(cell ?? "–")))));
   return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": caption },
     make("table", {}, make("caption", {}, caption),
       make("thead", {}, head), make("tbody", {}, ...body)));

@@ -69,7 +69,7 @@ function evaluation(run) {
   }
   for (const report of run.reports ?? []) {
     const caption = `${report.file}, ${time(report.created)}, ${number(report.rows)} ${words.rows}`;
-    parts.push(table(caption, [words.figure, report.compared_with ?? words.before, report.model],
+    parts.push(table(caption, [words.figure, report.compared_with ?? words.before, report.judged],
       report.figures.map((each) => [called(each.name), figure(each.name, each.before),
         figure(each.name, each.value)])));
   }
@@ -161,8 +161,8 @@ export async function showRun(main, signal, id) {
   const damaged = make("p", { class: "warning", hidden: true });
   const rest = make("div");
   main.replaceChildren(title, status, problem, actions,
-    make("section", { "aria-label": words.curves }, make("div", { class: "charts" },
-      ...drawn.map((each) => each.element)), damaged), rest);
+    make("section", { "aria-label": words.curves }, make("p", { class: "means" }, words.loss_means),
+      make("div", { class: "charts" }, ...drawn.map((each) => each.element)), damaged), rest);
   drawn.forEach((each) => { each.element.hidden = true; });
 
   async function details() {

@@ -3,8 +3,8 @@
 import { get, post, repeat, said } from "./asking.js";
 import { folded, heading, make, settings, state, tell, time, words } from "./parts.js";
 
-// What most people set; all else is behind "more options".
-const FIRST = ["tuner", "num_train_epochs", "learning_rate", "lora_rank", "max_length", "max_steps",
+// What most people set, in this order; all else is behind "more options".
+const FIRST = ["num_train_epochs", "max_steps", "learning_rate", "lora_rank", "max_length", "tuner",
   "device"];
 
 function field(option) {
@@ -48,7 +48,7 @@ export async function showStart(main, signal) {
     return;
   }
   const found = await get("/api/choices", signal);
-  const first = found.options.filter((each) => FIRST.includes(each.name));
+  const first = FIRST.flatMap((name) => found.options.filter((each) => each.name === name));
   const rest = found.options.filter((each) => !FIRST.includes(each.name));
   const stamp = new Date().toISOString().slice(0, 16).replace(/[-:T]/g, "");
   const form = make("form", { class: "start", autocomplete: "off" },
