@@ -40,17 +40,32 @@ def test_ratios_are_medians_over_rounds_in_which_both_sides_ran() -> None:
 def test_more_rows_are_as_fast_by_arithmetic_and_longer_ones_slower_by_their_attention(
     tiny_model: Path,
 ) -> None:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, (rows, length, times) in train_throughput.MADE_UP.items():
         task = Task(None, "float32", rows, length, 2 + 5 * times, 1)
-        line = {"rows": name, "tokens_per_second": {"mst": 1000 / length}}
+        line: dict[str, Any] = {
+            "rows": name,
+            "threads": 1,
+            "tokens_per_second": {"mst": 1000 / length},
+        }
+        # Others were there while the long rows ran.
+        line["tokens_per_processor_second"] = {"mst": 1.0 if length == 128 else 0.95}
         lines.append(line | arithmetic(tiny_model, task))
     found = scaling(lines, ("mst",))["scaling"]
+    for line in lines:
+        line["threads"] = 2
+    by_the_clock = scaling(lines, ("mst",))["scaling"]
     first, _, longer = lines
 
     assert {each["tokens_a_step"] for each in lines} == {2048}
-    assert found["rows8"] == {"arithmetic": 1.0, "mst": 1.0}
-    assert found["length8"]["mst"] == 0.125
+    assert found["rows8"]["arithmetic"] == 1.0
+    assert found["rows8"]["mst"] == {
+        "measured": 1.0, "by": "tokens_per_processor_second", "over_arithmetic": 1.0,
+        "within_a_tenth": True,
+    }  # fmt: skip
+    assert found["length8"]["mst"]["measured"] == 0.95
+    assert by_the_clock["length8"]["mst"]["measured"] == 0.125
+    assert not by_the_clock["length8"]["mst"]["within_a_tenth"]
     assert longer["attention_flop"] == 8 * first["attention_flop"]
     whole = (each["products_flop"] + each["attention_flop"] for each in (first, longer))
     assert found["length8"]["arithmetic"] == pytest.approx(next(whole) / next(whole), abs=1e-3)
@@ -93,3 +108,5 @@ def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.Mon
     assert given("--ms-swift", "a", "--unsloth", "b").sides[-2:] == ["ms-swift", "unsloth"]
     with pytest.raises(SystemExit):
         given("--sides", "mst", "llamafactory")
+    with pytest.raises(SystemExit):
+        given("--profile", "trace.json", "--sides", "trl")
