@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from benchmarks import train_throughput
-from benchmarks.train_task import Task, prepared_rows, rows_of_steps
+from benchmarks.step_profile import by_kind, table
+from benchmarks.train_task import RANK, Task, prepared_rows, rows_of_steps
 from benchmarks.train_throughput import arithmetic, parsed, quiet_or_leave, scaling, summed_up
 
 
@@ -95,6 +96,34 @@ def test_a_busy_machine_is_refused_unless_its_lines_may_be_marked(
     assert quiet_or_leave(allowed=True) == 0.5
     with pytest.raises(SystemExit, match=r"others use 50% of this machine's cores .*--busy-ok"):
         quiet_or_leave(allowed=False)
+
+
+def test_a_profile_tells_kinds_of_work_apart() -> None:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from mst.training.block_attention import block_attention
+
+    hidden, weight, adapter, head = (torch.randn(64, width) for width in (64, 96, RANK, 512))
+    query = torch.randn(1, 64, 2, 32).transpose(1, 2).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as kept:
+        (hidden @ weight).mul_(2).bfloat16()
+        hidden @ adapter
+        torch.log_softmax(hidden @ head, -1)
+        block_attention(query, query, query, None, 0.2).sum().backward()
+    events = [each for each in kept.events() if each.self_cpu_time_total]
+    found = by_kind(events, 512)
+
+    assert {
+        "attention", "loss: output head, softmax", "adapters' products", "frozen weights' products",
+        "casts and copies", "all else, element by element",
+    } == set(found)  # fmt: skip
+    # Its own products are attention's, forward and back.
+    assert found["attention"] > sum(
+        each.self_cpu_time_total for each in events if each.name == "aten::bmm"
+    )
+    assert found.total() == pytest.approx(sum(each.self_cpu_time_total for each in events))
+    assert table(events, 512, 1).splitlines()[2].startswith("| ")
 
 
 def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
