@@ -2,15 +2,17 @@
 
 `python benchmarks/time_forecast.py [--steps 5] [--only TEXT]` prints one JSON line a case, then
 one for the peaks and one that sums up. Each case trains with the project's loop in a process of
-its own, on one thread. The CPU's efficiencies in `mst.time_forecast` were fitted to the cases
-marked "fit"; what counts is the other half. `--again FILE` takes what such a run measured and
-forecasts it with the table as it is now.
+its own, on one thread, whose processor time is measured: others beside it make it no longer but for
+the memory that they share. The CPU's efficiencies in `mst.time_forecast` were fitted to the cases
+marked "fit", those of attention in blocks to none of them; what counts is the other half. `--again
+FILE` takes what such a run measured and forecasts it with the table as it is now.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import os
@@ -18,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +60,7 @@ class Case:
     checkpointing: bool = False
     accumulation: int = 1
     quantization: str = "none"
+    blocks: bool = True
 
     @property
     def name(self) -> str:
@@ -91,7 +95,14 @@ def cases() -> list[Case]:
     for model in ("smollm2-135m", "llama-55m"):
         for micro_batch, length in ((1, 512), (4, 64)):
             found.append(Case(model, "qlora", "bfloat16", micro_batch, length, quantization="nf4"))
-    return found
+    return found + long_and_short()
+
+
+def long_and_short() -> list[Case]:
+    """Return cases of as many tokens in short rows and in long ones; nothing is fitted to them."""
+    shapes = [("bfloat16", 16, 128), ("bfloat16", 2, 1024), ("bfloat16", 1, 2048),
+              ("float32", 16, 128), ("float32", 2, 1024)]  # fmt: skip
+    return [Case("smollm2-135m", "lora", *shape) for shape in shapes]
 
 
 def model_directory(name: str) -> Path:
@@ -136,6 +147,7 @@ def configuration(case: Case) -> Configuration:
         checkpointing=case.checkpointing,
         micro_batch=case.micro_batch,
         accumulation=case.accumulation,
+        block_attention=case.blocks,
     )
 
 
@@ -150,7 +162,7 @@ def forecast(case: Case, model: ModelFacts) -> TimeForecast:
 
 
 def measured_seconds(case: Case, steps: int) -> list[float]:
-    """Return the seconds of each step after the warm-up, trained with the project's loop."""
+    """Return processor seconds of each step after the warm-up, trained with the project's loop."""
     import random
 
     import torch
@@ -160,6 +172,7 @@ def measured_seconds(case: Case, steps: int) -> list[float]:
     from mst.model.facts import read_facts
     from mst.planner import plan
     from mst.training.adapters import enable_checkpointing, load_model, lora_config, prepare_model
+    from mst.training.block_attention import use_block_attention
     from mst.training.checkpoint import TrainState
     from mst.training.loop import run
     from mst.training.session import make_session
@@ -186,6 +199,8 @@ def measured_seconds(case: Case, steps: int) -> list[float]:
     able = Capabilities("cpu", "gloo", quantization=("none", "nf4"), attention=("sdpa",))
     made = plan("cpu", (device,), (able,), {}, facts,
                 data, request)  # fmt: skip
+    if case.blocks:
+        use_block_attention()
     cpu = torch.device("cpu")
     model = load_model(
         directory, made.weights_dtype, made.attention, cpu, made.quantization, made.compute_dtype
@@ -200,19 +215,20 @@ def measured_seconds(case: Case, steps: int) -> list[float]:
             checkpoints=Path(checkpoints), reporter=clock, stop_asked=lambda: False,
         )  # fmt: skip
         run(session, TrainState())
-    return [rows * length / rate for rate in clock.rates[WARM_UP:]]
+    ends = clock.ends[WARM_UP - 1 :]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 class Clock:
-    """Collects the tokens a second that the loop reports of each step."""
+    """Notes this process's time at the end of each step."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self.rates: list[float] = []
+        self.ends: list[float] = []
 
     def step(self, metrics: Any) -> None:
-        """Note the rate."""
-        self.rates.append(metrics.tokens_per_second)
+        """Note the time."""
+        self.ends.append(time.process_time())
 
     def evaluation(self, metrics: Any) -> None:
         """Nothing is held out."""
@@ -239,8 +255,9 @@ def measure(number: int, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", str(number), "--steps", str(steps)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     seconds = json.loads(done.stdout.splitlines()[-1])
+    fitted = number % 4 in (0, 3) and case.tuner != "qlora" and case not in long_and_short()
     return {
-        "half": "fit" if number % 4 in (0, 3) and case.tuner != "qlora" else "held out",
+        "half": "fit" if fitted else "held out",
         "measured_seconds": round(statistics.median(seconds), 4),
         "spread": round(max(seconds) / min(seconds), 3),
         "load_before": round(load, 2),
@@ -271,7 +288,12 @@ def again(file: Path) -> None:
     """Print a recorded run's lines with the forecasts of the table as it is now."""
     recorded = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
     known = {case.name: case for case in cases()}
-    found = [line(known[one["case"]], one) for one in recorded if one["case"] in known]
+    # Lines that don't say so are older than attention in blocks.
+    found = [
+        line(replace(known[one["case"]], blocks=one.get("blocks", False)), one)
+        for one in recorded
+        if one["case"] in known
+    ]
     others = [one for one in recorded if one["case"] == "peaks"]
     for each in [*others, *found, summary(found)]:
         print(json.dumps(each), flush=True)

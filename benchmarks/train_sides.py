@@ -6,7 +6,6 @@ notes when each optimizer step ended, its loss, and the tokens that it had.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.step_profile import ProfiledClock, profiled, table
 from benchmarks.train_task import (
     MAX_LENGTH,
     RANK,
@@ -88,9 +88,9 @@ def run_mst(
     made: Plan,
     request: TrainRequest,
     task: Task,
-    profiled: Any = None,
+    clock: Clock | None = None,
 ) -> Clock:
-    """Train with our loop, as a worker sets it up."""
+    """Train with our loop, as a worker sets it up; return `clock`, or one of its own."""
     import torch
 
     from mst.training.batches import layout_of
@@ -112,7 +112,7 @@ def run_mst(
     shares = made.prefix_sharing and not sharing_obstacle(
         model, prepared.tokenizer.vocab_size, cpu, dtype, made.max_length
     )
-    clock = Clock()
+    clock = clock or Clock()
     began = time.perf_counter()
     if made.compiled:
         layout = layout_of(packing, made.attention, compiled=True)
@@ -132,8 +132,7 @@ def run_mst(
             pad_token_id=prepared.tokenizer.pad_token_id, checkpoints=Path(checkpoints),
             reporter=clock, stop_asked=lambda: False, compiled=made.compiled, shares=shares,
         )  # fmt: skip
-        with profiled or contextlib.nullcontext():
-            run(session, TrainState())
+        run(session, TrainState())
     return clock
 
 
@@ -216,11 +215,14 @@ def run_side(side: str, model_dir: Path, task: Task, python: str, trace: str) ->
         clock = run_mst(prepared, model_dir, made, request, task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = clock.ends[task.steps - 1] - clock.ends[WARM_UP - 1]
+    own = clock.processor_ends
+    processor_seconds = own[task.steps - 1] - own[WARM_UP - 1] if own else None
     tokens, labels = (sum(each[WARM_UP : task.steps]) for each in (clock.tokens, clock.labels))
     rate = product_rate(task.dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "answer_tokens_per_second": labels / seconds,
+        "tokens_per_processor_second": processor_seconds and tokens / processor_seconds,
         "step_seconds": seconds / (task.steps - WARM_UP),
         "mfu": operations(model_dir, tokens, labels) / seconds / rate,
         "product_tflops": rate / 1e12,
@@ -245,14 +247,12 @@ def operations(model_dir: Path, tokens: float, labels: float) -> float:
 def profile(
     prepared: Prepared, model_dir: Path, made: Plan, request: TrainRequest, task: Task, trace: str
 ) -> None:
-    """Run the steps under torch's profiler; print its table and write its trace."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    kept = profiler(activities=[ProfilerActivity.CPU])
-    run_mst(prepared, model_dir, made, request, task, kept)
+    """Run the steps under torch's profiler; print where their time goes and write its trace."""
+    steps = task.steps - WARM_UP
+    with profiled(Path(trace), steps) as kept:
+        run_mst(prepared, model_dir, made, request, task, ProfiledClock(kept))
+    print(table(kept.events(), read_facts(model_dir).vocab_size, steps), end="\n\n")
     print(kept.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    kept.export_chrome_trace(trace)
 
 
 def measure(
@@ -280,4 +280,5 @@ def measure(
 
 if __name__ == "__main__":
     _side, _model, _task, _python, _trace = json.loads(sys.argv[1])
-    print(json.dumps(run_side(_side, Path(_model), Task(**_task), _python, _trace)), flush=True)
+    if _found := run_side(_side, Path(_model), Task(**_task), _python, _trace):
+        print(json.dumps(_found), flush=True)

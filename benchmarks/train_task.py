@@ -51,14 +51,16 @@ class Clock:
         """Begin with nothing."""
         self.losses: list[float] = []
         self.ends: list[float] = []
+        self.processor_ends: list[float] = []
         self.tokens: list[int] = []
         self.labels: list[int] = []
         self.compile_seconds = 0.0
 
     def step(self, metrics: Any) -> None:
-        """Note the loss and the time."""
+        """Note the loss, the time, and this process's own on all its threads."""
         self.losses.append(metrics.loss)
         self.ends.append(time.perf_counter())
+        self.processor_ends.append(time.process_time())
 
     def evaluation(self, metrics: Any) -> None:
         """Nothing is held out."""

@@ -11,15 +11,18 @@ NF4 weights where sides are, give the losses that bfloat16's are held against.
 
 The model is SmolLM2-135M for llama; for others random weights of about its size. MFU is the model's
 products over what one product of 2,048 squared reached in the same process. `--profile FILE` runs
-mst once under torch's profiler instead, prints its table and writes a trace for a browser. A busy
-machine is refused; `--busy-ok` marks the lines instead.
+the first of `--sides` once under torch's profiler instead, which must be of mst, prints where the
+time of the steps after the warm-up goes, and writes a trace for a browser. A busy machine is
+refused; `--busy-ok` marks the lines instead.
 
 `--cases even rows8 length8` are made-up rows of one length, 2,048 tokens a step in each case, so
 that what a step costs whatever its size weighs the same. `rows8` is a set of eight times the rows:
 as many steps of the same micro-batch, which arithmetic gives the same tokens a second. `length8`
 has rows eight times as long, an eighth of them a step: arithmetic gives tokens a second in inverse
 proportion to a token's operations, of which attention's grow with the length. The last line has
-both beside what was measured. These cases have no float32 run: random tokens teach nothing.
+both beside what was measured, and whether the two are within a tenth: by the clock, on one thread
+by processor time, which counts on a busy machine too. These cases have no float32 run: random
+tokens teach nothing.
 """
 
 from __future__ import annotations
@@ -134,7 +137,7 @@ def case(kind: str, name: str, sides: Sequence[str], args: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as place:
         directory = model_directory(kind, Path(place))
         if args.profile:
-            measure("mst", directory, task, trace=args.profile)
+            measure(sides[0], directory, task, trace=args.profile)
             raise SystemExit(0)
         names = {"reference-nf4" if "nf4" in side else "reference" for side in sides}
         if length:
@@ -190,6 +193,12 @@ def summed_up(
             side: round(float(statistics.median(one[side][name] for one in rounds)), 4)
             for side in sides
         }
+    own = "tokens_per_processor_second"  # of mst alone
+    line[own] = {
+        side: round(float(statistics.median(one[side][own] for one in rounds)), 4)
+        for side in sides
+        if rounds[0][side].get(own)
+    }
     for side in sides[1:]:
         # Packed rows are others in each step, and more of them; answers are what both learn.
         speed = "answer_tokens_per_second" if side in PACKED else "tokens_per_second"
@@ -209,8 +218,8 @@ def summed_up(
 def arithmetic(directory: Path, task: Task) -> dict[str, Any]:
     """Return a step's operations in made-up rows, in products and in attention.
 
-    A causal kernel computes half the square of a row, forward once and 2.5 times back (Dao 2023,
-    "FlashAttention-2", section 2.3); where rows share lines mst computes all of a line's square.
+    Attention needs half the square of a row, forward once and 2.5 times back (Dao 2023,
+    "FlashAttention-2", section 2.3).
     """
     length = task.length or 0
     tokens = task.batch * length
@@ -232,14 +241,23 @@ def scaling(lines: Sequence[dict[str, Any]], sides: Sequence[str]) -> dict[str, 
     def operations_a_token(line: dict[str, Any]) -> float:
         return float(line["products_flop"] + line["attention_flop"]) / float(line["tokens_a_step"])
 
-    def measured(line: dict[str, Any], side: str) -> float:
-        return float(line["tokens_per_second"][side] / first["tokens_per_second"][side])
+    def compared(line: dict[str, Any], side: str) -> dict[str, Any]:
+        own = "tokens_per_processor_second"
+        rate = own if line["threads"] == 1 and side in line[own] else "tokens_per_second"
+        measured = float(line[rate][side] / first[rate][side])
+        expected = operations_a_token(first) / operations_a_token(line)
+        return {
+            "measured": round(measured, 3),
+            "by": rate,
+            "over_arithmetic": round(measured / expected, 3),
+            "within_a_tenth": abs(measured / expected - 1) <= 0.1,
+        }
 
     return {
         "scaling": {
             line["rows"]: {
                 "arithmetic": round(operations_a_token(first) / operations_a_token(line), 3),
-                **{side: round(measured(line, side), 3) for side in sides},
+                **{side: compared(line, side) for side in sides},
             }
             for line in lines[1:]
         }
@@ -269,6 +287,8 @@ def parsed() -> argparse.Namespace:
     for side in args.sides:
         if interpreter(side, args) == "None":
             parser.error(f"--sides {side} needs --{tool(side)} PYTHON, of its environment")
+    if args.profile and not args.sides[0].startswith("mst"):
+        parser.error(f"--profile runs the first of --sides, of mst; {args.sides[0]} is none")
     return args
 
 

@@ -308,7 +308,11 @@ def _forecast(space: Space, made: Configuration, heaps: tuple[str, ...] = ()) ->
     mean = mean_length(space.data)
     labels = mean_label_tokens(space.data)
     computed = mean * (1 - space.spared(made.micro_batch, global_batch) if shares else 1)
-    time = space.timer(made, computed * items, labels * items, mean / made.sequences)
+    seen = mean / made.sequences
+    if made.block_attention and space.data.packed_rows:
+        # Queries meet keys of their own rows, of which `--packing` puts several in a block.
+        seen *= len(space.data.lengths) / space.data.packed_rows
+    time = space.timer(made, computed * items, labels * items, seen)
     if time is not None:
         steps = total_steps(space.request, epoch_items(space.data), global_batch)
         time = over_steps(time, steps)

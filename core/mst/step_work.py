@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mst.configuration import ZERO_STAGES, Configuration, recomputed_layers
 from mst.model.facts import ModelFacts, lora_targets
 from mst.quantities import FLOAT_BYTES
+from mst.training.attention_blocks import keys_met
 from mst.training.batches import TOKENS_MULTIPLE
 
 # Kernels that a decoder layer of transformers starts in a forward pass (norms, rotations,
@@ -156,7 +157,8 @@ def step_work(
         made: how it is trained.
         tokens: of the step on all devices, padding included.
         label_tokens: of these, how many carry loss.
-        mean_row_tokens: length of an average sequence that is read.
+        mean_row_tokens: length of an average sequence that is read. Of those that `--packing` has
+            put end to end, where attention is computed in blocks; else of what they make up.
         elementwise_passes: how often a layer's inputs and outputs move through memory in a
             forward pass, beside the products themselves.
 
@@ -211,7 +213,9 @@ def _attention_flop(
     work: ModelWork, made: Configuration, tokens: float, mean_row_tokens: float
 ) -> float:
     span = _span(made, mean_row_tokens)
-    if made.micro_batch * made.sequences == 1 and made.attention != "eager":
+    if made.block_attention:
+        span = keys_met(mean_row_tokens, span)
+    elif made.micro_batch * made.sequences == 1 and made.attention != "eager":
         span /= 2  # causal kernels leave out the half that is masked
     passes = 1 + _again(work, made) + ATTENTION_BACKWARD + made.extra_passes
     return 4 * passes * span * work.attention * tokens

@@ -24,7 +24,8 @@ class Efficiency:
 
     Attributes:
         products: of the peak, in matrix products.
-        attention: of the peak, in attention.
+        attention: of the peak, in attention by torch's kernels.
+        block_attention: of the peak, in attention in blocks; None where there is none.
         elementwise_passes: see `step_work`.
         bandwidth: of the memory's, in everything that is no product.
         unpacking: of the memory's, where quantized weights are unpacked.
@@ -36,6 +37,7 @@ class Efficiency:
 
     products: float
     attention: float
+    block_attention: float | None
     elementwise_passes: float
     bandwidth: float
     unpacking: float
@@ -63,6 +65,7 @@ class Link:
 ACCELERATOR = Efficiency(
     products=0.65,
     attention=0.65,
+    block_attention=None,
     elementwise_passes=6.0,
     bandwidth=0.75,
     unpacking=0.25,
@@ -71,9 +74,12 @@ ACCELERATOR = Efficiency(
     uncertainty=1.5,
     source="Qwen README, profiling on A100-SXM4-80GB",
 )
+# Attention in blocks reached 0.26 to 0.52 of the rate of one product of 2,048 squared in bfloat16;
+# in float32 that of torch's own kernel for one row, 0.39 to 0.62 (a Zen 4, docs/time.md).
 CPU = Efficiency(
     products=0.48,
     attention=0.15,
+    block_attention=0.30,
     elementwise_passes=9.0,
     bandwidth=0.8,
     unpacking=0.25,
@@ -86,13 +92,15 @@ CPU_FLOAT32 = replace(
     CPU,
     products=0.40,
     attention=0.26,
+    block_attention=0.26,
     source="benchmarks/time_forecast.py, float32 on an AMD EPYC (Zen 5)",
 )
 # Where a product reached 1,428 GFLOPS, a fifth of the declared peak of its two cores, the rest is
-# taken to be as on other CPUs.
+# taken to be as on other CPUs; attention in blocks, which is products, in proportion to them.
 AMX = replace(
     CPU,
     products=0.10,
+    block_attention=0.06,
     uncertainty=2.5,
     source="one product measured on two AMX cores; the rest as on an AMD EPYC (Zen 5)",
 )
@@ -193,6 +201,8 @@ def step_timer(
         # Ranks on a CPU share its cores.
         sharers = made.world_size // nnodes if device.backend == "cpu" else 1
         row = efficiency(device, made.compute_dtype)
+        if made.block_attention and row.block_attention is not None:
+            row = replace(row, attention=row.block_attention)
         asked = step_work(work, made, tokens, label_tokens, mean_row_tokens, row.elementwise_passes)
         return _forecast(asked, row, device, peak, sharers, reach)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from benchmarks import train_throughput
-from benchmarks.train_task import Task, prepared_rows, rows_of_steps
+from benchmarks.step_profile import by_kind, table
+from benchmarks.train_task import RANK, Task, prepared_rows, rows_of_steps
 from benchmarks.train_throughput import arithmetic, parsed, quiet_or_leave, scaling, summed_up
 
 
@@ -40,17 +41,32 @@ def test_ratios_are_medians_over_rounds_in_which_both_sides_ran() -> None:
 def test_more_rows_are_as_fast_by_arithmetic_and_longer_ones_slower_by_their_attention(
     tiny_model: Path,
 ) -> None:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, (rows, length, times) in train_throughput.MADE_UP.items():
         task = Task(None, "float32", rows, length, 2 + 5 * times, 1)
-        line = {"rows": name, "tokens_per_second": {"mst": 1000 / length}}
+        line: dict[str, Any] = {
+            "rows": name,
+            "threads": 1,
+            "tokens_per_second": {"mst": 1000 / length},
+        }
+        # Others were there while the long rows ran.
+        line["tokens_per_processor_second"] = {"mst": 1.0 if length == 128 else 0.95}
         lines.append(line | arithmetic(tiny_model, task))
     found = scaling(lines, ("mst",))["scaling"]
+    for line in lines:
+        line["threads"] = 2
+    by_the_clock = scaling(lines, ("mst",))["scaling"]
     first, _, longer = lines
 
     assert {each["tokens_a_step"] for each in lines} == {2048}
-    assert found["rows8"] == {"arithmetic": 1.0, "mst": 1.0}
-    assert found["length8"]["mst"] == 0.125
+    assert found["rows8"]["arithmetic"] == 1.0
+    assert found["rows8"]["mst"] == {
+        "measured": 1.0, "by": "tokens_per_processor_second", "over_arithmetic": 1.0,
+        "within_a_tenth": True,
+    }  # fmt: skip
+    assert found["length8"]["mst"]["measured"] == 0.95
+    assert by_the_clock["length8"]["mst"]["measured"] == 0.125
+    assert not by_the_clock["length8"]["mst"]["within_a_tenth"]
     assert longer["attention_flop"] == 8 * first["attention_flop"]
     whole = (each["products_flop"] + each["attention_flop"] for each in (first, longer))
     assert found["length8"]["arithmetic"] == pytest.approx(next(whole) / next(whole), abs=1e-3)
@@ -82,6 +98,34 @@ def test_a_busy_machine_is_refused_unless_its_lines_may_be_marked(
         quiet_or_leave(allowed=False)
 
 
+def test_a_profile_tells_kinds_of_work_apart() -> None:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from mst.training.block_attention import block_attention
+
+    hidden, weight, adapter, head = (torch.randn(64, width) for width in (64, 96, RANK, 512))
+    query = torch.randn(1, 64, 2, 32).transpose(1, 2).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as kept:
+        (hidden @ weight).mul_(2).bfloat16()
+        hidden @ adapter
+        torch.log_softmax(hidden @ head, -1)
+        block_attention(query, query, query, None, 0.2).sum().backward()
+    events = [each for each in kept.events() if each.self_cpu_time_total]
+    found = by_kind(events, 512)
+
+    assert {
+        "attention", "loss: output head, softmax", "adapters' products", "frozen weights' products",
+        "casts and copies", "all else, element by element",
+    } == set(found)  # fmt: skip
+    # Its own products are attention's, forward and back.
+    assert found["attention"] > sum(
+        each.self_cpu_time_total for each in events if each.name == "aten::bmm"
+    )
+    assert found.total() == pytest.approx(sum(each.self_cpu_time_total for each in events))
+    assert table(events, 512, 1).splitlines()[2].startswith("| ")
+
+
 def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def given(*words: str) -> argparse.Namespace:
         monkeypatch.setattr("sys.argv", ["train_throughput", *words])
@@ -93,3 +137,5 @@ def test_peers_run_only_where_their_interpreter_is_named(monkeypatch: pytest.Mon
     assert given("--ms-swift", "a", "--unsloth", "b").sides[-2:] == ["ms-swift", "unsloth"]
     with pytest.raises(SystemExit):
         given("--sides", "mst", "llamafactory")
+    with pytest.raises(SystemExit):
+        given("--profile", "trace.json", "--sides", "trl")

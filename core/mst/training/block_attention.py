@@ -18,12 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mst.training.attention_blocks import blocks_of
 from mst.training.batches import rounded
 
-# Queries of a block, and of long lines, whose blocks see many keys of others' too.
-BLOCK = 64
-LONG_BLOCK, LONG = 128, 2048
-QUERIES_MULTIPLE = 16
 # How many scores are computed at a time, of blocks whose numbers of keys are filled up to a
 # multiple, and by so much to the most that one of them has, with keys that none of it sees.
 SCORES = 2**20
@@ -101,7 +98,7 @@ def _laid_out(sight: _Sight) -> Iterator[_Blocks]:
     mask = sight.mask
     if mask is None:
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    size, count = _cut(length)
+    size, count = blocks_of(length)
     seen = functional.pad(mask[:, 0], (0, 0, 0, count * size - length)).expand(lines, -1, -1)
     seen = seen.view(lines, count, size, length).transpose(0, 1)
     anywhere = seen.any(2).flatten(0, 1)
@@ -124,12 +121,6 @@ def _laid_out(sight: _Sight) -> Iterator[_Blocks]:
             flat.argsort(stable=True),
             counts.cumsum(0) - counts,
         )
-
-
-def _cut(length: int) -> tuple[int, int]:
-    """Return the queries of a block, and how many blocks a line of this length has."""
-    count = -(-length // (BLOCK if length < LONG else LONG_BLOCK))
-    return rounded(-(-length // count), QUERIES_MULTIPLE), count
 
 
 def _groups(counts: list[int], queries: int, length: int) -> Iterator[tuple[slice, int]]:
@@ -159,7 +150,7 @@ def _by_block(tensor: Tensor, shared: int) -> Tensor:
     The last block is filled up with zeros. A group is the heads that share a key. Contiguous.
     """
     lines, heads, length, width = tensor.shape
-    size, count = _cut(length)
+    size, count = blocks_of(length)
     if extra := size * count - length:
         tensor = functional.pad(tensor, (0, 0, 0, extra))
     cut = tensor.reshape(lines, shared, -1, count, size, width)
@@ -170,7 +161,7 @@ def _by_block(tensor: Tensor, shared: int) -> Tensor:
 def _by_line(blocks: Tensor, lines: int, length: int) -> Tensor:
     """Return what `_by_block` has cut as (lines, length, heads, width), contiguous."""
     _, shared, rows, width = blocks.shape
-    size, count = _cut(length)
+    size, count = blocks_of(length)
     cut = blocks.view(count, lines, shared, size, rows // size, width)
     whole = cut.permute(1, 0, 3, 2, 4, 5).reshape(lines, count * size, -1, width)
     return whole[:, :length].contiguous()

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 # What compiled code depends on beside what torch's own caches look at: these see an operator's name
 # alone, and code that was compiled for an operator's old strides refuses tensors in new ones.
 _VERSIONED = ("torch", "transformers", "peft")
-_OPERATORS = Path(__file__).with_name("block_attention.py")
+_OPERATORS = tuple(
+    Path(__file__).with_name(f"{name}.py") for name in ("block_attention", "quantized_products")
+)
 # Sizes of the tensors that layers are compiled for. No two are alike, lest torch take them for one.
 _LINES, _WIDTH = 3, 80
 
@@ -45,7 +47,7 @@ def kernel_cache(root: Path) -> Path:
         MstError: somebody else may write there.
     """
     versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in _VERSIONED)
-    key = hashlib.sha256(versions.encode() + _OPERATORS.read_bytes())
+    key = hashlib.sha256(b"".join([versions.encode(), *(each.read_bytes() for each in _OPERATORS)]))
     place = root / "compiled" / key.hexdigest()[:16]
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for each in (place, place.parent):

@@ -12,33 +12,52 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 
 def fuse_adapters(model: torch.nn.Module) -> None:
     """Have a model's LoRA layers add their products before rounding, under autocast.
 
-    It is what PEFT computes but for rounding. Layers on quantized weights, with DoRA, and all that
-    are no linear layers stay PEFT's own, and so do passes with the adapter switched off or merged.
+    It is what PEFT computes but for rounding. Layers with DoRA, on quantized weights of other
+    devices than a CPU, and all that are no linear layers stay PEFT's own, and so do passes with the
+    adapter switched off or merged.
 
     Args:
         model: of PEFT, or one without adapters, which stays as it is.
     """
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.layer import LoraLayer
     from torch import nn
+
+    from mst.training.quantized_products import adding_product
 
     for layer in model.modules():
         if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
-            layer.__class__ = _fused_linear()
+            layer.__class__ = _fused(Linear, _add_product)
+        elif isinstance(layer, LoraLayer) and (adding := adding_product(layer.base_layer)):
+            layer.__class__ = _fused(type(layer), adding)
+
+
+def _add_product(layer: Any, update: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), layer.weight.t())
+    return product.view(update.shape)
 
 
 @functools.cache
-def _fused_linear() -> type[Any]:
-    """Return a subclass of PEFT's layer; a subclass, so that a copied model's use its weights."""
-    import torch
-    from peft.tuners.lora import Linear
+def _fused(kind: type[Any], add: Callable[[Any, torch.Tensor, torch.Tensor], Any]) -> type[Any]:
+    """Return a subclass of PEFT's layer; a subclass, so that a copied model's use its weights.
 
-    class Fused(Linear):
+    Args:
+        kind: PEFT's layer.
+        add: its frozen weight's product to an update.
+    """
+    import torch
+
+    class Fused(kind):  # type: ignore[misc]
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             active = self.active_adapters
             if (
@@ -48,18 +67,17 @@ def _fused_linear() -> type[Any]:
                 or len(active) != 1 or active[0] not in self.lora_A
                 or active[0] in self.lora_variant
             ):  # fmt: skip
-                found: torch.Tensor = Linear.forward(self, x, *args, **kwargs)
+                found: torch.Tensor = kind.forward(self, x, *args, **kwargs)
                 return found
             (name,) = active
             down, up = self.lora_A[name], self.lora_B[name]
             update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
             base = self.base_layer
-            if base.bias is not None:
-                update = update + base.bias
-            product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), base.weight.t())
-            return product.view(update.shape)
+            summed: torch.Tensor = add(base, update, x)
+            # Added to the update, a bias would round it away too.
+            return summed if base.bias is None else summed + base.bias.to(summed.dtype)
 
     # What prints or names a layer's kind goes on with PEFT's name.
-    Fused.__name__, Fused.__qualname__ = Linear.__name__, Linear.__qualname__
-    Fused.__module__ = Linear.__module__
+    Fused.__name__, Fused.__qualname__ = kind.__name__, kind.__qualname__
+    Fused.__module__ = kind.__module__
     return Fused

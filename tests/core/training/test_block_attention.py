@@ -21,7 +21,8 @@ from mst.plan import Plan
 from mst.request import TrainRequest
 from mst.resume import resumed_request
 from mst.training.adapters import enable_checkpointing, lora_config, prepare_model
-from mst.training.block_attention import BLOCK, block_attention, use_block_attention
+from mst.training.attention_blocks import BLOCK, keys_met
+from mst.training.block_attention import block_attention, use_block_attention
 from mst.training.loss import compute_in
 from mst.training.output_head import HeadForm
 from mst.training.scoring import lay_out, scored
@@ -95,6 +96,16 @@ def test_results_and_gradients_are_torchs_own(
     right = torch.autograd.grad(plain, inputs, slopes)
     for one, other in zip(right, torch.autograd.grad(found, inputs, slopes), strict=True):
         torch.testing.assert_close(other, one, atol=1e-5 * float(one.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(("row", "count"), [(35, 11), (128, 3), (70, 1), (300, 2)])
+def test_plans_know_how_many_keys_blocks_meet(row: int, count: int) -> None:
+    length = row * count
+    mask = packed(*[row] * count)
+    blocks = [mask[start : start + BLOCK] for start in range(0, length, BLOCK)]
+    met = sum(len(each) * int(each.any(0).sum()) for each in blocks) / length
+
+    assert keys_met(row, length) == pytest.approx(met)
 
 
 def test_many_lines_are_computed_some_at_a_time() -> None:

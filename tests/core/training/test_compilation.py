@@ -244,7 +244,7 @@ def test_kernels_are_kept_where_nobody_else_may_write(
     changed = tmp_path / "operators.py"
     changed.write_text("# operators of another version of mst")
     with monkeypatch.context() as patch:
-        patch.setattr("mst.training.compilation._OPERATORS", changed)
+        patch.setattr("mst.training.compilation._OPERATORS", (changed,))
         assert kernel_cache(tmp_path) != found
     found.chmod(0o777)
     with pytest.raises(
