@@ -16,6 +16,9 @@ from mst.tuned import TunedModel, fingerprint_of, of_run
 
 # Of a model whose files don't say how much it reads, such as Mamba.
 UNNAMED_CONTEXT = 32_768
+# Answers at once. A CPU of few cores gains little from more, and each takes memory of its own.
+_MOST_AT_ONCE = 32
+_AT_ONCE_A_CORE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class EngineJob(ModelJob):
 
     context: int
     adapters: Mapping[str, TunedModel] = field(default_factory=dict)
-    batch: int = 32
+    batch: int = _MOST_AT_ONCE
     queue: int = 256
     prefill_tokens: int = 256
     prefix_bytes: int | None = None
@@ -72,7 +75,28 @@ def prepare_engine(
     model = _as_trained(job.model, others)
     lacking = _lacks_kernels(model, device, machine)
     job = replace(job, model=model, dequantized=job.dequantized or lacking)
-    return EngineJob(**vars(job), context=context or UNNAMED_CONTEXT, adapters=others)
+    return EngineJob(
+        **vars(job),
+        context=context or UNNAMED_CONTEXT,
+        adapters=others,
+        batch=default_batch(job),
+    )
+
+
+def default_batch(job: ModelJob) -> int:
+    """Return how many answers are computed at once where nobody has said it."""
+    if job.torch_device != "cpu":
+        return _MOST_AT_ONCE
+    return min(_MOST_AT_ONCE, _AT_ONCE_A_CORE * job.threads)
+
+
+def why_default_batch(job: ModelJob) -> str:
+    """Return the reason of `default_batch`, for people."""
+    if job.torch_device != "cpu":
+        return "the most by default"
+    cores = "1 core" if job.threads == 1 else f"{job.threads} cores"
+    least = f", at most {_MOST_AT_ONCE}" if _AT_ONCE_A_CORE * job.threads > _MOST_AT_ONCE else ""
+    return f"{_AT_ONCE_A_CORE} a core, of {cores}{least}"
 
 
 def _adapter(name: str, path: str, base: TunedModel, keys: KeyRing) -> TunedModel:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # What is kept for later prompts takes no more beside a small model than beside a large one.
 _SHARE_OF_WEIGHTS = 4
-# What runs and what is kept take three such shares together; what runs alone may take more.
-_SHARES_TOGETHER = 3
+# What runs and what is kept take two such shares together; what runs alone may take more.
+_SHARES_TOGETHER = 2
 
 
 def load_engine(

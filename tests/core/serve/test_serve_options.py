@@ -20,9 +20,9 @@ from mst.cli import main
 from mst.cli.serve import _access, add_arguments
 from mst.errors import UsageError
 from mst.serve import api_keys
-from mst.serve.http.job import Access, ServeJob, What, prepare
+from mst.serve.http.job import ServeJob, What, prepare
 from mst.serve.http.limits import Limits
-from mst.serve.http.listening import Place
+from mst.serve.http.listening import Access, Place
 
 TLS = ("--tls-cert", "c.pem", "--tls-key", "k.pem")
 
