@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mst.cli.keys import add_key_options, ring_given
 from mst.cli.target import add_target_options
@@ -19,6 +19,9 @@ from mst.serve.http.limits import Limits
 from mst.serve.http.listening import LOOPBACK, Access, Place, listening, refuse_net, told_to_end
 from mst.serve.http.tls import Tls, check
 from mst.serve.packages import check_packages
+
+if TYPE_CHECKING:
+    from mst.serve.http.job import ServeJob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +89,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     known = Limits()
     group = parser.add_argument_group("limits")
-    group.add_argument("--batch", type=int, metavar="N", help="answers computed at once (32)")
+    group.add_argument(
+        "--batch", type=int, metavar="N",
+        help="answers computed at once (32; on a CPU 8 a core, and 32 at most)",
+    )  # fmt: skip
     group.add_argument(
         "--prefix-cache", metavar="SIZE|off",
         help="kept of finished answers, for prompts of the same caller that go on from them (a"
@@ -157,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
         api_keys=access.keys_file is not None,
         **found["facts"],
     )
+    if found["batch"] is not None:
+        print(f"batch   {found['batch']}", flush=True)
     print(f"serve   {found['facts']['name']} at {where}", flush=True)
     if args.web == "on":
         print(f"web     {where.removesuffix('v1')}", flush=True)
@@ -184,6 +192,7 @@ def _prepared(args: argparse.Namespace, access: Access) -> dict[str, Any]:
         "environment": dict(job.engine.environment),
         "engine": "builtin" if job.reason is None else job.reason.value,
         "why": None if job.reason is None else job.reason.why,
+        "batch": _batch(args, job),
         "facts": {
             "name": job.name,
             "device": job.engine.torch_device,
@@ -192,6 +201,18 @@ def _prepared(args: argparse.Namespace, access: Access) -> dict[str, Any]:
         },
         "keys": secrets_of(keys),
     }
+
+
+def _batch(args: argparse.Namespace, job: ServeJob) -> str | None:
+    """Return how many answers are computed at once, and why; None where an engine decides."""
+    from mst.serve.job import default_batch
+
+    if args.batch is not None:
+        return f"{args.batch}: asked for"
+    if job.external is not None:
+        return None
+    found = default_batch(job.engine.torch_device, job.engine.threads)
+    return f"{found.value}: {found.why}"
 
 
 def _limits(args: argparse.Namespace) -> Limits:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mst.chat import ModelJob, prepare_model, run_of
 from mst.errors import ModelError, UsageError
 from mst.facts import MachineFacts
+from mst.plan import Reason
 from mst.probe import machine_facts, select_device
 from mst.registry import load
 from mst.seal.keys.ring import NO_KEYS, KeyRing
@@ -79,24 +80,18 @@ def prepare_engine(
         **vars(job),
         context=context or UNNAMED_CONTEXT,
         adapters=others,
-        batch=default_batch(job),
+        batch=int(default_batch(job.torch_device, job.threads).value),
     )
 
 
-def default_batch(job: ModelJob) -> int:
-    """Return how many answers are computed at once where nobody has said it."""
-    if job.torch_device != "cpu":
-        return _MOST_AT_ONCE
-    return min(_MOST_AT_ONCE, _AT_ONCE_A_CORE * job.threads)
-
-
-def why_default_batch(job: ModelJob) -> str:
-    """Return the reason of `default_batch`, for people."""
-    if job.torch_device != "cpu":
-        return "the most by default"
-    cores = "1 core" if job.threads == 1 else f"{job.threads} cores"
-    least = f", at most {_MOST_AT_ONCE}" if _AT_ONCE_A_CORE * job.threads > _MOST_AT_ONCE else ""
-    return f"{_AT_ONCE_A_CORE} a core, of {cores}{least}"
+def default_batch(torch_device: str, threads: int) -> Reason:
+    """Return how many answers are computed at once where nobody has said it, and why."""
+    if torch_device != "cpu":
+        return Reason("batch", str(_MOST_AT_ONCE), "the default")
+    found = min(_MOST_AT_ONCE, _AT_ONCE_A_CORE * threads)
+    why = f"{_AT_ONCE_A_CORE} a core, of {threads} core{'' if threads == 1 else 's'}"
+    most = "" if found == _AT_ONCE_A_CORE * threads else f", and {_MOST_AT_ONCE} at most"
+    return Reason("batch", str(found), why + most)
 
 
 def _adapter(name: str, path: str, base: TunedModel, keys: KeyRing) -> TunedModel:

@@ -11,8 +11,9 @@ from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
 from mst.serve.http.listening import TOLD_TO_END, Listening
 
 # oneDNN makes kernels for each length of a prompt, and keeps those of 1,024 products: at
-# SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer.
-_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+# SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer, of which
+# a decoder like Llama's has six.
+_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 _EVENTS = frozenset({"serve.key", "serve.ended"})
 
 
