@@ -91,7 +91,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--batch", type=int, metavar="N",
-        help="answers computed at once (32; on a CPU 8 a core, and 32 at most)",
+        help="answers computed at once (32; on a CPU 4, and 4 more a core, but 32 at most)",
     )  # fmt: skip
     group.add_argument(
         "--prefix-cache", metavar="SIZE|off",

@@ -19,7 +19,7 @@ from mst.tuned import TunedModel, fingerprint_of, of_run
 UNNAMED_CONTEXT = 32_768
 # Answers at once. A CPU of few cores gains little from more, and each takes memory of its own.
 _MOST_AT_ONCE = 32
-_AT_ONCE_A_CORE = 8
+_AT_ONCE_A_CORE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,11 @@ def default_batch(torch_device: str, threads: int) -> Reason:
     """Return how many answers are computed at once where nobody has said it, and why."""
     if torch_device != "cpu":
         return Reason("batch", str(_MOST_AT_ONCE), "the default")
-    found = min(_MOST_AT_ONCE, _AT_ONCE_A_CORE * threads)
-    why = f"{_AT_ONCE_A_CORE} a core, of {threads} core{'' if threads == 1 else 's'}"
-    most = "" if found == _AT_ONCE_A_CORE * threads else f", and {_MOST_AT_ONCE} at most"
+    wanted = _AT_ONCE_A_CORE * (threads + 1)
+    found = min(_MOST_AT_ONCE, wanted)
+    cores = "1 core" if threads == 1 else f"{threads} cores"
+    why = f"{_AT_ONCE_A_CORE}, and {_AT_ONCE_A_CORE} for each of {cores}"
+    most = "" if found == wanted else f", but {_MOST_AT_ONCE} at most"
     return Reason("batch", str(found), why + most)
 
 

@@ -194,9 +194,9 @@ def test_a_whole_model_is_served_by_the_builtin_engine_and_says_why(tiny_model: 
 @pytest.mark.parametrize(
     ("device", "threads", "batch", "why"),
     [
-        ("cpu", 1, "8", "8 a core, of 1 core"),
-        ("cpu", 2, "16", "8 a core, of 2 cores"),
-        ("cpu", 64, "32", "8 a core, of 64 cores, and 32 at most"),
+        ("cpu", 1, "8", "4, and 4 for each of 1 core"),
+        ("cpu", 2, "12", "4, and 4 for each of 2 cores"),
+        ("cpu", 64, "32", "4, and 4 for each of 64 cores, but 32 at most"),
         ("cuda:0", 2, "32", "the default"),
     ],
 )
