@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mst.errors import EXIT_FAILED, EXIT_INTERRUPTED, MstError
+from mst.launch import how_it_ended
 from mst.seal.jail.seal import current
 from mst.seal.redaction import bug_report
 from mst.worker_process import die_with_parent
@@ -24,7 +25,7 @@ def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     mst may have threads, which a fork has not.
 
     Raises:
-        MstError: what `work` has raised, by its type and text.
+        MstError: what `work` has raised, by its type and text; or the process was killed.
         SystemExit: it ended otherwise, and has said why.
     """
     if current() is None:
@@ -49,8 +50,10 @@ def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise
     finally:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if not told:
-        raise SystemExit(code if code > 0 else EXIT_FAILED)
+    if code < 0:
+        raise MstError(f"{how_it_ended(128 - code)}.")
+    if code or not told:
+        raise SystemExit(code)
     found: dict[str, Any] = json.loads(told)
     if "error" in found:
         raise _again(*found["error"])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from mst.serve.answers import Answer
 from mst.serve.prefix_cache import PrefixCache
-from mst.training.device_memory import trim_heap
 from mst.training.faults import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -113,8 +112,6 @@ class Batch:
         first = len(self.running)
         self._decoder.join(prefill)
         self.drop(prefill)
-        # What a pass over prompts has used lies between what is still in use, and glibc keeps it.
-        trim_heap()
         return first
 
     def drop(self, prefill: Prefill) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # What is kept for later prompts takes no more beside a small model than beside a large one.
 _SHARE_OF_WEIGHTS = 4
-# What runs and what is kept take so much together; what runs alone may take more.
+# What runs and what is kept take so many such shares together; what runs alone may take more.
 _SHARES_TOGETHER = 1.25
 
 

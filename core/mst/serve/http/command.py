@@ -14,9 +14,6 @@ from mst.serve.http.listening import TOLD_TO_END, Listening
 # SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer, of which
 # a decoder like Llama's has six.
 _KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
-# Else glibc takes ever larger tensors from the heap, in which what is freed lies between what is in
-# use (mallopt(3), M_MMAP_THRESHOLD).
-_LARGE_TENSORS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 19)}
 _EVENTS = frozenset({"serve.key", "serve.ended"})
 
 
@@ -39,7 +36,7 @@ def run(
     Raises:
         MstError: the worker was killed.
     """
-    environment = _KERNELS_KEPT | _LARGE_TENSORS | worker_environment(environ, plan)
+    environment = _KERNELS_KEPT | worker_environment(environ, plan)
     # Names of keys and counts, and nothing else.
     with recording(_EVENTS, texts=("key",)) as writing, handed_down(keys) as held:
         handles = [listening.listener, listening.control, writing]

@@ -29,6 +29,7 @@ _LONGEST_PATH = 107
 _LONGEST_DIRECTORY = 80
 # After the server has ended, for what a slow client still reads.
 _RELAY_SECONDS = 10.0
+
 RELAY = Path(__file__).with_name("relay.py")
 
 
@@ -239,7 +240,7 @@ def listening(
             sys.executable, "-I", "-S", str(RELAY),
             str(outer.fileno()), str(reading), users, path, *named,
         ]  # fmt: skip
-        carrying = start_outside(command, (outer.fileno(), reading), environ)
+        relay = start_outside(command, (outer.fileno(), reading), environ)
         os.close(reading)
         outer.close()
         try:
@@ -247,7 +248,7 @@ def listening(
         finally:
             with contextlib.suppress(OSError):
                 os.close(writing)
-            _ended(carrying)
+            _ended(relay)
 
 
 @contextlib.contextmanager
@@ -292,9 +293,9 @@ def start_outside(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> None:
+def _ended(relay: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(_RELAY_SECONDS)
+        relay.wait(_RELAY_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        relay.kill()
+        relay.wait()
