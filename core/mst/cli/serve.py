@@ -8,17 +8,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mst.cli.keys import add_key_options, ring_given
 from mst.cli.target import add_target_options
 from mst.errors import UsageError
 from mst.quantities import size_bytes
 from mst.seal.supply.before_use import add_signature_options, verify_before_use
-from mst.serve.api_keys import default_path, read
-from mst.serve.http.job import Access, What, check_packages, prepare
 from mst.serve.http.limits import Limits
-from mst.serve.http.listening import LOOPBACK, Place, listening, refuse_net, told_to_end
+from mst.serve.http.listening import LOOPBACK, Access, Place, listening, refuse_net, told_to_end
 from mst.serve.http.tls import Tls, check
+from mst.serve.packages import check_packages
+
+if TYPE_CHECKING:
+    from mst.serve.http.job import ServeJob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +89,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     known = Limits()
     group = parser.add_argument_group("limits")
-    group.add_argument("--batch", type=int, metavar="N", help="answers computed at once (32)")
+    group.add_argument(
+        "--batch", type=int, metavar="N",
+        help="answers computed at once (32; on a CPU 4, and 4 more a core, but 32 at most)",
+    )  # fmt: skip
     group.add_argument(
         "--prefix-cache", metavar="SIZE|off",
         help="kept of finished answers, for prompts of the same caller that go on from them (a"
@@ -138,36 +144,75 @@ def outside(args: argparse.Namespace) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to end."""
+    from mst.apart import apart
     from mst.seal.audit import record
-    from mst.seal.audit.facts import model_facts
+    from mst.seal.keys.ring import ring_with
     from mst.serve.http.command import run as serve
 
-    keys, place = ring_given(args), args.listening.place
+    place = args.listening.place
     access = _access(args, place)
+    # What this process loads stays in memory beside the model for as long as it is served.
+    found = apart(lambda: _prepared(args, access))
+    where = place.url(tls=access.tls is not None)
+    if found["why"] is not None:
+        print(f"engine  {found['engine']}: {found['why']}", flush=True)
+    record(
+        "serve.begun",
+        engine=found["engine"],
+        where=where,
+        api_keys=access.keys_file is not None,
+        **found["facts"],
+    )
+    if found["batch"] is not None:
+        print(f"batch   {found['batch']}", flush=True)
+    print(f"serve   {found['facts']['name']} at {where}", flush=True)
+    if args.web == "on":
+        print(f"web     {where.removesuffix('v1')}", flush=True)
+    keys = ring_with(found["keys"])
+    return serve(found["job"], args.listening, os.environ, found["environment"], keys)
+
+
+def _prepared(args: argparse.Namespace, access: Access) -> dict[str, Any]:
+    """Return what is served, and what is to be said of it."""
+    from mst import serial
+    from mst.seal.audit.facts import model_facts
+    from mst.seal.keys.ring import secrets_of
+    from mst.serve.http.job import What, prepare
+
     what = What(
         args.target, args.checkpoint, args.served_name, tuple(args.adapter), args.force,
         args.context, args.batch, _prefix_bytes(args), args.engine, args.engine_dir,
     )  # fmt: skip
+    keys = ring_given(args)
     job = prepare(what, args.device, _limits(args), access, os.environ, keys)
     job = replace(job, access_log=args.access_log == "on", web=args.web == "on")
     verify_before_use(Path(job.engine.model.weights), args.model_signature, args.model_public_key)
-    where = place.url(tls=access.tls is not None)
-    if job.reason is not None:
-        print(f"engine  {job.reason.value}: {job.reason.why}", flush=True)
-    record(
-        "serve.begun",
-        name=job.name,
-        device=job.engine.torch_device,
-        engine="builtin" if job.reason is None else job.reason.value,
-        adapters=sorted(job.engine.adapters),
-        where=where,
-        api_keys=access.keys_file is not None,
-        **model_facts(job.engine.model),
-    )
-    print(f"serve   {job.name} at {where}", flush=True)
-    if job.web:
-        print(f"web     {where.removesuffix('v1')}", flush=True)
-    return serve(job, args.listening, os.environ, keys)
+    return {
+        "job": serial.dumps(job),
+        "environment": dict(job.engine.environment),
+        "engine": "builtin" if job.reason is None else job.reason.value,
+        "why": None if job.reason is None else job.reason.why,
+        "batch": _batch(args, job),
+        "facts": {
+            "name": job.name,
+            "device": job.engine.torch_device,
+            "adapters": sorted(job.engine.adapters),
+            **model_facts(job.engine.model),
+        },
+        "keys": secrets_of(keys),
+    }
+
+
+def _batch(args: argparse.Namespace, job: ServeJob) -> str | None:
+    """Return how many answers are computed at once, and why; None where an engine decides."""
+    from mst.serve.job import default_batch
+
+    if args.batch is not None:
+        return f"{args.batch}: asked for"
+    if job.external is not None:
+        return None
+    found = default_batch(job.engine.torch_device, job.engine.threads)
+    return f"{found.value}: {found.why}"
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -200,6 +245,8 @@ def _access(args: argparse.Namespace, place: Place) -> Access:
     Raises:
         UsageError: beyond loopback without TLS or keys, or keys are asked for and there is none.
     """
+    from mst.serve.api_keys import default_path, read
+
     if (args.tls_cert is None) != (args.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together.")
     if args.tls_client_ca is not None and args.tls_cert is None:

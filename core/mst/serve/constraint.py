@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from mst.errors import ModelError
 from mst.serve.engine import EngineFailure, SchemaRefused
+from mst.serve.packages import INSTALL
 
 if TYPE_CHECKING:
     import numpy
     from tokenizers import Tokenizer
 
-INSTALL = "python -m pip install 'mst-train[serve]'"
 _ANY_OBJECT = {"type": "object"}
 # Between JSON's marks. Where any white space may stand, a small model writes nothing else until its
 # answer is cut.

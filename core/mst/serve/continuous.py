@@ -25,6 +25,7 @@ from mst.serve.engine import (
 )
 from mst.serve.own_thread import OwnThread
 from mst.serve.reading import Text, read_on
+from mst.training.device_memory import trim_heap
 from mst.training.faults import answers as still_computes
 from mst.training.faults import free_memory, is_out_of_memory
 
@@ -325,6 +326,9 @@ class ContinuousEngine:
             return
         if logits is not None:
             self._tell_next(logits, self._batch.join(prefill))
+            if self._served.device.type == "cpu":
+                # Glibc keeps what a pass over prompts has used: 18 MB beside SmolLM2-135M.
+                trim_heap()
 
     def _next_prefill(self) -> Prefill | None:
         """Return the next prompts to compute; those that are begun leave the queue."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from mst.chat import ModelJob, prepare_model, run_of
 from mst.errors import ModelError, UsageError
 from mst.facts import MachineFacts
+from mst.plan import Reason
 from mst.probe import machine_facts, select_device
 from mst.registry import load
 from mst.seal.keys.ring import NO_KEYS, KeyRing
@@ -16,6 +17,9 @@ from mst.tuned import TunedModel, fingerprint_of, of_run
 
 # Of a model whose files don't say how much it reads, such as Mamba.
 UNNAMED_CONTEXT = 32_768
+# Answers at once. A CPU of few cores gains little from more, and each takes memory of its own.
+_MOST_AT_ONCE = 32
+_AT_ONCE_A_CORE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class EngineJob(ModelJob):
 
     context: int
     adapters: Mapping[str, TunedModel] = field(default_factory=dict)
-    batch: int = 32
+    batch: int = _MOST_AT_ONCE
     queue: int = 256
     prefill_tokens: int = 256
     prefix_bytes: int | None = None
@@ -72,7 +76,24 @@ def prepare_engine(
     model = _as_trained(job.model, others)
     lacking = _lacks_kernels(model, device, machine)
     job = replace(job, model=model, dequantized=job.dequantized or lacking)
-    return EngineJob(**vars(job), context=context or UNNAMED_CONTEXT, adapters=others)
+    return EngineJob(
+        **vars(job),
+        context=context or UNNAMED_CONTEXT,
+        adapters=others,
+        batch=int(default_batch(job.torch_device, job.threads).value),
+    )
+
+
+def default_batch(torch_device: str, threads: int) -> Reason:
+    """Return how many answers are computed at once where nobody has said it, and why."""
+    if torch_device != "cpu":
+        return Reason("batch", str(_MOST_AT_ONCE), "the default")
+    wanted = _AT_ONCE_A_CORE * (threads + 1)
+    found = min(_MOST_AT_ONCE, wanted)
+    cores = "1 core" if threads == 1 else f"{threads} cores"
+    why = f"{_AT_ONCE_A_CORE}, and {_AT_ONCE_A_CORE} for each of {cores}"
+    most = "" if found == wanted else f", but {_MOST_AT_ONCE} at most"
+    return Reason("batch", str(found), why + most)
 
 
 def _adapter(name: str, path: str, base: TunedModel, keys: KeyRing) -> TunedModel:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # What is kept for later prompts takes no more beside a small model than beside a large one.
 _SHARE_OF_WEIGHTS = 4
-# What runs and what is kept take three such shares together; what runs alone may take more.
-_SHARES_TOGETHER = 3
+# What runs and what is kept take so many such shares together; what runs alone may take more.
+_SHARES_TOGETHER = 1.25
 
 
 def load_engine(
@@ -107,7 +107,7 @@ def limits_of(job: EngineJob, served: Served) -> Limits:
     return replace(
         found,
         prefix_bytes=min(share, found.prefix_bytes),
-        together_bytes=share * _SHARES_TOGETHER,
+        together_bytes=int(share * _SHARES_TOGETHER),
     )
 
 

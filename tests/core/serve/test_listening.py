@@ -20,7 +20,7 @@ import pytest
 
 from mst.chat_remote import ServerError, model_names, server_of
 from mst.errors import UsageError
-from mst.serve.http.listening import Listening, Place, listening
+from mst.serve.http.listening import RELAY, Listening, Place, listening
 from mst.serve.http.relay import READY, STOP, user_of
 from mst.serve.http.tls import Tls, check
 
@@ -265,8 +265,7 @@ def test_mst_chat_believes_its_authority_and_a_lost_relay_ends_the_server(tmp_pa
             with pytest.raises(ServerError, match="no server answers"):
                 model_names(server_of(where.replace("https", "http")), None)
             below = psutil.Process().children()
-            relay = next(each for each in below if "mst.serve.http.relay" in each.cmdline())
-            relay.kill()
+            next(each for each in below if str(RELAY) in each.cmdline()).kill()
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()

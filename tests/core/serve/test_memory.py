@@ -112,6 +112,6 @@ def test_what_is_kept_for_later_prompts_follows_the_models_size(tiny_model: Path
     found, asked = limits_of(job, served), limits_of(replace(job, prefix_bytes=7), served)
 
     assert job.prefix_bytes is None
-    assert (found.prefix_bytes, found.together_bytes) == (weights // 4, weights // 4 * 3)
+    assert (found.prefix_bytes, found.together_bytes) == (weights // 4, weights // 4 * 5 // 4)
     assert (asked.prefix_bytes, asked.together_bytes) == (7, None)
     assert found.batch == asked.batch == job.batch

@@ -20,9 +20,10 @@ from mst.cli import main
 from mst.cli.serve import _access, add_arguments
 from mst.errors import UsageError
 from mst.serve import api_keys
-from mst.serve.http.job import Access, ServeJob, What, prepare
+from mst.serve.http.job import ServeJob, What, prepare
 from mst.serve.http.limits import Limits
-from mst.serve.http.listening import Place
+from mst.serve.http.listening import Access, Place
+from mst.serve.job import default_batch
 
 TLS = ("--tls-cert", "c.pem", "--tls-key", "k.pem")
 
@@ -120,7 +121,7 @@ def test_a_port_or_path_that_is_taken_is_said(
 def test_a_missing_package_is_said_with_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mst.serve.http.job.PACKAGES", ("uvicorn", "not_here"))
+    monkeypatch.setattr("mst.serve.packages.PACKAGES", ("uvicorn", "not_here"))
 
     assert main(["serve"]) == 1
     assert "needs not_here" in (shown := capsys.readouterr().err)
@@ -188,6 +189,44 @@ def test_a_whole_model_is_served_by_the_builtin_engine_and_says_why(tiny_model: 
     assert job.external is None
     assert job.reason is not None
     assert (job.reason.value, job.reason.why) == ("builtin", "merged weights")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "batch", "why"),
+    [
+        ("cpu", 1, "8", "4, and 4 for each of 1 core"),
+        ("cpu", 2, "12", "4, and 4 for each of 2 cores"),
+        ("cpu", 64, "32", "4, and 4 for each of 64 cores, but 32 at most"),
+        ("cuda:0", 2, "32", "the default"),
+    ],
+)
+def test_on_a_cpu_the_cores_say_how_many_answers_are_computed_at_once(
+    device: str, threads: int, batch: str, why: str
+) -> None:
+    found = default_batch(device, threads)
+
+    assert (found.value, found.why) == (batch, why)
+
+
+def test_how_many_answers_are_computed_at_once_is_the_users_to_say(tiny_model: Path) -> None:
+    own = job_of(What(str(tiny_model))).engine
+
+    assert own.batch == int(default_batch("cpu", own.threads).value)
+    assert job_of(What(str(tiny_model), batch=5)).engine.batch == 5
+
+
+LOADED = """
+import sys
+import mst.cli, mst.cli.serve, mst.serve.http.relay
+print([name for name in ("mst.serve.http.job", "mst.chat", "asyncio") if name in sys.modules])
+"""
+
+
+def test_what_waits_beside_the_model_loads_nothing_of_it() -> None:
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("engine", ["auto", "builtin"])

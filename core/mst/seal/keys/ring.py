@@ -150,13 +150,7 @@ def handed_down(ring: KeyRing) -> Iterator[int | None]:
     if not (ring.key_files or ring.passphrases or ring.opened):
         yield None
         return
-    text = json.dumps(
-        {
-            "key_files": [each.hex() for each in ring.key_files],
-            "passphrases": [each.hex() for each in ring.passphrases],
-            "opened": {salt: [key.hex(), way] for salt, (key, way) in ring.opened.items()},
-        }
-    )
+    text = json.dumps(secrets_of(ring))
     handle = os.memfd_create("mst-keys", os.MFD_CLOEXEC)
     try:
         os.write(handle, text.encode())
@@ -175,6 +169,20 @@ def inherited(handle: int | None) -> KeyRing:
         return NO_KEYS
     found = json.loads(os.pread(handle, _MAX_BYTES, 0))
     os.close(handle)
+    return ring_with(found)
+
+
+def secrets_of(ring: KeyRing) -> dict[str, Any]:
+    """Return what `ring_with` takes, plain enough for JSON; tokens stay where they are."""
+    return {
+        "key_files": [each.hex() for each in ring.key_files],
+        "passphrases": [each.hex() for each in ring.passphrases],
+        "opened": {salt: [key.hex(), way] for salt, (key, way) in ring.opened.items()},
+    }
+
+
+def ring_with(found: Mapping[str, Any]) -> KeyRing:
+    """Return a ring of secrets that another process had."""
     return KeyRing(
         tuple(map(bytes.fromhex, found["key_files"])),
         list(map(bytes.fromhex, found["passphrases"])),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mst.errors import UsageError
-from mst.seal.supply.signature import ModelSignature, verify_signature
+
+if TYPE_CHECKING:
+    from mst.seal.supply.signature import ModelSignature
 
 
 def add_signature_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,8 @@ def verify_before_use(
         raise UsageError("--model-signature and --model-public-key belong together: pass both.")
     if not model.is_dir():
         raise UsageError(f"--model-signature is of a model's directory; {model} is a file.")
+    from mst.seal.supply.signature import verify_signature
+
     tell("verifying the model's signature")
     found = verify_signature(model, Path(signature).expanduser(), Path(public_key).expanduser())
     return found.signature

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mst import serial
 from mst.errors import MstError
 from mst.launch import KILLED, how_it_ended, run_worker, worker_environment
 from mst.seal.audit.told import recording
 from mst.seal.keys.ring import NO_KEYS, KeyRing, handed_down
-from mst.serve.http.job import ServeJob
 from mst.serve.http.listening import TOLD_TO_END, Listening
 
 # oneDNN makes kernels for each length of a prompt, and keeps those of 1,024 products: at
-# SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer.
-_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+# SmolLM2-135M's sizes they would take 400 MB. A step takes one for each shape of a layer, of which
+# a decoder like Llama's has six.
+_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 _EVENTS = frozenset({"serve.key", "serve.ended"})
 
 
 def run(
-    job: ServeJob, listening: Listening, environ: Mapping[str, str], keys: KeyRing = NO_KEYS
+    job: str,
+    listening: Listening,
+    environ: Mapping[str, str],
+    plan: Mapping[str, str],
+    keys: KeyRing = NO_KEYS,
 ) -> int:
     """Serve in the foreground; return the worker's exit code, 0 where it was told to end.
 
     Args:
-        job: what is served.
+        job: what is served: a `mst.serve.http.job.ServeJob` as JSON.
         listening: where.
         environ: the process's environment.
+        plan: what the engine adds to it.
         keys: the user's, for an encrypted run.
 
     Raises:
         MstError: the worker was killed.
     """
-    environment = _KERNELS_KEPT | worker_environment(environ, job.engine.environment)
+    environment = _KERNELS_KEPT | worker_environment(environ, plan)
     # Names of keys and counts, and nothing else.
     with recording(_EVENTS, texts=("key",)) as writing, handed_down(keys) as held:
         handles = [listening.listener, listening.control, writing]
         handles += [] if held is None else [held]
-        arguments = [serial.dumps(job), *map(str, handles)]
+        arguments = [job, *map(str, handles)]
         code = run_worker("mst.serve.http.worker", arguments, environment, handles)
     if code == KILLED:
         advice = (

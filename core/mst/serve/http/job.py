@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,33 +16,11 @@ from mst.serve.engines.choose import AUTO
 from mst.serve.engines.job import ExternalJob
 from mst.serve.engines.plan import plan_engine
 from mst.serve.http.limits import Limits
-from mst.serve.http.tls import Tls
+from mst.serve.http.listening import Access
 from mst.serve.job import EngineJob, prepare_engine
 from mst.training.sealed_directory import MANIFEST
 
-# Of the `serve` extra.
-PACKAGES = ("uvicorn", "pydantic", "llguidance")
-INSTALL = "python -m pip install 'mst-train[serve]'"
 _PASSED = "passed"
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may ask.
-
-    Attributes:
-        hosts: what a request may call this server, in lower case.
-        any_address: a number may stand in place of a name.
-        any_name: no name is looked at: it is a unix socket.
-        keys_file: of API keys; None asks for none.
-        tls: None for plain HTTP.
-    """
-
-    hosts: tuple[str, ...]
-    any_address: bool = False
-    any_name: bool = False
-    keys_file: str | None = None
-    tls: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -98,17 +75,6 @@ class What:
     prefix_bytes: int | None = None
     engine: str = AUTO
     engine_dir: str | None = None
-
-
-def check_packages() -> None:
-    """Refuse to begin where the `serve` extra is missing.
-
-    Raises:
-        ModelError: with the command that installs it.
-    """
-    missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
-    if missing:
-        raise ModelError(f"mst serve needs {', '.join(missing)}, not here. Type: {INSTALL}")
 
 
 def prepare(

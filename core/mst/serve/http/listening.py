@@ -18,6 +18,7 @@ from pathlib import Path
 from mst.errors import UsageError
 from mst.loopback import is_loopback
 from mst.seal.jail.namespaces import caller_of_sudo, groups_of, home_of
+from mst.serve.http.tls import Tls
 
 BACKLOG = 128
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -28,6 +29,8 @@ _LONGEST_PATH = 107
 _LONGEST_DIRECTORY = 80
 # After the server has ended, for what a slow client still reads.
 _RELAY_SECONDS = 10.0
+
+RELAY = Path(__file__).with_name("relay.py")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,25 @@ class Place:
             return f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if tls else 'http'}://{host}:{self.port}/v1"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        hosts: what a request may call this server, in lower case.
+        any_address: a number may stand in place of a name.
+        any_name: no name is looked at: it is a unix socket.
+        keys_file: of API keys; None asks for none.
+        tls: None for plain HTTP.
+    """
+
+    hosts: tuple[str, ...]
+    any_address: bool = False
+    any_name: bool = False
+    keys_file: str | None = None
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -213,8 +235,9 @@ def listening(
         owner = os.getuid() if user is None else user[0]
         users = f"0,{owner}" if own_user else ""
         reading, writing = os.pipe()
+        # Without `site`, and by its file: so Python imports nothing that it doesn't name.
         command = [
-            sys.executable, "-m", "mst.serve.http.relay",
+            sys.executable, "-I", "-S", str(RELAY),
             str(outer.fileno()), str(reading), users, path, *named,
         ]  # fmt: skip
         relay = start_outside(command, (outer.fileno(), reading), environ)

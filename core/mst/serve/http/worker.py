@@ -16,7 +16,12 @@ from mst import serial
 from mst.data.template import load_template
 from mst.data.tokens import TextTokenizer, load_tokenizer
 from mst.errors import Interrupted
-from mst.extensions import NOT_FOR_ANSWERS, hide_packages
+from mst.extensions import (
+    NOT_FOR_ANSWERS,
+    NOT_FOR_TEXT_ON_A_CPU,
+    NOT_WITHOUT_ADAPTERS,
+    hide_packages,
+)
 from mst.seal.keys.ring import KeyRing, inherited
 from mst.serve.engine import Engine
 from mst.serve.engines.external import ExternalEngine, started
@@ -28,6 +33,7 @@ from mst.serve.http.prompts import Reader
 from mst.serve.http.server import serve
 from mst.serve.http.service import Service
 from mst.serve.http.wire import Exchange
+from mst.serve.job import EngineJob
 from mst.worker_process import die_with_parent, guarded, say
 
 # How often the uses of keys are written into the audit log.
@@ -157,12 +163,21 @@ def _serve(
             notes.end(app)
 
 
+def _packages(job: EngineJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which optional packages a job needs, and which further ones it doesn't."""
+    if job.model.quantization != "none":
+        return ("bitsandbytes",), NOT_FOR_ANSWERS
+    if job.torch_device != "cpu" or job.dequantized:
+        return (), NOT_FOR_ANSWERS
+    plain = job.model.adapter is None and not job.adapters
+    return (), NOT_FOR_ANSWERS + NOT_FOR_TEXT_ON_A_CPU + (NOT_WITHOUT_ADAPTERS if plain else ())
+
+
 def main(argv: list[str]) -> int:
     """Do the job that the first argument describes."""
     die_with_parent()
     job = serial.from_json(ServeJob, json.loads(argv[0]))
-    keep = () if job.engine.model.quantization == "none" else ("bitsandbytes",)
-    hide_packages(keep, NOT_FOR_ANSWERS)
+    hide_packages(*_packages(job.engine))
     listener, control, pipe, *rest = map(int, argv[1:])
     keys = inherited(rest[0] if rest else None)
     return guarded(lambda: work(job, listener, control, pipe, keys))
