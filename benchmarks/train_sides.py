@@ -93,7 +93,6 @@ def run_mst(
     """Train with our loop, as a worker sets it up."""
     import torch
 
-    from mst.training.batches import layout_of
     from mst.training.block_attention import use_block_attention
     from mst.training.checkpoint import TrainState
     from mst.training.compilation import compile_layers
@@ -101,7 +100,7 @@ def run_mst(
     from mst.training.loop import run
     from mst.training.objectives import find_objective
     from mst.training.session import logits_in, make_session
-    from mst.training.tensor_kind import tensor_kind
+    from mst.training.tensor_kind import compiled_layout, tensor_kind
 
     if made.block_attention:
         use_block_attention()
@@ -114,12 +113,15 @@ def run_mst(
     )
     clock = Clock()
     began = time.perf_counter()
+    layout = None
     if made.compiled:
-        layout = layout_of(packing, made.attention, compiled=True)
-        rows = prepared.train.examples
+        objective, rows = find_objective(request), prepared.train.examples
+        layout = (
+            compiled_layout(made, request, objective, rows, (), shares) if packing else "padded"
+        )
         reason = compile_layers(
             model, cpu, dtype, layout,
-            tensor_kind(made, request, find_objective(request), rows, layout, shares),
+            tensor_kind(made, request, objective, rows, layout, shares),
             logits_in(model, cpu, made), False, cache_dir(),
         )  # fmt: skip
         if reason:
@@ -129,7 +131,7 @@ def run_mst(
     with tempfile.TemporaryDirectory() as checkpoints:
         session = make_session(
             model, cpu, packing, prepared.train.examples, (), prepared.tokenizer.pad_token_id,
-            made, request, Path(checkpoints), clock, lambda: False, compiled=made.compiled,
+            made, request, Path(checkpoints), clock, lambda: False, layout=layout,
             shares=shares,
         )  # fmt: skip
         with profiled or contextlib.nullcontext():

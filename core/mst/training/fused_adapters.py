@@ -52,7 +52,8 @@ def _fused_linear() -> type[Any]:
                 return found
             (name,) = active
             down, up = self.lora_A[name], self.lora_B[name]
-            update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
+            # The narrow product takes the factor: it is much smaller than the update.
+            update = up(down(self.lora_dropout[name](x)) * self.scaling[name])
             base = self.base_layer
             if base.bias is not None:
                 update = update + base.bias

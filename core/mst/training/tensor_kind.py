@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from mst.training.batches import Layout, batch_shape
+from mst.training.batches import Layout, batch_shape, layout_of
 from mst.training.micro_batches import block_lines, kindred
 from mst.training.order import row_sizes, step_micro_batches
 from mst.training.scoring import lines_in
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Steps that are looked at. Rows come in a drawn order, so that the first ones are like all others.
 _STEPS = 16
+# A line's mask has as many values as its square, 16 MiB here.
+_SINGLE_LINE = 4096
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,35 @@ class TensorKind:
 
     several: bool
     masked: bool
+
+
+def compiled_layout(
+    plan: Plan,
+    request: TrainRequest,
+    objective: Objective,
+    rows: Sequence[Example],
+    held_out: Sequence[Example],
+    shares: bool,
+) -> Layout:
+    """Return how rows lie that compiled layers are given, of a model that keeps them apart.
+
+    In one line where attention takes no longer for that: what begins alike is there once and not
+    once a line, and one line is padded less than several. All micro-batches must fit into one: a
+    run's layers are compiled for one line or for several.
+
+    Args:
+        plan, request, objective, rows, shares: as of `tensor_kind`.
+        held_out: rows that are evaluated, in micro-batches of as many.
+    """
+    layout = layout_of(True, plan.attention, compiled=True)
+    if not (shares and plan.block_attention) or request.packing or objective.samples:
+        return layout
+    both = [row_sizes(each, None) for each in (rows, held_out)]
+    if any(each.streamed for each in both):
+        return layout
+    most = plan.per_device_train_batch_size
+    fits = all(sum(nlargest(most, each.tokens)) <= _SINGLE_LINE for each in both)
+    return "single" if fits else layout
 
 
 def tensor_kind(
