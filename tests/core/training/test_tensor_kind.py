@@ -99,19 +99,22 @@ def test_rows_that_begin_alike_lie_in_one_line_if_all_micro_batches_fit(tiny_mod
         shares: bool = True,
         blocks: bool = True,
         held_out: Sequence[Example] = (),
-        longest: int = 96,
+        longest: int = 1000,
         **more: object,
     ) -> Layout:
         request = TrainRequest(**more)  # type: ignore[arg-type]
         plan = tiny_plan(tiny_model, per_device_train_batch_size=16)
         plan = replace(plan, block_attention=blocks)
         objective = find_objective(request)
-        examples = rows(*[2000 + longest] * 1, *[133] * 15, *[9] * 5)
+        # 16 of them are most together: 40 tokens that all begin with, 15 times 64, and the longest.
+        start = list(range(1000, 1040))
+        examples = [example([*start, n, *range(4, 67)], 2) for n in range(70, 90)]
+        examples.append(example([*start, *range(4, 4 + longest)], 2))
         return compiled_layout(plan, request, objective, examples, held_out, shares)
 
     assert layout() == "single"
-    assert layout(held_out=rows(20, 4096)) == "alike"
-    assert layout(longest=200) == "alike"
+    assert layout(longest=1048) == "single"
+    assert layout(longest=1049) == layout(held_out=rows(20, 2048)) == "alike"
     assert layout(shares=False) == layout(blocks=False) == layout(packing=True) == "alike"
 
 
