@@ -40,7 +40,7 @@ from mst.memory_trace import trace, why_not
 from mst.model.facts import ModelFacts, read_facts
 from mst.plan import MemoryForecast
 from mst.serial import from_json, to_json
-from mst.training.batches import layout_of
+from mst.training.batches import Layout, layout_of
 
 if TYPE_CHECKING:
     from mst.data.encode import Example
@@ -80,7 +80,8 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
     model = _prepared(directory, case, device, request)
     rows = _rows(case)
     plan = _plan(case, device, len(rows))
-    if made.compiled and (reason := _compile(model, device, plan, request, rows)):
+    layout = layout_of(case.packing, plan.attention, made.compiled)
+    if made.compiled and (reason := _compile(model, device, plan, request, rows, layout)):
         raise RuntimeError(reason)
     losses: list[float] = []
 
@@ -92,7 +93,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
         session = make_session(
             model, device, plan, request, packing=case.packing, train=rows, pad_token_id=0,
             checkpoints=Path(checkpoints), reporter=Losses(), stop_asked=lambda: False,
-            compiled=made.compiled,
+            layout=layout,
         )  # fmt: skip
         reset_peak(device)
         loop.run(session, TrainState())
@@ -160,7 +161,7 @@ def _plan(case: Case, device: Any, rows: int) -> Plan:
 
 
 def _compile(
-    model: Any, device: Any, plan: Plan, request: TrainRequest, rows: list[Example]
+    model: Any, device: Any, plan: Plan, request: TrainRequest, rows: list[Example], layout: Layout
 ) -> str:
     """Compile the model's layers as a worker does; return why they are not."""
     import torch
@@ -171,7 +172,6 @@ def _compile(
     from mst.training.session import logits_in
     from mst.training.tensor_kind import tensor_kind
 
-    layout = layout_of(True, plan.attention, compiled=True)
     return compile_layers(
         model, device, getattr(torch, plan.compute_dtype), layout,
         tensor_kind(plan, request, find_objective(request), rows, layout),

@@ -93,7 +93,6 @@ def run_mst(
     """Train with our loop, as a worker sets it up; return `clock`, or one of its own."""
     import torch
 
-    from mst.training.batches import layout_of
     from mst.training.block_attention import use_block_attention
     from mst.training.checkpoint import TrainState
     from mst.training.compilation import compile_layers
@@ -101,7 +100,7 @@ def run_mst(
     from mst.training.loop import run
     from mst.training.objectives import find_objective
     from mst.training.session import logits_in, make_session
-    from mst.training.tensor_kind import tensor_kind
+    from mst.training.tensor_kind import compiled_layout, tensor_kind
 
     if made.block_attention:
         use_block_attention()
@@ -114,12 +113,15 @@ def run_mst(
     )
     clock = clock or Clock()
     began = time.perf_counter()
+    layout = None
     if made.compiled:
-        layout = layout_of(packing, made.attention, compiled=True)
-        rows = prepared.train.examples
+        objective, rows = find_objective(request), prepared.train.examples
+        layout = (
+            compiled_layout(made, request, objective, rows, (), shares) if packing else "padded"
+        )
         reason = compile_layers(
             model, cpu, dtype, layout,
-            tensor_kind(made, request, find_objective(request), rows, layout, shares),
+            tensor_kind(made, request, objective, rows, layout, shares),
             logits_in(model, cpu, made), False, cache_dir(),
         )  # fmt: skip
         if reason:
@@ -130,7 +132,7 @@ def run_mst(
         session = make_session(
             model, cpu, made, request, packing=packing, train=prepared.train.examples,
             pad_token_id=prepared.tokenizer.pad_token_id, checkpoints=Path(checkpoints),
-            reporter=clock, stop_asked=lambda: False, compiled=made.compiled, shares=shares,
+            reporter=clock, stop_asked=lambda: False, layout=layout, shares=shares,
         )  # fmt: skip
         run(session, TrainState())
     return clock

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from mst.data.encode import Example
 
 # How the rows of a micro-batch lie in its tensors: each in a line of its own, padded; end to end in
-# one line, for kernels that are told where rows begin; end to end in lines of even width; or in
-# such lines that are always several and positions always restart in, for compiled layers.
-Layout = Literal["padded", "line", "lines", "alike"]
+# one line, for kernels that are told where rows begin; end to end in lines of even width; and for
+# compiled layers in such lines that are always several and positions always restart in, or always
+# in one line, for attention that costs what rows see and not their line's width.
+Layout = Literal["padded", "line", "lines", "alike", "single"]
 
 # A line's tokens attend over its whole width, under a mask. At this width that takes as long as all
 # else (SmolLM2-135M on two AMX cores: 1000; wider models: later).
@@ -30,6 +31,7 @@ ATTENTION_WIDTH = 2048
 # every shape it has met: with free shapes the resident set of SmolLM2 grew from 1.6 to 2.5 GiB in
 # 40 steps, with these it stayed at 1.6 GiB, and steps were no slower.
 TOKENS_MULTIPLE = 64
+SINGLE_MULTIPLE = 32
 KEPT_MULTIPLE = 16
 # In float32 32 MiB, a server core's share of the last cache. Products have at least so many rows:
 # with fewer, reading the head's weights takes longer than computing with them.
@@ -111,7 +113,7 @@ def lines_of(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     """
     if layout == "padded" or len(lengths) == 1:
         return [[row] for row in range(len(lengths))]
-    if layout == "line":
+    if layout in ("line", "single"):
         return [list(range(len(lengths)))]
     longest, whole = (rounded(f(lengths), TOKENS_MULTIPLE) for f in (max, sum))
     lines: list[list[int]] = []
@@ -136,6 +138,11 @@ def cost(lines: int, width: int) -> float:
 def rounded(size: int, multiple: int) -> int:
     """Return a size rounded up to a multiple."""
     return -(-size // multiple) * multiple
+
+
+def width_multiple(layout: Layout) -> int:
+    """Return what the width of packed lines is a multiple of."""
+    return SINGLE_MULTIPLE if layout == "single" else TOKENS_MULTIPLE
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -165,7 +172,7 @@ def batch_shape(lines: Sequence[Sequence[int]], layout: Layout) -> BatchShape:
     """Return the shape of the tensors that `collate` makes of lines of rows of these lengths."""
     packed = any(len(line) > 1 for line in lines) or (layout == "alike" and len(lines) > 1)
     widths = [sum(line) for line in lines]
-    width = rounded(max(widths), TOKENS_MULTIPLE if packed else KEPT_MULTIPLE)
+    width = rounded(max(widths), width_multiple(layout) if packed else KEPT_MULTIPLE)
     # Causal attention never looks right, at the padding, so a lone row needs no mask, nor do rows
     # of a model that goes by positions. Others get one.
     masked = layout == "padded" and len(lines) > 1 and min(widths) < width

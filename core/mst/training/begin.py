@@ -20,7 +20,7 @@ from mst.training.isolation import rows_stay_apart, sharing_obstacle
 from mst.training.liger import fuse_layers
 from mst.training.report import Reporters
 from mst.training.session import logits_in, make_session
-from mst.training.tensor_kind import tensor_kind
+from mst.training.tensor_kind import compiled_layout, tensor_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ def _session(training: Training, packing: bool) -> Session:
     with named(training.device, "in a first forward pass"):
         logits = logits_in(training.model, training.device, plan)
     shares = packing and plan.prefix_sharing and _shares(training, logits)
-    compiled = plan.compiled and _compiled(training, packing, shares, logits)
+    layout = _compiled(training, packing, shares, logits) if plan.compiled else None
     if plan.liger:
         _fuse(training, packing, logits)
     zero_config = None
@@ -110,7 +110,7 @@ def _session(training: Training, packing: bool) -> Session:
             tokenizer=prepared.tokenizer,
             processor=prepared.template.images,
             keys=training.keys,
-            compiled=compiled,
+            layout=layout,
             shares=shares,
             logits=logits,
         )
@@ -151,13 +151,15 @@ def _fuse(training: Training, packing: bool, logits: Logits) -> None:
         training.console.print(f"note    the layers run without Liger's kernels: {reason}")
 
 
-def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> bool:
-    """Compile the model's layers, or say why they run as they are."""
-    plan, objective = training.plan, training.prepared.objective
-    layout = layout_of(packing and not objective.scores, plan.attention, compiled=True)
-    kind = tensor_kind(
-        plan, training.request, objective, training.prepared.train.examples, layout, shares
-    )
+def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -> Layout | None:
+    """Compile the model's layers and return what rows lie in, or say why they run as they are."""
+    plan, request, prepared = training.plan, training.request, training.prepared
+    objective, rows = prepared.objective, prepared.train.examples
+    layout: Layout = "padded"
+    if packing and not objective.scores:
+        held_out = prepared.val.examples if prepared.val else ()
+        layout = compiled_layout(plan, request, objective, rows, held_out, shares)
+    kind = tensor_kind(plan, request, objective, rows, layout, shares)
     with (
         training.console.status("compiling the model's layers"),
         named(training.device, "while the model's layers were compiled"),
@@ -167,7 +169,7 @@ def _compiled(training: Training, packing: bool, shares: bool, logits: Logits) -
         training.console.print(
             f"note    the layers run uncompiled, and slower than was forecast: {reason}"
         )
-    return not reason
+    return None if reason else layout
 
 
 def _changed(change: Callable[..., str], training: Training, layout: Layout, logits: Logits) -> str:

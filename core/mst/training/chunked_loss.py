@@ -10,6 +10,9 @@ from torch.nn import functional
 from mst.training.batches import KEPT_MULTIPLE, chunk_rows, rounded
 from mst.training.output_head import HeadForm, shaped
 
+# So many logits in float32 are a MiB, what a server core's own cache holds.
+_CACHED_LOGITS = 2**18
+
 
 def chunked_log_probs(
     hidden: torch.Tensor,
@@ -77,9 +80,53 @@ def _about_targets(
     afterwards: what is about as likely as the label is hardly rounded, and much only what hardly
     counts.
     """
-    with torch.no_grad():
-        own = (hidden.float() * weight[targets].float()).sum(-1, keepdim=True).to(hidden.dtype)
+    own = _own_logits(hidden, weight, targets)
     return torch.addmm(-own, hidden, weight.mT).float() + own.float()
+
+
+@torch.no_grad()
+def _own_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the product of each target's row of the head with its state, (labels, 1)."""
+    return (hidden.float() * weight[targets].float()).sum(-1, keepdim=True).to(hidden.dtype)
+
+
+def _by_rows(hidden: torch.Tensor, form: HeadForm) -> bool:
+    """Return whether `_with_slopes` computes what these ask for."""
+    return hidden.device.type == "cpu" and form.softcap is None
+
+
+def _with_slopes(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    form: HeadForm,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probability of each target and its gradient with respect to `hidden`.
+
+    `_log_probs` and its gradient, a few rows at a time in float32, so that these stay in a core's
+    cache. The gradient of a row of logits, 1 at the target and 0 elsewhere less the softmax, takes
+    the place of the product.
+    """
+    exact = hidden.dtype == torch.float32
+    own = hidden.new_zeros(len(hidden), 1) if exact else _own_logits(hidden, weight, targets)
+    products = hidden @ weight.mT if exact else torch.addmm(-own, hidden, weight.mT)
+    factor = form.multiplier / temperature
+    found = hidden.new_empty(len(hidden), dtype=torch.float32)
+    size = max(1, _CACHED_LOGITS // len(weight))
+    for start in range(0, len(products), size):
+        part = slice(start, start + size)
+        logits = products[part].float() + own[part].float()
+        if bias is not None:
+            logits += bias.float()
+        values = torch.log_softmax(logits if factor == 1 else logits.mul_(factor), -1)
+        at = targets[part, None]
+        found[part] = values.gather(1, at)[:, 0]
+        slopes = values.exp_().neg_()
+        slopes.scatter_add_(1, at, slopes.new_ones(at.shape))
+        products[part] = slopes if factor == 1 else slopes.mul_(factor)
+    return found, products @ weight
 
 
 class _LabelLogProbs(torch.autograd.Function):
@@ -104,6 +151,12 @@ class _LabelLogProbs(torch.autograd.Function):
         found = hidden.new_empty(len(hidden), dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(hidden, weight):
+                if slopes is not None and _by_rows(hidden, form):
+                    states = hidden[part]
+                    found[part], slopes[part] = _with_slopes(
+                        states, weight, bias, targets[part], form, temperature
+                    )
+                    continue
                 with torch.set_grad_enabled(slopes is not None):
                     states = hidden[part].detach().requires_grad_(slopes is not None)
                     values = _log_probs(

@@ -71,7 +71,8 @@ def _fused(kind: type[Any], add: Callable[[Any, torch.Tensor, torch.Tensor], Any
                 return found
             (name,) = active
             down, up = self.lora_A[name], self.lora_B[name]
-            update = up(down(self.lora_dropout[name](x))) * self.scaling[name]
+            # The narrow product takes the factor: it is much smaller than the update.
+            update = up(down(self.lora_dropout[name](x)) * self.scaling[name])
             base = self.base_layer
             summed: torch.Tensor = add(base, update, x)
             # Added to the update, a bias would round it away too.

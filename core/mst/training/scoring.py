@@ -58,7 +58,7 @@ def lay_out(
         lines: which sequences lie in each line; default as `lines_of` says.
         processor: directory of the model that reads the sequences' images.
         shares: what sequences begin with alike is computed once, unless `lines` are given; of
-            "lines" and "alike" only.
+            "lines", "alike" and "single" only.
     """
     import torch
 
@@ -66,7 +66,7 @@ def lay_out(
     found = lines_in(sequences, layout, lines, shares)
     order = torch.tensor([number for line in found for number in line.rows])
     if any(any(each.shared) for each in found):
-        batch = collate_shared(sequences, found, pad_token_id)
+        batch = collate_shared(sequences, found, pad_token_id, layout)
         of = order.repeat_interleave(counts[order])
     else:
         laid = [[sequences[i] for i in line.rows] for line in found]

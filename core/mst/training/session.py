@@ -111,7 +111,7 @@ def make_session(
     tokenizer: TextTokenizer | None = None,
     processor: Path | None = None,
     keys: KeyRing = NO_KEYS,
-    compiled: bool = False,
+    layout: Layout | None = None,
     shares: bool = False,
     logits: Logits | None = None,
 ) -> Session:
@@ -120,7 +120,8 @@ def make_session(
     With `zero_config` the model is handed to DeepSpeed; for stage 3 it may lie on the host. The
     default of `objective` is the built-in one that the request names. Where it needs the model
     before training, that is the base under the adapter, a frozen copy, or, when the request wants
-    it, log-probabilities that are computed here. The default of `logits` is what `logits_in` says.
+    it, log-probabilities that are computed here. The default of `logits` is what `logits_in` says,
+    and that of `layout` the one of layers that are not compiled.
 
     Raises:
         TrainingError: the model does not sit on the device that was asked for.
@@ -144,8 +145,7 @@ def make_session(
         train=train,
         val=val,
         pad_token_id=pad_token_id,
-        # A classifier of transformers looks for one score a row of its tensors.
-        layout=layout_of(packing and not objective.scores, plan.attention, compiled),
+        layout=layout or layout_of(packing and not objective.scores, plan.attention),
         shares=shares and packing,
         sizes=row_sizes(train, plan.max_length if request.packing else None),
         logits=logits or logits_in(model, device, plan),

@@ -23,6 +23,7 @@ from mst.training.batches import (
     cost,
     lines_of,
     rounded,
+    width_multiple,
 )
 from mst.training.packing import even_shares, first_fit_decreasing
 from mst.training.prefixes import Beginnings, in_order
@@ -61,10 +62,11 @@ def shared_lines(
         numbers: of the micro-batch's sequences.
         lengths: of all sequences.
         known: of all sequences.
-        layout: "lines", or "alike": two lines at least, except that two sequences share one.
+        layout: "lines"; "alike": two lines at least, except that two sequences share one; or
+            "single".
     """
     ordered, joins = in_order(numbers, lengths, known)
-    if layout == "alike" and len(ordered) == 2:
+    if layout == "single" or (layout == "alike" and len(ordered) == 2):
         return [Line(ordered, joins)]
     sizes = [lengths[number] for number in numbers]
     best = [
@@ -186,10 +188,13 @@ def _halves(ordered: Sequence[int], joins: Sequence[int], lengths: Sequence[int]
     return found
 
 
-def shared_shape(lines: Sequence[Line], lengths: Sequence[int]) -> BatchShape:
+def shared_shape(
+    lines: Sequence[Line], lengths: Sequence[int], layout: Layout = "lines"
+) -> BatchShape:
     """Return the shape of the tensors that `collate_shared` makes."""
     widest = max(line_tokens(line, lengths) for line in lines)
-    return BatchShape(len(lines), rounded(widest, TOKENS_MULTIPLE), packed=True, masked=False)
+    width = rounded(widest, width_multiple(layout))
+    return BatchShape(len(lines), width, packed=True, masked=False)
 
 
 def paths(line: Line, lengths: Sequence[int]) -> list[list[range]]:
@@ -214,7 +219,12 @@ def _cut(path: Sequence[range], tokens: int) -> Iterator[range]:
         tokens -= len(each)
 
 
-def collate_shared(sequences: Sequence[Example], lines: Sequence[Line], pad_token_id: int) -> Batch:
+def collate_shared(
+    sequences: Sequence[Example],
+    lines: Sequence[Line],
+    pad_token_id: int,
+    layout: Layout = "lines",
+) -> Batch:
     """Lay sequences out in lines, with what they begin with alike there only once.
 
     Every label of every sequence is kept: where sequences part, one position predicts the next
@@ -224,11 +234,12 @@ def collate_shared(sequences: Sequence[Example], lines: Sequence[Line], pad_toke
         sequences: of the micro-batch.
         lines: from `shared_lines`.
         pad_token_id: fills what is padded; each of those sees itself alone.
+        layout: that the lines are of.
     """
     import torch
 
     lengths = [len(each.input_ids) for each in sequences]
-    width = shared_shape(lines, lengths).width
+    width = shared_shape(lines, lengths, layout).width
     ids = torch.full((len(lines), width), pad_token_id)
     positions = torch.zeros_like(ids)
     mask = torch.eye(width, dtype=torch.bool).repeat(len(lines), 1, 1, 1)

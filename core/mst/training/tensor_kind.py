@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from mst.training.batches import Layout, batch_shape
+from mst.training.batches import Layout, batch_shape, layout_of
 from mst.training.micro_batches import block_lines, kindred
 from mst.training.order import row_sizes, step_micro_batches
+from mst.training.prefixes import LEAST_SHARED, common_length
 from mst.training.scoring import lines_in
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 # Steps that are looked at. Rows come in a drawn order, so that the first ones are like all others.
 _STEPS = 16
+# Up to this width attention lays its blocks out once for all layers (`KEPT_SQUARES` of
+# `mst.training.block_attention`), and a line's mask takes 4 MiB.
+_SINGLE_LINE = 2048
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,47 @@ class TensorKind:
 
     several: bool
     masked: bool
+
+
+def compiled_layout(
+    plan: Plan,
+    request: TrainRequest,
+    objective: Objective,
+    rows: Sequence[Example],
+    held_out: Sequence[Example],
+    shares: bool,
+) -> Layout:
+    """Return how rows lie that compiled layers are given, of a model that keeps them apart.
+
+    In one line where attention takes no longer for that: what begins alike is there once and not
+    once a line, and one line is padded less than several. All micro-batches must fit into one: a
+    run's layers are compiled for one line or for several.
+
+    Args:
+        plan, request, objective, rows, shares: as of `tensor_kind`.
+        held_out: rows that are evaluated, in micro-batches of as many.
+    """
+    layout = layout_of(True, plan.attention, compiled=True)
+    if not (shares and plan.block_attention) or request.packing or objective.samples:
+        return layout
+    if row_sizes(rows, None).streamed or row_sizes(held_out, None).streamed:
+        return layout
+    together = plan.per_device_train_batch_size
+    widest = max(_widest(each, objective, together) for each in (rows, held_out) if each)
+    return "single" if widest <= _SINGLE_LINE else layout
+
+
+def _widest(rows: Sequence[Example], objective: Objective, together: int) -> int:
+    """Return how many tokens are computed of so many rows in one line, at the most.
+
+    The longest ones meet, and share no more than what all rows begin with.
+    """
+    parts = [[one.input_ids for one in objective.sequences(row)] for row in rows]
+    each = [one for part in parts for one in part]
+    common = common_length(min(each), max(each))
+    common = common if common >= LEAST_SHARED else 0
+    longest = nlargest(together, (sum(len(one) - common for one in part) for part in parts))
+    return sum(longest) + common
 
 
 def tensor_kind(

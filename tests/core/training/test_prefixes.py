@@ -25,7 +25,7 @@ from mst.training.shared_lines import (
 )
 
 PAD = 99
-LAYOUTS: tuple[Layout, ...] = ("lines", "alike")
+LAYOUTS: tuple[Layout, ...] = ("lines", "alike", "single")
 
 
 def row(ids: list[int], labels: list[int] | None = None) -> Example:
@@ -82,7 +82,9 @@ def test_every_row_lies_in_one_line_and_its_path_spells_it(
     assert sorted(number for line in lines for number in line.rows) == list(range(len(rows)))
     if layout == "alike":
         assert len(lines) == 1 if len(rows) <= 2 else len(lines) >= 2
-    batch = collate_shared(rows, lines, PAD)
+    if layout == "single":
+        assert len(lines) == 1
+    batch = collate_shared(rows, lines, PAD, layout)
     lines_ids, lines_positions = batch.input_ids.tolist(), batch.position_ids.tolist()
     for line, ids, positions in zip(lines, lines_ids, lines_positions, strict=True):
         for number, path in zip(line.rows, paths(line, lengths), strict=True):

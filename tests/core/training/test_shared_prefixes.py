@@ -153,7 +153,7 @@ def test_log_probs_and_gradients_are_those_of_rows_run_alone(kind: str) -> None:
     assert_alike(model, few_shot_rows(), "lines", logits_of(model))
 
 
-@pytest.mark.parametrize("layout", ["lines", "alike"])
+@pytest.mark.parametrize("layout", ["lines", "single"])
 @pytest.mark.parametrize("how", ["all", "kept", HeadForm()])
 @pytest.mark.parametrize("adapters", [True, False])
 def test_so_are_they_however_logits_are_had(layout: Layout, how: Logits, adapters: bool) -> None:
@@ -244,7 +244,7 @@ def test_a_model_that_lets_rows_meet_is_found_out() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_layers_take_shared_lines_as_any_others(
+def test_compiled_layers_take_one_shared_line_as_any_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torchs_own_again: None
 ) -> None:
     import torch
@@ -261,19 +261,19 @@ def test_compiled_layers_take_shared_lines_as_any_others(
     def learned() -> list[torch.Tensor]:
         model.zero_grad()
         for each in parts:
-            laid = lay_out(each, 0, "alike", shares=True)
+            laid = lay_out(each, 0, "single", shares=True)
             assert (laid.batch.labels is None) == (each is strangers)
-            assert len(laid.batch.input_ids) > 1
+            assert len(laid.batch.input_ids) == 1
             loss: Any = scored(model, laid, HeadForm(), False).log_probs.sum()
             loss.backward()
         return [each.grad.clone() for each in model.parameters() if each.grad is not None]
 
     plain = learned()
     use_block_attention()
-    kind, cpu = TensorKind(several=True, masked=True), torch.device("cpu")
+    kind, cpu = TensorKind(several=False, masked=True), torch.device("cpu")
 
     assert (
-        compile_layers(model, cpu, torch.float32, "alike", kind, HeadForm(), False, tmp_path) == ""
+        compile_layers(model, cpu, torch.float32, "single", kind, HeadForm(), False, tmp_path) == ""
     )
     untyped: Any = dynamo
     with untyped.patch(error_on_recompile=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from mst.training.compilation import kinds_given
 from mst.training.loss import forward_arguments
 from mst.training.objectives import find_objective
 from mst.training.scoring import lay_out
-from mst.training.tensor_kind import TensorKind, tensor_kind
+from mst.training.tensor_kind import TensorKind, compiled_layout, tensor_kind
 
 
 def rows(*lengths: int) -> list[Example]:
@@ -39,6 +41,7 @@ CASES: list[tuple[list[Example], int, Layout, bool, bool]] = [
     (rows(48, 48, 48, 48), 2, "padded", True, False),
     (rows(48, 40, 48, 40), 4, "padded", True, True),
     (rows(50, 51, 52), 1, "alike", False, False),
+    (rows(30, 20, 30, 20), 4, "single", False, True),
 ]
 
 
@@ -89,6 +92,30 @@ def test_what_rows_begin_with_alike_is_in_one_line(tiny_model: Path) -> None:
 
     assert preferences(shares=True) == TensorKind(several=False, masked=True)
     assert preferences(shares=False) == TensorKind(several=True, masked=True)
+
+
+def test_rows_that_begin_alike_lie_in_one_line_if_all_micro_batches_fit(tiny_model: Path) -> None:
+    def layout(
+        shares: bool = True,
+        blocks: bool = True,
+        held_out: Sequence[Example] = (),
+        longest: int = 1000,
+        **more: object,
+    ) -> Layout:
+        request = TrainRequest(**more)  # type: ignore[arg-type]
+        plan = tiny_plan(tiny_model, per_device_train_batch_size=16)
+        plan = replace(plan, block_attention=blocks)
+        objective = find_objective(request)
+        # 16 of them are most together: 40 tokens that all begin with, 15 times 64, and the longest.
+        start = list(range(1000, 1040))
+        examples = [example([*start, n, *range(4, 67)], 2) for n in range(70, 90)]
+        examples.append(example([*start, *range(4, 4 + longest)], 2))
+        return compiled_layout(plan, request, objective, examples, held_out, shares)
+
+    assert layout() == "single"
+    assert layout(longest=1048) == "single"
+    assert layout(longest=1049) == layout(held_out=rows(20, 2048)) == "alike"
+    assert layout(shares=False) == layout(blocks=False) == layout(packing=True) == "alike"
 
 
 def test_answers_that_are_sampled_end_where_they_like(tiny_model: Path) -> None:
