@@ -4,21 +4,24 @@ jail's wall.
 A socket of the machine's network must never come into the jail: an accepted one can be taken off
 its peer and connected anywhere (connect(2), AF_UNSPEC). So this process, outside, accepts, and
 hands the bytes on to the server's unix socket. It reads nothing into them; TLS ends inside.
-
-It imports little and takes turns by itself: asyncio alone would be 5 of 15 MB.
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # asyncio loads OpenSSL where it finds it: 5 of this process's 20 MB, and TLS ends inside.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+
+import asyncio
 import os
-import select
 import signal
 import socket
 import struct
-import sys
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 # What the server writes into the control pipe; its end says that the server has ended.
 READY, STOP = b"r", b"s"
@@ -40,60 +43,6 @@ _STRANGER = (
 # Of one connection's end: address and port in hex, the other's, and whose it is (proc(5)).
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
-# Yields what it waits for: a descriptor, POLLIN or POLLOUT, and until when at the latest.
-Task = Generator[tuple[int, int, float], None, None]
-_EVER = float("inf")
-
-
-class Turns:
-    """Goes on with tasks as the descriptors that they wait for are ready."""
-
-    def __init__(self) -> None:
-        """There are no tasks yet."""
-        self._poll = select.poll()
-        self._waiting: dict[tuple[int, int], tuple[Task, float]] = {}
-
-    def go_on(self, task: Task) -> None:
-        """Let a task run until it waits or ends."""
-        for descriptor, event, until in task:
-            self._waiting[descriptor, event] = task, until
-            self._watch(descriptor)
-            return
-
-    def cancel(self, task: Task) -> None:
-        """End a task where it waits; one that has ended stays so."""
-        for place, (each, _) in list(self._waiting.items()):
-            if each is task:
-                del self._waiting[place]
-                self._watch(place[0])
-        task.close()
-
-    def take(self, until: float = _EVER) -> None:
-        """Go on with all that is ready, or that has waited long enough; wait for one such."""
-        soonest = min((each for _, each in self._waiting.values()), default=_EVER)
-        seconds = min(soonest, until) - time.monotonic()
-        ready = self._poll.poll(None if seconds == _EVER else max(0.0, seconds) * 1000)
-        for descriptor, events in ready:
-            for event in (select.POLLIN, select.POLLOUT):
-                # An error or a hang-up is what a read or a write then meets.
-                if events & ~(select.POLLIN | select.POLLOUT) or events & event:
-                    found = self._waiting.pop((descriptor, event), None)
-                    self._watch(descriptor)
-                    if found:
-                        self.go_on(found[0])
-        now = time.monotonic()
-        for task in [each for each, late in self._waiting.values() if late <= now]:
-            self.cancel(task)
-
-    def _watch(self, descriptor: int) -> None:
-        events = (select.POLLIN, select.POLLOUT)
-        wanted = sum(each for each in events if (descriptor, each) in self._waiting)
-        if wanted:
-            self._poll.register(descriptor, wanted)
-        else:
-            with suppress(KeyError):
-                self._poll.unregister(descriptor)
-
 
 class Relay:
     """Accepts connections and carries their bytes."""
@@ -114,43 +63,20 @@ class Relay:
         self._listener = listener
         self._server = server
         self._users = users
-        self._turns = Turns()
-        self._connections = 0
-        self._ready = self._ended = False
-        self._accepting: Task | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
 
-    def carry(self, control: int) -> None:
-        """Carry connections until the control pipe ends; `control` is its reading end."""
-        self._turns.go_on(self._obey(control))
-        while not self._ended:
-            self._turns.take()
-        self._stop()
-        # What is still to be carried once the server has ended.
-        until = time.monotonic() + _LINGER_SECONDS + 1
-        while self._connections and time.monotonic() < until:
-            self._turns.take(until)
-
-    def _obey(self, control: int) -> Task:
-        """Do what the server writes, until it has ended."""
-        while not self._ended:
-            yield control, select.POLLIN, _EVER
-            words = os.read(control, 64)
-            self._ended = not words
-            for word in words:
-                self._told(bytes([word]))
-
-    def _told(self, word: bytes) -> None:
-        if word == READY:
-            self._ready = True
-            self._go_on_accepting()
+    def told(self, word: bytes) -> None:
+        """Do what the server has written."""
+        if word == READY and self._accepting is None:
+            self._accepting = asyncio.get_running_loop().create_task(self._accept())
         elif word == STOP:
-            self._stop()
+            self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Accept nothing more; what is connected goes on."""
-        self._ready = False
         if self._accepting is not None:
-            self._turns.cancel(self._accepting)
+            self._accepting.cancel()
         # While the socket is open no other file has its number.
         if self._path is not None and self._own is not None and _file_of(self._path) == self._own:
             with suppress(OSError):
@@ -158,54 +84,43 @@ class Relay:
         self._path = None
         self._listener.close()
 
-    def _go_on_accepting(self) -> None:
-        if self._ready and self._accepting is None and self._connections < _MOST:
-            self._accepting = self._accept()
-            self._turns.go_on(self._accepting)
+    async def finish(self) -> None:
+        """Wait for what is still to be carried once the server has ended."""
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=_LINGER_SECONDS + 1)
 
-    def _accept(self) -> Task:
-        """Accept until there are as many as may be; when one ends, this begins anew."""
-        while self._connections < _MOST:
-            yield self._listener.fileno(), select.POLLIN, _EVER
-            try:
-                client, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue
-            except OSError:  # this process may open no more files
-                if not self._connections:
-                    raise
-                break
-            self._turns.go_on(self._carry(client))
-        self._accepting = None
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        room = asyncio.Semaphore(_MOST)
+        while True:
+            await room.acquire()
+            client, _ = await loop.sock_accept(self._listener)
+            task = loop.create_task(self._carry(client))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+            task.add_done_callback(lambda _: room.release())
 
-    def _carry(self, client: socket.socket) -> Task:
-        self._connections += 1
-        try:
-            with suppress(OSError), client:
-                client.setblocking(False)
-                yield from self._carried(client)
-        finally:
-            self._connections -= 1
-            self._go_on_accepting()
-
-    def _carried(self, client: socket.socket) -> Task:
-        if client.family != socket.AF_UNIX:
-            # Tokens are few bytes each, and are to be seen as they come.
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._users and user_of(client) not in self._users:
-            yield from _turn_away(client)
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+    async def _carry(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            client.setblocking(False)
             server.setblocking(False)
-            # At once, or not at all: unix(7).
-            server.connect(self._server)
-            asking = _asked(client, server)
-            self._turns.go_on(asking)
-            try:
-                yield from _answered(server, client)
-            finally:
-                self._turns.cancel(asking)
-            yield from _linger(client)
+            if client.family != socket.AF_UNIX:
+                # Tokens are few bytes each, and are to be seen as they come.
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError):
+                if self._users and user_of(client) not in self._users:
+                    await _turn_away(client)
+                    return
+                await loop.sock_connect(server, self._server)
+                asking = loop.create_task(_asked(client, server))
+                try:
+                    await _answered(server, client)
+                finally:
+                    asking.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await asking
+                await _linger(client)
 
 
 def _file_of(path: str | None) -> tuple[int, int] | None:
@@ -217,10 +132,10 @@ def _file_of(path: str | None) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _turn_away(client: socket.socket) -> Task:
-    yield from _sent(client, _STRANGER)
+async def _turn_away(client: socket.socket) -> None:
+    await asyncio.get_running_loop().sock_sendall(client, _STRANGER)
     client.shutdown(socket.SHUT_WR)
-    yield from _linger(client)
+    await _linger(client)
 
 
 def user_of(client: socket.socket) -> int | None:
@@ -230,11 +145,10 @@ def user_of(client: socket.socket) -> int | None:
         return int(struct.unpack("3i", found)[1])
     theirs = _in_table(client.family, client.getpeername())
     ours = _in_table(client.family, client.getsockname())
-    with open(_TABLES[socket.AddressFamily(client.family)], encoding="ascii") as table:
-        for line in table:
-            words = line.split()
-            if words[1:3] == [theirs, ours]:
-                return int(words[7])
+    for line in Path(_TABLES[socket.AddressFamily(client.family)]).read_text("ascii").splitlines():
+        words = line.split()
+        if words[1:3] == [theirs, ours]:
+            return int(words[7])
     return None
 
 
@@ -245,49 +159,63 @@ def _in_table(family: int, place: tuple[str, int]) -> str:
     return "".join(f"{each:08X}" for each in words) + f":{place[1]:04X}"
 
 
-def _asked(client: socket.socket, server: socket.socket) -> Task:
+async def _asked(client: socket.socket, server: socket.socket) -> None:
     """Carry what a client says; its going away is told, so that nothing is computed for nobody."""
     with suppress(OSError):
-        yield from _copy(client, server)
+        await _copy(client, server)
     with suppress(OSError):
         server.shutdown(socket.SHUT_WR)
 
 
-def _answered(server: socket.socket, client: socket.socket) -> Task:
+async def _answered(server: socket.socket, client: socket.socket) -> None:
     with suppress(OSError):
-        yield from _copy(server, client)
+        await _copy(server, client)
     with suppress(OSError):
         client.shutdown(socket.SHUT_WR)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> Task:
-    while True:
-        yield source.fileno(), select.POLLIN, _EVER
-        try:
-            block = source.recv(_BLOCK)
-        except BlockingIOError:
-            continue
-        if not block:
-            return
-        yield from _sent(target, block)
+async def _copy(source: socket.socket, target: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while block := await loop.sock_recv(source, _BLOCK):
+        await loop.sock_sendall(target, block)
 
 
-def _sent(target: socket.socket, block: bytes) -> Task:
-    left = memoryview(block)
-    while left:
-        try:
-            left = left[target.send(left) :]
-        except BlockingIOError:
-            yield target.fileno(), select.POLLOUT, _EVER
+async def _linger(client: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def drop() -> None:
+        while await loop.sock_recv(client, _BLOCK):
+            pass
+
+    with suppress(OSError, asyncio.TimeoutError):
+        await asyncio.wait_for(drop(), _LINGER_SECONDS)
 
 
-def _linger(client: socket.socket) -> Task:
-    until = time.monotonic() + _LINGER_SECONDS
-    while time.monotonic() < until:
-        yield client.fileno(), select.POLLIN, until
-        with suppress(BlockingIOError):
-            if not client.recv(_BLOCK):
-                return
+async def carry(
+    listener: socket.socket,
+    control: int,
+    server: str,
+    users: frozenset[int] = frozenset(),
+    path: str | None = None,
+) -> None:
+    """Carry connections until the control pipe ends; `control` is its reading end, and the other
+    arguments are `Relay`'s.
+    """
+    loop = asyncio.get_running_loop()
+    relay, ended = Relay(listener, server, users, path), asyncio.Event()
+
+    def read() -> None:
+        words = os.read(control, 64)
+        if not words:
+            loop.remove_reader(control)
+            ended.set()
+        for word in words:
+            relay.told(bytes([word]))
+
+    loop.add_reader(control, read)
+    await ended.wait()
+    relay.stop()
+    await relay.finish()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -300,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
     with socket.socket(fileno=int(listener)) as made:
         made.setblocking(False)
         try:
-            Relay(made, server, known, *path).carry(int(control))
+            asyncio.run(carry(made, int(control), server, known, *path))
         finally:
             with suppress(OSError):
                 os.unlink(server)
