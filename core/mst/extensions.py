@@ -15,10 +15,10 @@ OPTIONAL = ("bitsandbytes", "deepspeed", "kernels", "torchao", "gptqmodel", "opt
 # transformers 5.23 imports these beside any model: for losses of object detection, and for models
 # that help others. Answers need neither, and scipy alone took 38 MB of a process.
 NOT_FOR_ANSWERS = ("scipy", "sklearn")
-# Imported likewise, where they are found: for images, which the server refuses, for pickles, for
-# figures of NVIDIA's cards, and for models on several devices. PEFT needs accelerate. They took 9
-# MB of a server's process (torch 2.13, transformers 5.23).
-NOT_FOR_TEXT_ON_A_CPU = ("PIL", "dill", "pynvml")
+# Imported likewise, where they are found: for images, which the server refuses, for figures of
+# NVIDIA's cards, and for models on several devices. PEFT needs accelerate. They took some 8 MB of a
+# server's process (torch 2.13, transformers 5.23).
+NOT_FOR_TEXT_ON_A_CPU = ("PIL", "pynvml")
 NOT_WITHOUT_ADAPTERS = ("accelerate",)
 
 

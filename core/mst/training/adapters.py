@@ -100,10 +100,11 @@ def _from_files(
     """Have transformers read a model; eager attention where it has none of the kind asked for."""
     from transformers import AutoConfig, GenerationConfig
 
-    local = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(directory, **local)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     auto = auto_class(config)
-    arguments = arguments | local | {"use_safetensors": True}
+    arguments = arguments | {
+        "local_files_only": True, "use_safetensors": True, "trust_remote_code": False,
+    }  # fmt: skip
     if score_pad_token_id is not None:
         auto = score_class(config)
         config.num_labels, config.pad_token_id = 1, score_pad_token_id
