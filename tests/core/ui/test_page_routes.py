@@ -92,7 +92,7 @@ def test_leaving_ends_the_session(page: Page) -> None:
 def test_a_session_ends_by_itself_and_takes_its_streams_along(
     page: Page, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_STILL_SECONDS", 0.05)
+    monkeypatch.setattr(live, "_LOOK_SECONDS", 0.05)
     reply = page.get(f"{path_of(runs / 'first')}/live",
                      meanwhile=lambda: page.app._sessions.leave(page.cookie))  # fmt: skip
 
@@ -239,7 +239,7 @@ def test_a_damaged_run_is_shown_for_what_it_is(page: Page, runs: Path) -> None:
 def test_a_run_that_vanishes_is_told(
     page: Page, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_STILL_SECONDS", 0.05)
+    monkeypatch.setattr(live, "_LOOK_SECONDS", 0.05)
     path = path_of(runs / "first")
     reply = page.get(f"{path}/live", meanwhile=lambda: shutil.rmtree(runs / "first"))
 
@@ -252,7 +252,7 @@ def test_a_run_that_vanishes_is_told(
 def test_what_comes_to_a_curve_is_sent_alone(
     page: Page, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_STILL_SECONDS", 0.05)
+    monkeypatch.setattr(live, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(index_module, "_FRESH_SECONDS", 0.0)
 
     def grow() -> None:
