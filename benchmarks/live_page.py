@@ -3,11 +3,11 @@
 `python -m benchmarks.live_page` prints one JSON line a case. "training": a run of SmolLM2-135M, in
 which every other stretch of steps is watched (alone, watched, watched, alone, …), so that what else
 moves a machine's speed meets both sides alike; a ratio is that of two neighbours' tokens a second.
-Beside it stands what the page's processes used of the
-processors while they watched, which a busy machine changes little. `--viewer chromium` watches in a
-headless Chromium on the same machine, whose own time is told apart; `stream` takes the stream as a
-browser does, and draws nothing. "first_paint": `--runs` runs of `--points` steps in Chromium, until
-the first paint, until the list is there, and until the curves of a run are drawn.
+Beside it stands what the page's processes used of the processors once the page was open, which a
+busy machine changes little. `--viewer chromium` watches in a headless Chromium on the same machine,
+whose own time is told apart; `stream` takes the stream as a browser does, and draws nothing.
+"first_paint": `--runs` runs of `--points` steps in Chromium, until the first paint, until the list
+is there, and until the curves of a run are drawn.
 
 "accessibility": what axe-core finds in each part of the page, in both languages and on two sizes of
 screen; needs `npm ci` in tests/core/ui.
@@ -199,8 +199,9 @@ def training(pairs: int, length: int, viewer: str) -> dict[str, Any]:
             if not looks:
                 _wait_for(curve, end, worker)
                 continue
-            before, began = (server.seconds(), _browser_seconds()), time.monotonic()
             with watch():
+                _wait_for(curve, end - length + OPENING, worker)
+                before, began = (server.seconds(), _browser_seconds()), time.monotonic()
                 _wait_for(curve, end, worker)
                 seconds += (time.monotonic() - began) * (os.cpu_count() or 1)
                 used["server"] += server.seconds() - before[0]
