@@ -94,16 +94,16 @@ def main() -> None:
                 for way in list(WAYS)[:: -1 if number % 2 else 1]:
                     found[way].append(measured(way, args.seconds))
         finally:
-            for each in restless:
-                each.kill()
-                each.wait()
+            for process in restless:
+                process.kill()
+                process.wait()
         usual = statistics.median(found[DEFAULT])
-        for way, each in found.items():
-            rate = statistics.median(each)
+        for way, rates in found.items():
+            rate = statistics.median(rates)
             print(json.dumps({
                 "case": f"beside {others} others", "waits": way, **facts,
                 "rounds_a_second": round(rate, 3), "ratio_to_default": round(rate / usual, 3),
-                "all": [round(one, 3) for one in each],
+                "all": [round(each, 3) for each in rates],
             }), flush=True)  # fmt: skip
 
 
