@@ -217,7 +217,7 @@ def test_how_many_answers_are_computed_at_once_is_the_users_to_say(tiny_model: P
 
 LOADED = """
 import sys
-import mst.cli, mst.cli.serve, mst.serve.http.relay
+import mst.cli, mst.cli.serve
 print([name for name in ("mst.serve.http.job", "mst.chat", "asyncio") if name in sys.modules])
 """
 
