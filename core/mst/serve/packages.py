@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 from mst.errors import ModelError
 
@@ -16,6 +17,11 @@ def check_packages() -> None:
     Raises:
         ModelError: with the command that installs it.
     """
-    missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
-    if missing:
-        raise ModelError(f"mst serve needs {', '.join(missing)}, not here. Type: {INSTALL}")
+    if told := lacking("mst serve", PACKAGES):
+        raise ModelError(told)
+
+
+def lacking(command: str, packages: Sequence[str]) -> str:
+    """Return which packages a command misses, and what installs them; "" where all are here."""
+    missing = [each for each in packages if importlib.util.find_spec(each) is None]
+    return f"{command} needs {', '.join(missing)}, not here. Type: {INSTALL}" if missing else ""

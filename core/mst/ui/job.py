@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 from mst.errors import MstError
+from mst.serve.packages import lacking
 
 PACKAGES = ("uvicorn", "pydantic")
-INSTALL = "python -m pip install 'mst-train[serve]'"
 LANGUAGES = ("auto", "zh", "en")
 
 
@@ -68,6 +67,5 @@ def check_packages() -> None:
     Raises:
         PageError: with the command that installs it.
     """
-    missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
-    if missing:
-        raise PageError(f"mst ui needs {', '.join(missing)}, not here. Type: {INSTALL}")
+    if told := lacking("mst ui", PACKAGES):
+        raise PageError(told)
