@@ -41,10 +41,9 @@ def fuse_adapters(model: torch.nn.Module) -> None:
 
 
 def _add_product(layer: Any, update: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    import torch
+    from mst.training.quantized_products import added
 
-    product = torch.addmm(update.flatten(0, -2), x.flatten(0, -2), layer.weight.t())
-    return product.view(update.shape)
+    return added(update, x, layer.weight)
 
 
 @functools.cache

@@ -57,7 +57,8 @@ def _add_int8(layer: Any, update: Tensor, x: Tensor) -> Tensor:
     return found
 
 
-def _added(update: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def added(update: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return update (..., out) + x (..., in) @ weight.T (out, in), summed up before rounding."""
     return torch.addmm(update.flatten(0, -2), x.flatten(0, -2), weight.t()).view(update.shape)
 
 
@@ -98,7 +99,7 @@ def add_nf4_product(
         packed, blocksize, scales, outer, maxima, code, offset,
         (update.shape[-1], x.shape[-1]), x.dtype,
     )  # fmt: skip
-    return _added(update, x, weight)
+    return added(update, x, weight)
 
 
 @add_nf4_product.register_fake
@@ -145,7 +146,7 @@ def add_int8_product(update: Tensor, x: Tensor, packed: Tensor, scale: Tensor) -
         packed: (out_features, in_features) int8.
         scale: (out_features,) what 127 stands for.
     """
-    return _added(update, x, _unpacked_int8(packed, scale, x.dtype))
+    return added(update, x, _unpacked_int8(packed, scale, x.dtype))
 
 
 @add_int8_product.register_fake
